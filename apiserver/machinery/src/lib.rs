@@ -1,0 +1,1 @@
+//! API machinery as pure functions: resources, defaults, validation, patches, OpenAPI, tables.

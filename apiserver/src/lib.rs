@@ -1,0 +1,1 @@
+//! gantry-apiserver: the Kubernetes API over an embedded store.

@@ -1,0 +1,1 @@
+//! Single Kubernetes ideas that several programs share: quantities, selectors, certificates.

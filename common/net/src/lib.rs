@@ -1,0 +1,1 @@
+//! Synchronous netlink: links, addresses, routes, neighbours, nf_tables and conntrack.

@@ -1,0 +1,1 @@
+//! The kernel interface: the only crate with unsafe code.

@@ -1,0 +1,1 @@
+//! Logging, metrics, readiness notification and build information for the daemons.

@@ -1,0 +1,1 @@
+//! Images: registries, content store, unpacking, snapshots.

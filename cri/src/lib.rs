@@ -1,0 +1,1 @@
+//! gantry-cri: the Container Runtime Interface daemon.

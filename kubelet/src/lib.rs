@@ -1,0 +1,1 @@
+//! The kubelet: pods from their sources to the Container Runtime Interface and back.

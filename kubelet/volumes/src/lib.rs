@@ -1,0 +1,1 @@
+//! Volumes, environment and files that a pod's containers see.

@@ -1,0 +1,1 @@
+//! gantry-run: an OCI runtime with runc's command line.

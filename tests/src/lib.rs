@@ -1,0 +1,1 @@
+//! Node tests from outside, through the public standards only.
