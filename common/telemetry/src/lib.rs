@@ -1,1 +1,7 @@
-//! Logging, metrics, readiness notification and build information for the daemons.
+//! What every daemon says about itself: logs, readiness to systemd, build information.
+//!
+//! One log format for all programs, so that one journal query reads a pod's whole story. Knows nothing of the programs.
+
+pub mod build;
+pub mod log;
+pub mod notify;
