@@ -1,0 +1,59 @@
+//! The door to the apiserver: ConfigMaps, Secrets, tokens and Services, so that this crate needs no client.
+
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+
+/// Why an object could not be read (not: that it does not exist).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ObjectError {
+    message: String,
+}
+
+impl ObjectError {
+    /// An error with the text that a user will see in the pod's events.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+/// A service account token for a pod.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// The JWT.
+    pub token: String,
+    /// When it stops being valid.
+    pub expires: jiff::Timestamp,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token").field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+/// Where objects that pods refer to come from: the apiserver (through a cache) or, for a standalone kubelet, nowhere.
+///
+/// `Ok(None)` means that the object does not exist. Implementations bound their own waits.
+pub trait Objects: Send + Sync {
+    /// A ConfigMap.
+    fn config_map<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>>;
+
+    /// A Secret.
+    fn secret<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ObjectError>>;
+
+    /// A new token of the pod's service account, bound to the pod. `audience` `None` means the apiserver's own.
+    fn token<'a>(
+        &'a self,
+        pod: &'a Pod,
+        audience: Option<&'a str>,
+        expiration_seconds: i64,
+    ) -> BoxFuture<'a, Result<Token, ObjectError>>;
+
+    /// The Services of a namespace, for the environment of containers.
+    fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>>;
+}
