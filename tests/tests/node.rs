@@ -1,0 +1,64 @@
+//! A pod's life on a whole node, with real parts: kubectl, a registry, the kernel.
+
+use std::process::ExitCode;
+
+use gantry_tests::node::Node;
+use gantry_tests::runner::{self, Case};
+
+#[path = "node/bad_input.rs"]
+mod bad_input;
+#[path = "node/crash.rs"]
+mod crash;
+#[path = "node/images.rs"]
+mod images;
+#[path = "node/kubectl.rs"]
+mod kubectl;
+#[path = "node/leaks.rs"]
+mod leaks;
+#[path = "node/lifecycle.rs"]
+mod lifecycle;
+#[path = "node/network.rs"]
+mod network;
+#[path = "node/pod.rs"]
+mod pod;
+
+fn main() -> ExitCode {
+    if !nix::unistd::geteuid().is_root() {
+        println!("\nrunning 1 tests\ntest node ... ignored, needs root");
+        println!("\ntest result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n");
+        return ExitCode::SUCCESS;
+    }
+    let node = match Node::start() {
+        Ok(node) => node,
+        Err(error) => {
+            println!("\nrunning 1 tests\ntest the_node_comes_up ... FAILED\n    {error:?}");
+            println!("\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n");
+            return ExitCode::FAILURE;
+        }
+    };
+    let groups: [Vec<Case<Node>>; 8] = [
+        pod::cases(),
+        network::cases(),
+        lifecycle::cases(),
+        kubectl::cases(),
+        images::cases(),
+        bad_input::cases(),
+        crash::cases(),
+        leaks::cases(),
+    ];
+    let cases: Vec<_> = groups.into_iter().flatten().collect();
+    let code = runner::run(&node, &cases, |node, _| println!("{}", node.logs()));
+    match node.end() {
+        Ok(left) if left.is_empty() => code,
+        Ok(left) => {
+            println!("left on the host:\n    {}", left.join("\n    "));
+            println!("\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("the node did not go down: {error:?}");
+            println!("\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n");
+            ExitCode::FAILURE
+        }
+    }
+}
