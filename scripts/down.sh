@@ -22,7 +22,10 @@ stop_daemon gantry-cri
 left=$(awk -v a="$STATE/" -v b="$RUN/" 'index($2, a)==1 || index($2, b)==1 {print $2}' /proc/self/mounts | sort -r)
 for m in $left; do umount "$m" 2>/dev/null || umount -l "$m"; done
 ip link delete "$BRIDGE" 2>/dev/null
-"$BIN_DIR/kubelet" cgroups remove --config "$STATE/kubelet.yaml" 2>/dev/null
+# The pods' parent cgroups: rmdir takes only what is empty.
+for top in /sys/fs/cgroup /sys/fs/cgroup/*; do
+  [ ! -d "$top$CGROUP_ROOT/kubepods" ] || find "$top$CGROUP_ROOT/kubepods" -depth -type d -exec rmdir {} \; 2>/dev/null
+done
 [ ! -s "$STATE/ip_forward" ] || cat "$STATE/ip_forward" >/proc/sys/net/ipv4/ip_forward
 if awk -v a="$STATE/" -v b="$RUN/" 'index($2, a)==1 || index($2, b)==1 {f=1} END {exit !f}' /proc/self/mounts; then
   die "something is still mounted below $STATE or $RUN: files are kept, run this again"

@@ -46,8 +46,7 @@ impl Node {
     /// A program is missing or does not come up; the daemons' logs are part of the error.
     pub fn start() -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("repository root")?.to_owned();
-        let programs =
-            std::env::var_os("GANTRY_BIN_DIR").map_or_else(|| root.join("target/gantry/bin"), PathBuf::from);
+        let programs = std::env::var_os("GANTRY_BIN_DIR").map_or_else(|| root.join("target/gantry/bin"), PathBuf::from);
         if !programs.join("kubelet").exists() {
             bail!("{} has no programs: run scripts/build.sh", programs.display());
         }
@@ -159,9 +158,7 @@ impl Node {
     pub fn kill_daemon(&self, daemon: &str) -> Result<()> {
         let pid = self.pid(daemon)?;
         kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill {daemon}"))?;
-        eventually(daemon, Duration::from_secs(10), || {
-            self.script(&format!("! running {daemon}")).map(drop)
-        })
+        eventually(daemon, Duration::from_secs(10), || self.script(&format!("! running {daemon}")).map(drop))
     }
 
     /// A program started inside the node's network namespace.

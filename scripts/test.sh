@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Runs every test: formatting, lints, unit and component tests of all crates, then node tests on release programs.
+# Installs what they need. Ends with one line: N passed, N failed, N skipped.
+#
+# usage: test.sh [--fast]      --fast: no lints and no node tests
+# env:   CRICTL  crictl to use (default: built where Go is found)
+set -uo pipefail
+. "$(dirname "$0")/lib.sh"
+fast=
+case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
+cd "$ROOT" || exit
+work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+passed=0 failed=0 skipped=0
+
+# Adds up what a run of cargo test printed. A test that found nothing to run on says `skipped: reason` and counts as such.
+count() { # log exit-code
+  local p f i s
+  p=$(grep -oE '^test result: .*' "$1" | grep -oE '[0-9]+ passed' | awk '{n+=$1} END {print n+0}')
+  f=$(grep -oE '^test result: .*' "$1" | grep -oE '[0-9]+ failed' | awk '{n+=$1} END {print n+0}')
+  i=$(grep -oE '^test result: .*' "$1" | grep -oE '[0-9]+ ignored' | awk '{n+=$1} END {print n+0}')
+  s=$(grep -c '^skipped: ' "$1")
+  # A run that failed without a failed test (it did not compile, or died) is a failure too.
+  [ "$2" = 0 ] || [ "$f" -gt 0 ] || f=1
+  passed=$((passed + p - s)) failed=$((failed + f)) skipped=$((skipped + i + s))
+}
+
+# A check that is one test: check WHAT CMD...
+check() {
+  local what=$1 log=$work/check.log; shift
+  if "$@" >"$log" 2>&1; then passed=$((passed + 1)); good "$what"; else
+    failed=$((failed + 1)); printf '    %sFAILED%s %s\n' "$red" "$plain" "$what"; tail -n 40 "$log" | sed 's/^/    | /'
+  fi
+}
+
+run_tests() { # log cmd...
+  local log=$1 rc; shift
+  "$@" >"$log" 2>&1; rc=$?
+  count "$log" "$rc"
+  if [ "$rc" != 0 ]; then
+    grep -vE '^test .* \.\.\. ok|^running |^$|Compiling|Downloaded' "$log" | tail -n 150 | sed 's/^/    | /'
+  fi
+  grep -E '^skipped: |^test .* ignored' "$log" | sort | uniq -c | sed 's/^/    /'
+}
+
+step "Requirements"
+need_cargo
+if [ "$(id -u)" = 0 ]; then
+  need_packages ca-certificates curl gcc libc6-dev iproute2 nftables iputils-ping busybox-static docker-registry runc openssl python3 tar util-linux bsdutils
+  command -v kubectl >/dev/null || need_packages kubernetes-client
+else
+  note "not root: tests that need root are skipped and counted"
+fi
+if [ -z "${CRICTL:-}" ] && ! command -v crictl >/dev/null; then
+  export CRICTL=$ROOT/target/tools/crictl
+  if [ ! -x "$CRICTL" ] && command -v go >/dev/null; then
+    note "building crictl"
+    GOBIN=$ROOT/target/tools go install sigs.k8s.io/cri-tools/cmd/crictl@v1.36.0 >"$work/go.log" 2>&1 ||
+      { note "crictl could not be built, its tests are skipped:"; tail -n 3 "$work/go.log" | sed 's/^/    | /'; }
+  fi
+fi
+good "ready"
+
+if [ -z "$fast" ]; then
+  step "Formatting and lints"
+  check "cargo fmt" cargo fmt --all --check
+  check "cargo clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
+fi
+
+step "Unit and component tests"
+run_tests "$work/unit.log" cargo test --locked --workspace --exclude gantry-tests --no-fail-fast -- --show-output
+run_tests "$work/workspace.log" cargo test --locked -p gantry-tests --lib --test workspace --no-fail-fast
+note "$passed passed, $failed failed, $skipped skipped so far"
+
+if [ -z "$fast" ]; then
+  step "Release programs"
+  check "scripts/build.sh" ./scripts/build.sh
+  step "Node tests"
+  run_tests "$work/node.log" cargo test --locked -p gantry-tests --test node
+  grep -E '^test .* \.\.\. ' "$work/node.log" | sed 's/^/    /'
+  if [ "$(id -u)" = 0 ]; then
+    step "The two commands"
+    check "scripts/up.sh and scripts/down.sh, twice, leave nothing" ./tests/up-down.sh
+  fi
+fi
+
+step "Result"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]

@@ -1,0 +1,171 @@
+//! Restarts, back-off, OOM, completion, probes, termination, static pods.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use gantry_tests::command::eventually;
+use gantry_tests::node::Node;
+use gantry_tests::runner::{Case, Verdict};
+
+pub(crate) fn cases() -> Vec<Case<Node>> {
+    vec![
+        Case { name: "lifecycle::a_memory_hog_is_oom_killed", run: oom },
+        Case { name: "lifecycle::a_crash_loop_backs_off_ten_then_twenty_seconds", run: crash_loop },
+        Case { name: "lifecycle::a_job_like_pod_succeeds_or_fails_by_its_exit_code", run: completion },
+        Case { name: "lifecycle::liveness_restarts_and_readiness_does_not", run: probes },
+        Case { name: "lifecycle::termination_sends_sigterm_and_runs_prestop", run: termination },
+        Case { name: "lifecycle::a_static_pod_has_a_mirror_and_follows_its_file", run: static_pod },
+    ]
+}
+
+fn pod(name: &str, restart: &str, command: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: {restart}\n  \
+         terminationGracePeriodSeconds: 2\n  containers:\n  - name: c\n    image: gantry.local/busybox:latest\n    \
+         imagePullPolicy: Never\n    command: [sh, -c, {command:?}]\n{more}"
+    )
+}
+
+fn oom(node: &Node) -> Result<Verdict> {
+    node.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: hog}\nspec:\n  restartPolicy: Never\n  containers:\n  \
+         - {name: c, image: 'gantry.local/demo:latest', imagePullPolicy: Never, args: [hog, '200'], \
+         resources: {limits: {memory: 32Mi}}}\n",
+    )?;
+    node.wait_field(&["pod", "hog"], ".status.phase", "Failed", 60)?;
+    let state = ".status.containerStatuses[0].state.terminated";
+    let got = (
+        node.field(&["pod", "hog"], &format!("{state}.reason"))?,
+        node.field(&["pod", "hog"], &format!("{state}.exitCode"))?,
+    );
+    ensure!(got == ("OOMKilled".to_owned(), "137".to_owned()), "{got:?}");
+    node.delete(&["pod/hog"])?;
+    Ok(Verdict::Passed)
+}
+
+fn crash_loop(node: &Node) -> Result<Verdict> {
+    node.apply(&pod("loop", "Always", "exit 3", ""))?;
+    let status = ".status.containerStatuses[0]";
+    node.wait_field(&["pod", "loop"], &format!("{status}.state.waiting.reason"), "CrashLoopBackOff", 30)?;
+    node.wait_field(&["pod", "loop"], &format!("{status}.restartCount"), "2", 45)?;
+    let third = Instant::now();
+    ensure!(node.field(&["pod", "loop"], &format!("{status}.lastState.terminated.exitCode"))? == "3");
+    node.wait_field(&["pod", "loop"], &format!("{status}.restartCount"), "3", 45)?;
+    let waited = third.elapsed().as_secs_f32();
+    ensure!((15.0..32.0).contains(&waited), "the third restart came after {waited} s, not about 20");
+    let events = node
+        .kubectl(&[
+            "get",
+            "events",
+            "--field-selector",
+            "involvedObject.name=loop",
+            "-o",
+            "jsonpath={.items[*].reason}",
+        ])?
+        .ok()?;
+    ensure!(events.contains("BackOff"), "{events}");
+    node.delete(&["pod/loop"])?;
+    Ok(Verdict::Passed)
+}
+
+fn completion(node: &Node) -> Result<Verdict> {
+    node.apply(&format!(
+        "{}---\n{}---\n{}",
+        pod("good", "Never", "echo done > /dev/termination-log; exit 0", ""),
+        pod("bad", "Never", "exit 7", ""),
+        pod("retry", "OnFailure", "exit 0", "")
+    ))?;
+    for (name, phase) in [("good", "Succeeded"), ("bad", "Failed"), ("retry", "Succeeded")] {
+        node.wait_field(&["pod", name], ".status.phase", phase, 30)?;
+    }
+    let terminated = ".status.containerStatuses[0].state.terminated";
+    ensure!(node.field(&["pod", "good"], &format!("{terminated}.message"))?.trim() == "done");
+    ensure!(node.field(&["pod", "bad"], &format!("{terminated}.exitCode"))? == "7");
+    ensure!(node.field(&["pod", "bad"], ".status.containerStatuses[0].restartCount")? == "0");
+    node.delete(&["pod/good", "pod/bad", "pod/retry"])?;
+    Ok(Verdict::Passed)
+}
+
+fn probes(node: &Node) -> Result<Verdict> {
+    let exec = |file: &str| format!("{{exec: {{command: [test, -e, {file}]}}, periodSeconds: 1, failureThreshold: 2}}");
+    let more = format!("    readinessProbe: {}\n    livenessProbe: {}\n", exec("/tmp/ready"), exec("/tmp/alive"));
+    node.apply(&pod(
+        "probed",
+        "Always",
+        "touch /tmp/alive /tmp/ready; trap 'exit 0' TERM; while :; do sleep 0.1; done",
+        &more,
+    ))?;
+    node.wait_pod("probed", 30)?;
+    node.exec("probed", "c", &["rm", "/tmp/ready"])?.ok()?;
+    node.wait_field(&["pod", "probed"], ".status.containerStatuses[0].ready", "false", 15)?;
+    ensure!(node.field(&["pod", "probed"], ".status.containerStatuses[0].restartCount")? == "0");
+    node.exec("probed", "c", &["rm", "/tmp/alive"])?.ok()?;
+    node.wait_field(&["pod", "probed"], ".status.containerStatuses[0].restartCount", "1", 40)?;
+    node.wait_pod("probed", 30)?;
+    node.delete(&["pod/probed"])?;
+    Ok(Verdict::Passed)
+}
+
+fn termination(node: &Node) -> Result<Verdict> {
+    let folder = node.scratch("termination")?;
+    let more = format!(
+        "    lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'echo hook >> /out/log']}}}}}}\n    \
+         volumeMounts: [{{name: out, mountPath: /out}}]\n  volumes: [{{name: out, hostPath: {{path: {}, type: Directory}}}}]\n",
+        folder.display()
+    );
+    node.apply(&pod(
+        "ending",
+        "Always",
+        "trap 'echo term >> /out/log; exit 0' TERM; while :; do sleep 0.1; done",
+        &more,
+    ))?;
+    node.wait_pod("ending", 30)?;
+    node.delete(&["pod/ending"])?;
+    let log = fs::read_to_string(folder.join("log"))?;
+    ensure!(log == "hook\nterm\n", "{log:?}");
+    node.apply(&pod("stubborn", "Always", "trap '' TERM; while :; do sleep 0.1; done", ""))?;
+    node.wait_pod("stubborn", 30)?;
+    let start = Instant::now();
+    node.delete(&["pod/stubborn"])?;
+    let took = start.elapsed().as_secs_f32();
+    ensure!((1.5..12.0).contains(&took), "deletion took {took} s with a grace period of 2 s");
+    Ok(Verdict::Passed)
+}
+
+fn static_pod(node: &Node) -> Result<Verdict> {
+    let file = node.state().join("manifests/fixed.yaml");
+    let put = |word: &str| -> Result<()> {
+        let hidden = node.state().join("manifests/.fixed.tmp");
+        fs::write(
+            &hidden,
+            pod("fixed", "Always", &format!("echo {word}; trap 'exit 0' TERM; while :; do sleep 0.1; done"), ""),
+        )?;
+        Ok(fs::rename(hidden, &file)?)
+    };
+    put("one")?;
+    let name = format!("fixed-{}", node.name());
+    eventually("the mirror pod", Duration::from_secs(30), || node.field(&["pod", &name], ".metadata.uid"))?;
+    node.wait_pod(&name, 30)?;
+    let annotation = node.field(&["pod", &name], ".metadata.annotations.kubernetes\\.io/config\\.source")?;
+    ensure!(annotation == "file", "{annotation}");
+    let uid = node.field(&["pod", &name], ".metadata.uid")?;
+    node.kubectl(&["delete", "pod", &name, "--grace-period=0", "--force", "--wait=false"])?.ok()?;
+    eventually("the mirror pod comes back", Duration::from_secs(40), || {
+        let now = node.field(&["pod", &name], ".metadata.uid")?;
+        if now == uid { bail!("still the old one") } else { Ok(()) }
+    })?;
+    put("two")?;
+    eventually("the new container's log", Duration::from_secs(60), || {
+        let log = node.kubectl(&["logs", &name])?.ok()?;
+        ensure!(log.trim() == "two", "log {log:?}");
+        Ok(())
+    })?;
+    fs::remove_file(&file)?;
+    eventually("the mirror pod is gone", Duration::from_secs(40), || {
+        ensure!(node.kubectl(&["get", "pod", &name])?.code != 0, "it is still there");
+        Ok(())
+    })
+    .context("after the manifest was removed")?;
+    Ok(Verdict::Passed)
+}
