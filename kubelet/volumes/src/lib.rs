@@ -5,6 +5,7 @@
 //! through [`Objects`].
 
 mod context;
+mod downward;
 mod environment;
 mod error;
 mod expand;
@@ -12,6 +13,9 @@ mod hosts;
 mod layout;
 mod mounts;
 mod objects;
+mod service_links;
+#[cfg(test)]
+mod testing;
 mod usage;
 mod volumes;
 
