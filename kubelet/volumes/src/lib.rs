@@ -4,18 +4,29 @@
 //! `/etc/hosts` and the termination log. Nothing in this crate knows CRI or talks to the apiserver itself; objects come
 //! through [`Objects`].
 
+mod atomic;
+mod contents;
 mod context;
 mod downward;
+mod empty_dir;
 mod environment;
 mod error;
 mod expand;
+mod fs_group;
+mod host_path;
 mod hosts;
+mod kind;
 mod layout;
+mod mount_table;
 mod mounts;
 mod objects;
+mod payload;
 mod service_links;
+mod subpath;
+mod teardown;
 #[cfg(test)]
 mod testing;
+mod token;
 mod usage;
 mod volumes;
 

@@ -1,6 +1,13 @@
 //! From a container's volumeMounts to the bind mounts that the runtime makes.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
+
+use crate::expand::expand_with;
+use crate::kind::{Kind, kind_of};
+use crate::{Layout, VolumeError, subpath};
 
 /// How mounts travel between the host and the container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,7 +24,7 @@ pub enum Propagation {
 /// One bind mount of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountSpec {
-    /// File or directory on the host; exists.
+    /// File or directory on the host; exists (but for a hostPath without a type, which the runtime may create).
     pub host_path: PathBuf,
     /// Absolute path in the container.
     pub container_path: String,
@@ -29,4 +36,120 @@ pub struct MountSpec {
     pub propagation: Propagation,
     /// The runtime may give the files the container's SELinux label.
     pub selinux_relabel: bool,
+}
+
+/// The path in a container of its termination log where the spec names none.
+pub(crate) const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// A container's mounts of the pod's volumes.
+pub(crate) fn of_volumes(
+    layout: &Layout,
+    pod: &Pod,
+    container: &Container,
+    env: &[(String, String)],
+) -> Result<Vec<MountSpec>, VolumeError> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let env: HashMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+    let mut out = Vec::new();
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let spec = one(layout, uid, container, index, mount, volumes, &env).map_err(|reason| VolumeError::Mount {
+            container: container.name.clone(),
+            volume: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            reason,
+        })?;
+        out.push(spec);
+    }
+    Ok(out)
+}
+
+fn one(
+    layout: &Layout,
+    uid: &str,
+    container: &Container,
+    index: usize,
+    mount: &VolumeMount,
+    volumes: &[Volume],
+    env: &HashMap<&str, &str>,
+) -> Result<MountSpec, String> {
+    let volume = volumes.iter().find(|v| v.name == mount.name).ok_or("the pod has no such volume")?;
+    let kind = kind_of(volume)?;
+    let mut host_path = volume_path(layout, uid, volume, &kind);
+    let sub_path = sub_path(mount, env)?;
+    if !sub_path.is_empty() {
+        subpath::check(&sub_path)?;
+        let shown = |e: std::io::Error| format!("failed to create subPath {sub_path:?}: {e}");
+        let fd = subpath::open(&host_path, &sub_path).map_err(shown)?;
+        let pin = layout.subpath(uid, &volume.name, &container.name, index);
+        subpath::pin(&fd, &pin)
+            .map_err(|e| format!("failed to bind subPath {sub_path:?} to {}: {e}", pin.display()))?;
+        host_path = pin;
+    }
+    let read_only = mount.read_only == Some(true) || kind.is_payload();
+    let propagation = match mount.mount_propagation.as_deref() {
+        None | Some("" | "None") => Propagation::Private,
+        Some("HostToContainer") => Propagation::HostToContainer,
+        Some("Bidirectional") => Propagation::Bidirectional,
+        Some(other) => return Err(format!("invalid MountPropagation mode: {other:?}")),
+    };
+    let recursive = match mount.recursive_read_only.as_deref() {
+        None | Some("" | "Disabled") => false,
+        Some("IfPossible" | "Enabled") => {
+            if !read_only {
+                return Err("recursiveReadOnly needs readOnly".into());
+            }
+            if propagation != Propagation::Private {
+                return Err("recursiveReadOnly needs mountPropagation None".into());
+            }
+            true
+        }
+        Some(other) => return Err(format!("invalid recursiveReadOnly mode: {other:?}")),
+    };
+    Ok(MountSpec {
+        host_path,
+        container_path: absolute(&mount.mount_path),
+        read_only,
+        recursive_read_only: recursive,
+        propagation,
+        selinux_relabel: !matches!(kind, Kind::HostPath(_)),
+    })
+}
+
+/// The sub-path of a mount with its variables replaced; an unknown variable is an error.
+fn sub_path(mount: &VolumeMount, env: &HashMap<&str, &str>) -> Result<String, String> {
+    if let Some(path) = mount.sub_path.as_deref().filter(|p| !p.is_empty()) {
+        return Ok(path.to_owned());
+    }
+    let Some(expression) = mount.sub_path_expr.as_deref().filter(|p| !p.is_empty()) else { return Ok(String::new()) };
+    let missing = std::cell::RefCell::new(None);
+    let path = expand_with(expression, |name| {
+        let value = env.get(name).map(|v| (*v).to_owned());
+        if value.is_none() {
+            missing.replace(Some(name.to_owned()));
+        }
+        value
+    });
+    match missing.into_inner() {
+        Some(name) => Err(format!("failed to expand subPathExpr {expression:?}: variable {name:?} is not set")),
+        None if path.is_empty() => Err(format!("subPathExpr {expression:?} is empty")),
+        None => Ok(path),
+    }
+}
+
+/// Where a volume's files are on the host.
+pub(crate) fn volume_path(layout: &Layout, uid: &str, volume: &Volume, kind: &Kind<'_>) -> PathBuf {
+    match kind {
+        Kind::HostPath(source) => PathBuf::from(&source.path),
+        other => layout.volume(uid, other.plugin(), &volume.name),
+    }
+}
+
+/// Whether the container brings its own mount for `path`.
+pub(crate) fn mounts_over(container: &Container, path: &str) -> bool {
+    container.volume_mounts.iter().flatten().any(|m| Path::new(&absolute(&m.mount_path)) == Path::new(path))
+}
+
+pub(crate) fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }

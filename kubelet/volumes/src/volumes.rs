@@ -1,23 +1,31 @@
 //! The owner of all volumes on the node.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
-use crate::{Layout, MountSpec, Objects, PodContext, Usage, VolumeError};
+use crate::contents;
+use crate::kind::kind_of;
+use crate::token::Tokens;
+use crate::{Layout, MountSpec, Objects, PodContext, Propagation, Usage, VolumeError, hosts, mounts, teardown, usage};
 
 /// Sets up, refreshes and removes what lies below `pods/<uid>`. All state is on disk: a new value on the same root goes
 /// on where the last one stopped. One pod's calls must not overlap (its worker owns it); pods are independent.
 pub struct Volumes {
     layout: Layout,
     objects: Arc<dyn Objects>,
+    tokens: Tokens,
 }
 
 impl Volumes {
     /// Volumes below the kubelet's `root` (`/var/lib/kubelet`).
     pub fn new(root: impl Into<PathBuf>, objects: Arc<dyn Objects>) -> Self {
-        Self { layout: Layout::new(root), objects }
+        Self { layout: Layout::new(root), objects, tokens: Tokens::default() }
     }
 
     /// Where things are.
@@ -25,13 +33,16 @@ impl Volumes {
         &self.layout
     }
 
-    /// Prepares all volumes of a pod and its directories; safe to repeat.
+    /// Prepares all volumes of a pod and its directories; safe to repeat (it then also does what [`Volumes::refresh`]
+    /// does).
     ///
     /// # Errors
-    /// The first volume that failed; calling again retries only what is missing.
+    /// The first volume that failed, after all were tried; calling again retries what is missing.
     pub async fn setup(&self, pod: &Pod, ctx: &PodContext) -> Result<(), VolumeError> {
-        let _ = (pod, ctx, &self.objects);
-        Err(VolumeError::SetUp { volume: String::new(), reason: "not built yet".into() })
+        let uid = uid_of(pod)?.to_owned();
+        let layout = self.layout.clone();
+        blocking(move || pod_dirs(&layout, &uid)).await??;
+        self.bring_up_to_date(pod, ctx, |_| true).await.map(|_| ())
     }
 
     /// Brings configMap, secret, downwardAPI and projected volumes up to date (atomically) and renews tokens that are
@@ -40,13 +51,39 @@ impl Volumes {
     /// # Errors
     /// A volume could not be refreshed; it keeps its old contents.
     pub async fn refresh(&self, pod: &Pod, ctx: &PodContext) -> Result<bool, VolumeError> {
-        let _ = (pod, ctx);
-        Ok(false)
+        uid_of(pod)?;
+        self.bring_up_to_date(pod, ctx, |volume| kind_of(volume).is_ok_and(|kind| kind.is_payload())).await
+    }
+
+    async fn bring_up_to_date(
+        &self,
+        pod: &Pod,
+        ctx: &PodContext,
+        wanted: impl Fn(&Volume) -> bool,
+    ) -> Result<bool, VolumeError> {
+        let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+        let work = volumes.iter().filter(|v| wanted(v)).map(|volume| async move {
+            let fail = |reason| VolumeError::SetUp { volume: volume.name.clone(), reason };
+            let contents = contents::plan(pod, volume, ctx, &*self.objects, &self.tokens).await.map_err(fail)?;
+            let layout = self.layout.clone();
+            let (uid, name) = (uid_of(pod)?.to_owned(), volume.name.clone());
+            blocking(move || contents::apply(&layout, &uid, &name, &contents)).await?.map_err(fail)
+        });
+        let mut changed = false;
+        let mut first = None;
+        for result in join_all(work).await {
+            match result {
+                Ok(this) => changed |= this,
+                Err(e) if first.is_none() => first = Some(e),
+                Err(e) => tracing::warn!(pod = pod.metadata.name.as_deref(), error = %e, "volume failed, too"),
+            }
+        }
+        first.map_or(Ok(changed), Err)
     }
 
     /// The mounts of a container: its volumeMounts (sub-paths resolved and pinned), the hosts file and the termination
     /// log of this `attempt`. `env` is the container's environment, for `subPathExpr`. For an ephemeral container pass
-    /// its common part as a [`Container`].
+    /// its common part as a [`Container`]. Call it after [`Volumes::setup`], shortly before the container is created.
     ///
     /// # Errors
     /// A mount names an unknown volume, or a sub-path leaves its volume.
@@ -57,8 +94,28 @@ impl Volumes {
         env: &[(String, String)],
         attempt: u32,
     ) -> Result<Vec<MountSpec>, VolumeError> {
-        let _ = (pod, container, env, attempt);
-        Ok(Vec::new())
+        let uid = uid_of(pod)?;
+        check_component(pod, &container.name)?;
+        let mut out = mounts::of_volumes(&self.layout, pod, container, env)?;
+        let file = |host_path, container_path: &str| MountSpec {
+            host_path,
+            container_path: mounts::absolute(container_path),
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+            selinux_relabel: true,
+        };
+        let hosts = self.layout.hosts(uid);
+        if hosts.exists() && !mounts::mounts_over(container, "/etc/hosts") {
+            out.push(file(hosts, "/etc/hosts"));
+        }
+        let log = container.termination_message_path.as_deref().unwrap_or(mounts::TERMINATION_LOG);
+        if !log.is_empty() && !mounts::mounts_over(container, log) {
+            let path = self.layout.termination_log(uid, &container.name, attempt);
+            make_writable_file(&path).map_err(|source| path_error("create the termination log", &path, source))?;
+            out.push(file(path, log));
+        }
+        Ok(out)
     }
 
     /// Writes the pod's hosts file ([`Volumes::mounts`] includes it once it exists). `domain` is the pod's
@@ -67,14 +124,29 @@ impl Volumes {
     /// # Errors
     /// The file cannot be written.
     pub fn write_hosts(&self, pod: &Pod, pod_ips: &[String], hostname: &str, domain: &str) -> Result<(), VolumeError> {
-        let _ = (pod, pod_ips, hostname, domain);
-        Ok(())
+        let path = self.layout.hosts(uid_of(pod)?);
+        let spec = pod.spec.as_ref();
+        let aliases = spec.and_then(|s| s.host_aliases.as_deref()).unwrap_or_default();
+        let host_network = spec.and_then(|s| s.host_network) == Some(true);
+        hosts::write_hosts(&path, pod_ips, hostname, domain, aliases, host_network)
+            .map_err(|source| path_error("write the hosts file", &path, source))
     }
 
     /// The last `limit` bytes of the message that a container left; empty when it left none.
     pub fn termination_message(&self, uid: &str, container: &str, attempt: u32, limit: usize) -> String {
-        let _ = (uid, container, attempt, limit);
-        String::new()
+        use std::io::{Read, Seek, SeekFrom};
+        if !is_component(uid) || !is_component(container) {
+            return String::new();
+        }
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = fs::File::open(self.layout.termination_log(uid, container, attempt))?;
+            let start = file.metadata()?.len().saturating_sub(limit as u64);
+            file.seek(SeekFrom::Start(start))?;
+            let mut out = Vec::new();
+            file.take(limit as u64).read_to_end(&mut out)?;
+            Ok(out)
+        };
+        String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
     }
 
     /// Unmounts and removes everything of a pod. Repeating it is fine; it goes on after errors and never deletes across
@@ -83,25 +155,106 @@ impl Volumes {
     /// # Errors
     /// Everything that could not be removed.
     pub async fn teardown(&self, uid: &str) -> Result<(), Vec<VolumeError>> {
-        let _ = uid;
-        Ok(())
+        if !is_component(uid) {
+            return Err(vec![VolumeError::BadUid { pod: String::new(), uid: uid.to_owned() }]);
+        }
+        self.tokens.forget(uid);
+        let dir = self.layout.pod(uid);
+        let faults = blocking(move || {
+            let mut faults = teardown::unmount_below(&dir);
+            faults.extend(teardown::delete(&dir));
+            faults
+        })
+        .await
+        .unwrap_or_else(|e| vec![e]);
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
     /// Uids of pods that have a directory.
     pub fn pods_on_disk(&self) -> Vec<String> {
-        Vec::new()
+        let entries = fs::read_dir(self.layout.pods()).into_iter().flatten().flatten();
+        let mut uids: Vec<String> = entries
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .filter_map(|e| e.file_name().into_string().ok())
+            .collect();
+        uids.sort();
+        uids
     }
 
     /// What each of the pod's local volumes holds. Walks the files: call it from a blocking thread, about once a minute.
     pub fn usage(&self, uid: &str) -> Vec<Usage> {
-        let _ = uid;
-        Vec::new()
+        let mut out = Vec::new();
+        if !is_component(uid) {
+            return out;
+        }
+        for plugin in fs::read_dir(self.layout.volumes(uid)).into_iter().flatten().flatten() {
+            for volume in fs::read_dir(plugin.path()).into_iter().flatten().flatten() {
+                out.push(usage::measure(&volume.file_name().to_string_lossy(), &volume.path()));
+            }
+        }
+        out.sort_by(|a, b| a.volume.cmp(&b.volume));
+        out
     }
 
     /// The directory of a named volume of the pod on the host; for hostPath the path itself. `None` if there is no such
     /// volume or its kind is not supported.
     pub fn host_path(&self, pod: &Pod, volume: &str) -> Option<PathBuf> {
-        let _ = (pod, volume, Path::new(""));
-        None
+        let found = pod.spec.as_ref()?.volumes.iter().flatten().find(|v| v.name == volume)?;
+        let kind = kind_of(found).ok()?;
+        Some(mounts::volume_path(&self.layout, pod.metadata.uid.as_deref()?, found, &kind))
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, VolumeError> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| VolumeError::Path {
+        action: "run work on",
+        path: "a thread".into(),
+        source: io::Error::other(e),
+    })
+}
+
+fn pod_dirs(layout: &Layout, uid: &str) -> Result<(), VolumeError> {
+    for dir in [layout.pods(), layout.pod(uid), layout.volumes(uid), layout.pod(uid).join("containers")] {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(&dir)
+            .map_err(|source| path_error("create", &dir, source))?;
+    }
+    Ok(())
+}
+
+fn make_writable_file(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+    }
+    let file = fs::OpenOptions::new().append(true).create(true).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o666))
+}
+
+fn path_error(action: &'static str, path: &Path, source: io::Error) -> VolumeError {
+    VolumeError::Path { action, path: path.display().to_string(), source }
+}
+
+/// Whether a name can be one directory level.
+fn is_component(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
+fn check_component(pod: &Pod, name: &str) -> Result<(), VolumeError> {
+    if is_component(name) { Ok(()) } else { Err(bad_uid(pod, name)) }
+}
+
+fn uid_of(pod: &Pod) -> Result<&str, VolumeError> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    check_component(pod, uid)?;
+    Ok(uid)
+}
+
+fn bad_uid(pod: &Pod, uid: &str) -> VolumeError {
+    let part = |text: &Option<String>| text.clone().unwrap_or_default();
+    VolumeError::BadUid {
+        pod: format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name)),
+        uid: uid.to_owned(),
     }
 }
