@@ -1,122 +1,156 @@
 //! Images: registries, content store, unpacking, snapshots.
+//!
+//! [`Images`] is the whole interface. Below it: `reference` and `manifest` are pure, `registry` talks to the network,
+//! `unpack` turns hostile archives into directories, `store` owns the disk. Nothing here knows CRI.
 
 pub mod build;
 mod config;
+mod digest;
 mod error;
+mod export;
 mod image;
+mod import;
+mod install;
+mod manifest;
+mod reference;
 mod snapshot;
+mod store;
+mod unpack;
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use config::{Config, Limits, Timeouts};
+pub use digest::Digest;
 pub use error::{Error, Result};
 pub use image::{Auth, FsUsage, Image, ImageConfig, Phase, Progress, ProgressSink};
+pub use reference::Reference;
 pub use snapshot::{MountOptions, Report, Snapshot, Usage};
+
+use install::{Keyed, blocking};
+use store::Store;
 
 /// The image store; cheap to clone.
 #[derive(Clone)]
 pub struct Images {
-    config: Arc<Config>,
+    inner: Arc<Inner>,
 }
 
-fn not_yet<T>() -> Result<T> {
-    Err(Error::Invalid("not here yet".into()))
+struct Inner {
+    store: Arc<Store>,
+    keyed: Keyed,
+    slots: Arc<tokio::sync::Semaphore>,
 }
 
 impl Images {
     /// Opens (or creates) the store and repairs what a crash left: half-made downloads, layers, snapshots. Blocking.
     pub fn open(config: Config) -> Result<Images> {
-        Ok(Images { config: Arc::new(config) })
+        let root = config.root.clone();
+        let slots = Arc::new(tokio::sync::Semaphore::new(config.max_concurrent_unpacks.max(1)));
+        let store = Arc::new(Store::open(config).map_err(|e| e.in_store(&root))?);
+        Ok(Images { inner: Arc::new(Inner { store, keyed: Keyed::default(), slots }) })
     }
 
-    /// Pulls `reference` and unpacks it for this machine's platform.
+    fn store(&self) -> &Arc<Store> {
+        &self.inner.store
+    }
+
+    fn root(&self) -> &Path {
+        &self.inner.store.config.root
+    }
+
+    /// Pulls `reference` and unpacks it for this machine's platform. Dropping the future gives up and leaves nothing.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>, progress: Option<ProgressSink>) -> Result<Image> {
         let _ = (reference, auth, progress);
-        not_yet()
+        Err(Error::Invalid("not here yet".into()))
     }
 
     /// Imports an OCI layout folder, an OCI archive or a `docker save` archive (optionally gzip or zstd). `name` names
     /// the image when it holds exactly one; else the names inside are used.
     pub async fn import(&self, path: &Path, name: Option<&str>, progress: Option<ProgressSink>) -> Result<Vec<Image>> {
-        let _ = (path, name, progress);
-        not_yet()
+        import::import(self.store(), &self.inner.keyed, &self.inner.slots, path, name, progress).await
     }
 
-    /// Writes the image as an OCI archive (tar) to `path`.
+    /// Writes the image as an OCI archive (tar) to `path`. Needs the compressed layers, see
+    /// [`Config::keep_layer_blobs`].
     pub async fn export(&self, reference: &str, path: &Path) -> Result<()> {
-        let _ = (reference, path);
-        not_yet()
+        let (store, name, path): (_, _, PathBuf) = (self.store().clone(), reference.to_string(), path.into());
+        blocking("export image", move || export::export(&store, &name, &path)).await
     }
 
     /// All images, in order of id.
     pub fn list(&self) -> Vec<Image> {
-        Vec::new()
+        let state = self.store().state();
+        state.images.values().map(|r| state.image(r, &self.store().config.pinned)).collect()
     }
 
     /// The image with this reference (normalised), id (also shortened to 12 or more hex digits) or digest.
     pub fn get(&self, name: &str) -> Option<Image> {
-        let _ = name;
-        None
+        let state = self.store().state();
+        state.find(name).map(|r| state.image(r, &self.store().config.pinned))
     }
 
     /// Removes the image with all its names; frees what nothing else uses before it returns. False when there was none.
+    /// Containers keep the layers they use until their snapshot is removed.
     pub async fn remove(&self, name: &str) -> Result<bool> {
-        let _ = name;
-        not_yet()
+        let store = self.store().clone();
+        let Some(id) = self.store().state().find(name).map(|r| r.id.clone()) else { return Ok(false) };
+        blocking("remove image", move || store.remove(&id)).await.map_err(|e| e.in_store(self.root()))
     }
 
-    /// Bytes and inodes used by images (blobs and layers), from accounting.
+    /// Bytes and inodes used by images (blobs and layers), from accounting: costs no walk.
     pub fn fs_usage(&self) -> FsUsage {
-        FsUsage { bytes: 0, inodes: 0, mountpoint: self.config.root.clone(), timestamp: 0 }
+        let state = self.store().state();
+        let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+        FsUsage {
+            bytes: state.blobs.values().sum::<u64>() + state.layers.values().map(|l| l.bytes).sum::<u64>(),
+            inodes: state.blobs.len() as u64 + state.layers.values().map(|l| l.inodes + 2).sum::<u64>(),
+            mountpoint: self.root().to_path_buf(),
+            timestamp: i64::try_from(timestamp).unwrap_or(i64::MAX),
+        }
     }
 
-    /// Makes the writable directory of a container over an image. The same container and image again is fine.
+    /// Makes the writable directory of a container over an image. The same container and image again is fine. Blocking,
+    /// but short.
     pub fn prepare(&self, container_id: &str, image_id: &str) -> Result<Snapshot> {
-        let _ = (container_id, image_id);
-        not_yet()
+        self.store().prepare(container_id, image_id, false).map_err(|e| e.in_store(self.root()))
     }
 
     /// Like [`Images::prepare`] but read-only, without a writable directory (image volumes).
     pub fn prepare_view(&self, id: &str, image_id: &str) -> Result<Snapshot> {
-        let _ = (id, image_id);
-        not_yet()
+        self.store().prepare(id, image_id, true).map_err(|e| e.in_store(self.root()))
     }
 
-    /// Mounts the snapshot at `target` (created when missing). Mounted there already is fine.
+    /// Mounts the snapshot at `target` (created when missing). Mounted there already is fine. Blocking, but short.
     pub fn mount(&self, container_id: &str, target: &Path, options: &MountOptions) -> Result<()> {
-        let _ = (container_id, target, options);
-        not_yet()
+        self.store().mount(container_id, target, options).map_err(|e| e.in_store(self.root()))
     }
 
     /// Unmounts the snapshot from wherever it is mounted. Not mounted is fine, unknown too.
     pub fn unmount(&self, container_id: &str) -> Result<()> {
-        let _ = container_id;
-        not_yet()
+        self.store().unmount(container_id)
     }
 
-    /// Unmounts and deletes the snapshot, and layers that only it used. Unknown is fine.
+    /// Unmounts and deletes the snapshot, and layers that only it used. Unknown is fine. Blocking.
     pub fn remove_snapshot(&self, container_id: &str) -> Result<()> {
-        let _ = container_id;
-        not_yet()
+        self.store().remove_snapshot(container_id)
     }
 
     /// All snapshots, in order of id.
     pub fn snapshots(&self) -> Vec<Snapshot> {
-        Vec::new()
+        self.store().state().snapshots.values().cloned().collect()
     }
 
-    /// Disk use of the container's writable directory (walks it).
+    /// Disk use of the container's writable directory (walks it). Blocking.
     pub fn snapshot_usage(&self, container_id: &str) -> Result<Usage> {
-        let _ = container_id;
-        not_yet()
+        self.store().snapshot_usage(container_id)
     }
 
-    /// Compares the ledger with the disk, given the containers that exist, and repairs: snapshots of no live container
-    /// are removed, unreferenced blobs and layers too.
+    /// Compares the ledger with the disk and repairs. `live` are the ids of all snapshots (containers and views) that
+    /// are wanted: others are unmounted and removed, unreferenced blobs and layers too. Blocking.
     pub fn fsck(&self, live: &HashSet<String>) -> Report {
-        let _ = live;
-        Report::default()
+        self.store().fsck(live)
     }
 }

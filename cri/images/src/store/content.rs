@@ -1,0 +1,161 @@
+//! The content store: `blobs/sha256/<hex>`, each file complete and verified or not there at all.
+//!
+//! Bytes go to a temporary file, are hashed on the way, synced and renamed; whoever sees a name may trust the content.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+/// Where blobs live and where half-made ones are written.
+#[derive(Debug, Clone)]
+pub(crate) struct Blobs {
+    dir: PathBuf,
+    ingest: PathBuf,
+}
+
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+impl Blobs {
+    /// Makes the folders below `root` and drops what a crash left half-made.
+    pub(crate) fn open(root: &Path) -> Result<Blobs> {
+        let blobs = Blobs { dir: root.join("blobs/sha256"), ingest: root.join("ingest") };
+        for dir in [&blobs.dir, &blobs.ingest] {
+            fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        }
+        for entry in fs::read_dir(&blobs.ingest).map_err(|e| Error::io("read", &blobs.ingest, e))? {
+            let path = entry.map_err(|e| Error::io("read", &blobs.ingest, e))?.path();
+            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+        }
+        Ok(blobs)
+    }
+
+    /// Path of a blob, whether it exists or not.
+    pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(digest.hex())
+    }
+
+    /// All blobs with their sizes; files with other names are not ours to judge and skipped.
+    pub(crate) fn list(&self) -> Result<Vec<(Digest, u64)>> {
+        let mut out = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(|e| Error::io("read", &self.dir, e))? {
+            let entry = entry.map_err(|e| Error::io("read", &self.dir, e))?;
+            if let Some(digest) = entry.file_name().to_str().and_then(Digest::from_hex) {
+                let meta = entry.metadata().map_err(|e| Error::io("stat", &entry.path(), e))?;
+                out.push((digest, meta.len()));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Reads a small blob (manifest, config) and checks it against its name again.
+    pub(crate) fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
+        let path = self.path(digest);
+        let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", &path, e))?;
+        if bytes.len() as u64 > limit {
+            return Err(Error::Size { what: format!("blob {digest}"), actual: bytes.len() as u64, limit });
+        }
+        let actual = Digest::of(&bytes);
+        if actual != *digest {
+            return Err(Error::Digest { what: "blob", expected: digest.to_string(), actual: actual.to_string() });
+        }
+        Ok(bytes)
+    }
+
+    /// Starts a new blob.
+    pub(crate) fn ingest(&self) -> Result<Ingest> {
+        let path = self.ingest.join(SERIAL.fetch_add(1, Ordering::Relaxed).to_string());
+        let file =
+            OpenOptions::new().write(true).create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
+        Ok(Ingest { path, file: Some(file), hasher: Sha256::new(), written: 0, dir: self.dir.clone() })
+    }
+
+    /// Deletes a blob; a missing one is fine.
+    pub(crate) fn remove(&self, digest: &Digest) -> Result<()> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("remove", &path, e)),
+        }
+    }
+}
+
+/// A blob being written. Dropped without [`Ingest::commit`] it leaves nothing.
+pub(crate) struct Ingest {
+    path: PathBuf,
+    file: Option<File>,
+    hasher: Sha256,
+    written: u64,
+    dir: PathBuf,
+}
+
+impl Ingest {
+    /// Appends.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(file) = &mut self.file {
+            file.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))?;
+        }
+        self.hasher.update(bytes);
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// The digest of what was written so far.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::finish(self.hasher.clone())
+    }
+
+    /// Makes the blob visible when it is what was `expected` (any content when `None`). Returns its digest and size.
+    pub(crate) fn commit(mut self, what: &'static str, expected: Option<&Digest>) -> Result<(Digest, u64)> {
+        let actual = Digest::finish(std::mem::take(&mut self.hasher));
+        if let Some(expected) = expected
+            && *expected != actual
+        {
+            return Err(Error::Digest { what, expected: expected.to_string(), actual: actual.to_string() });
+        }
+        if let Some(file) = self.file.take() {
+            file.sync_data().map_err(|e| Error::io("sync", &self.path, e))?;
+        }
+        let to = self.dir.join(actual.hex());
+        fs::rename(&self.path, &to).map_err(|e| Error::io("rename", &to, e))?;
+        sync_dir(&self.dir)?;
+        self.path = PathBuf::new();
+        Ok((actual, self.written))
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            // Nothing to do about a failure here: the next start removes the file.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Makes renames in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync", dir, e))
+}
+
+/// Writes `bytes` to `path` so that a reader sees the old or the new content and a crash loses neither.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let tmp = path.with_extension("tmp");
+    let result = File::create(&tmp)
+        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
+        .map_err(|e| Error::io("write", &tmp, e))
+        .and_then(|()| fs::rename(&tmp, path).map_err(|e| Error::io("rename", path, e)));
+    if result.is_err() {
+        let _ = fs::remove_file(&tmp);
+    }
+    result?;
+    path.parent().map_or(Ok(()), sync_dir)
+}

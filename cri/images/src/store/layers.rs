@@ -1,0 +1,142 @@
+//! Unpacked layers: `layers/<hex of the diff id>/{fs,layer.json}`, complete or not there.
+//!
+//! A layer is written below `unpack/` and becomes visible by one rename after everything of it is on disk.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::content::{sync_dir, write_atomic};
+use super::trash::Trash;
+use crate::config::Limits;
+use crate::digest::Digest;
+use crate::error::{Error, Result, is_full};
+use crate::unpack::apply::{Fault, apply};
+
+/// Accounting of one layer, kept beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerInfo {
+    /// Bytes of file content.
+    pub(crate) bytes: u64,
+    /// Inodes.
+    pub(crate) inodes: u64,
+}
+
+/// Where layers live.
+#[derive(Debug, Clone)]
+pub(crate) struct Layers {
+    dir: PathBuf,
+    work: PathBuf,
+    trash: Trash,
+}
+
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+impl Layers {
+    /// Makes the folders below `root` and drops what a crash left half-unpacked.
+    pub(crate) fn open(root: &Path, trash: Trash) -> Result<Layers> {
+        let layers = Layers { dir: root.join("layers"), work: root.join("unpack"), trash };
+        for dir in [&layers.dir, &layers.work] {
+            fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        }
+        for entry in fs::read_dir(&layers.work).map_err(|e| Error::io("read", &layers.work, e))? {
+            layers.trash.take(&entry.map_err(|e| Error::io("read", &layers.work, e))?.path())?;
+        }
+        Ok(layers)
+    }
+
+    /// Root directory of a layer, whether it exists or not.
+    pub(crate) fn fs(&self, diff_id: &Digest) -> PathBuf {
+        self.dir.join(diff_id.hex()).join("fs")
+    }
+
+    /// All complete layers. One without readable accounting is thrown away.
+    pub(crate) fn list(&self) -> Result<Vec<(Digest, LayerInfo)>> {
+        let mut out = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(|e| Error::io("read", &self.dir, e))? {
+            let path = entry.map_err(|e| Error::io("read", &self.dir, e))?.path();
+            let Some(digest) = path.file_name().and_then(|n| n.to_str()).and_then(Digest::from_hex) else { continue };
+            let info = fs::read(path.join("layer.json")).ok().and_then(|b| serde_json::from_slice(&b).ok());
+            match info {
+                Some(info) if path.join("fs").is_dir() => out.push((digest, info)),
+                _ => {
+                    tracing::warn!(layer = %digest, "layer without accounting, removed");
+                    self.trash.take(&path)?;
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Moves a layer to the trash; the caller empties it. A missing one is fine.
+    pub(crate) fn discard(&self, diff_id: &Digest) -> Result<()> {
+        self.trash.take(&self.dir.join(diff_id.hex()))
+    }
+
+    /// Unpacks `blob` as layer `diff_id`. On failure nothing of it is left. Blocking.
+    pub(crate) fn unpack(
+        &self,
+        blob: &Path,
+        diff_id: &Digest,
+        limits: &Limits,
+        stop: &AtomicBool,
+    ) -> Result<LayerInfo> {
+        let work = self.work.join(SERIAL.fetch_add(1, Ordering::Relaxed).to_string());
+        let result = self.unpack_in(&work, blob, diff_id, limits, stop);
+        if result.is_err() {
+            let _ = self.trash.take(&work).and_then(|()| self.trash.empty());
+        }
+        result
+    }
+
+    fn unpack_in(
+        &self,
+        work: &Path,
+        blob: &Path,
+        diff_id: &Digest,
+        limits: &Limits,
+        stop: &AtomicBool,
+    ) -> Result<LayerInfo> {
+        let (root, replaced) = (work.join("fs"), work.join("replaced"));
+        for dir in [work, &root, &replaced] {
+            fs::create_dir(dir).map_err(|e| Error::io("create", dir, e))?;
+        }
+        set_mode(&root, 0o755)?;
+        let open = |p: &Path| File::open(p).map_err(|e| Error::io("open", p, e));
+        let input = open(blob)?;
+        let applied = apply(input, OwnedFd::from(open(&root)?), OwnedFd::from(open(&replaced)?), limits, stop)
+            .map_err(|fault| layer_error(fault, diff_id, &root))?;
+        if applied.diff_id != *diff_id {
+            return Err(Error::Digest {
+                what: "uncompressed layer",
+                expected: diff_id.to_string(),
+                actual: applied.diff_id.to_string(),
+            });
+        }
+        self.trash.take(&replaced)?;
+        self.trash.empty()?;
+        let info = LayerInfo { bytes: applied.bytes, inodes: applied.inodes };
+        let text = serde_json::to_vec(&info).map_err(|e| Error::io("encode", work, e))?;
+        write_atomic(&work.join("layer.json"), &text)?;
+        let to = self.dir.join(diff_id.hex());
+        fs::rename(work, &to).map_err(|e| Error::io("rename", &to, e))?;
+        sync_dir(&self.dir)?;
+        Ok(info)
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|e| Error::io("set mode of", path, e))
+}
+
+/// A full disk is the store's fault, everything else is told with the layer and its entry.
+fn layer_error(fault: Fault, diff_id: &Digest, root: &Path) -> Error {
+    if is_full(&fault.error) {
+        return Error::io("unpack into", root, fault.error);
+    }
+    Error::Layer { digest: diff_id.to_string(), entry: fault.entry, reason: fault.error.to_string() }
+}

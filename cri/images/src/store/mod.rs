@@ -1,0 +1,258 @@
+//! What is on disk: blobs, layers, the image list, snapshots; one process owns it.
+
+pub(crate) mod content;
+pub(crate) mod layers;
+pub(crate) mod mountinfo;
+pub(crate) mod overlay;
+pub(crate) mod snapshots;
+pub(crate) mod state;
+pub(crate) mod trash;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::config::Config;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::snapshot::Report;
+use content::{Blobs, write_atomic};
+use layers::{LayerInfo, Layers};
+use snapshots::Snapshots;
+use state::{Garbage, Record, State};
+use trash::Trash;
+
+/// The store behind [`crate::Images`].
+pub(crate) struct Store {
+    pub(crate) config: Config,
+    pub(crate) blobs: Blobs,
+    pub(crate) layers: Layers,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) trash: Trash,
+    list_path: PathBuf,
+    state: Mutex<State>,
+    /// Held for the life of the store so that no second process opens it.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens or creates the store and removes what a crash left half-made.
+    pub(crate) fn open(config: Config) -> Result<Store> {
+        let root = config.root.clone();
+        fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
+        let lock = lock(&root)?;
+        let trash = Trash::open(root.join("trash"))?;
+        let blobs = Blobs::open(&root)?;
+        let layers = Layers::open(&root, trash.clone())?;
+        let empty = root.join("empty");
+        fs::create_dir_all(&empty).map_err(|e| Error::io("create", &empty, e))?;
+        let snapshots = Snapshots::open(&root, trash.clone())?;
+        let list_path = root.join("images.json");
+        let mut state = State {
+            images: load(&list_path)?,
+            snapshots: snapshots.load()?,
+            blobs: blobs.list()?.into_iter().collect(),
+            layers: layers.list()?.into_iter().collect(),
+            leases: HashMap::new(),
+        };
+        for id in state.broken() {
+            tracing::warn!(image = %id, "image with missing layers or blobs, dropped from the list");
+            state.images.remove(&id);
+        }
+        let store = Store { config, blobs, layers, snapshots, trash, list_path, state: Mutex::new(state), _lock: lock };
+        {
+            let mut state = store.state();
+            store.save(&state)?;
+            store.collect(&mut state)?;
+        }
+        store.trash.empty()?;
+        Ok(store)
+    }
+
+    /// The state; a panic elsewhere does not take the store down, as each change is complete before it is stored.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn save(&self, state: &State) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(&state.images).map_err(|e| Error::io("encode", &self.list_path, e))?;
+        write_atomic(&self.list_path, &bytes)
+    }
+
+    /// Adds (or extends) an image; its names move over from images that had them.
+    pub(crate) fn add(&self, record: Record) -> Result<Record> {
+        let mut state = self.state();
+        let before = state.images.clone();
+        let merged = state.insert(record);
+        if let Err(e) = self.save(&state) {
+            state.images = before;
+            return Err(e);
+        }
+        Ok(merged)
+    }
+
+    /// Removes an image from the list, then what only it used. Blocking until all is freed.
+    pub(crate) fn remove(&self, id: &str) -> Result<bool> {
+        {
+            let mut state = self.state();
+            let Some(record) = state.images.remove(id) else { return Ok(false) };
+            if let Err(e) = self.save(&state) {
+                state.images.insert(record.id.clone(), record);
+                return Err(e);
+            }
+            self.collect(&mut state)?;
+        }
+        self.trash.empty()?;
+        Ok(true)
+    }
+
+    /// Takes everything unreferenced out of sight; the caller empties the trash outside the lock.
+    pub(crate) fn collect(&self, state: &mut State) -> Result<Garbage> {
+        let garbage = state.garbage();
+        for digest in &garbage.blobs {
+            self.blobs.remove(digest)?;
+            state.blobs.remove(digest);
+        }
+        for diff_id in &garbage.layers {
+            self.layers.discard(diff_id)?;
+            state.layers.remove(diff_id);
+        }
+        Ok(garbage)
+    }
+
+    /// Protects digests (of blobs or layers) from collection until the lease is dropped.
+    pub(crate) fn lease(self: &Arc<Self>) -> Lease {
+        Lease { store: self.clone(), digests: Mutex::new(Vec::new()) }
+    }
+
+    /// Records a finished blob.
+    pub(crate) fn blob_added(&self, digest: &Digest, size: u64) {
+        self.state().blobs.insert(digest.clone(), size);
+    }
+
+    /// Records a finished layer.
+    pub(crate) fn layer_added(&self, diff_id: &Digest, info: LayerInfo) {
+        self.state().layers.insert(diff_id.clone(), info);
+    }
+
+    /// Compares ledger and disk and repairs, see [`crate::Images::fsck`].
+    pub(crate) fn fsck(&self, live: &HashSet<String>) -> Report {
+        let mut report = Report::default();
+        let known: Vec<String> = self.state().snapshots.keys().cloned().collect();
+        for id in live {
+            if !known.contains(id) {
+                report.missing_snapshots.push(id.clone());
+            }
+        }
+        for id in known.iter().filter(|id| !live.contains(*id)) {
+            match self.remove_snapshot(id) {
+                Ok(()) => report.removed_snapshots.push(id.clone()),
+                Err(e) => report.faults.push(e.to_string()),
+            }
+        }
+        let mut state = self.state();
+        self.fsck_disk(&mut state, &mut report);
+        match self.collect(&mut state) {
+            Ok(garbage) => {
+                report.removed_blobs = garbage.blobs.iter().map(Digest::to_string).collect();
+                report.removed_layers = garbage.layers.iter().map(Digest::to_string).collect();
+            }
+            Err(e) => report.faults.push(e.to_string()),
+        }
+        drop(state);
+        if let Err(e) = self.trash.empty() {
+            report.faults.push(e.to_string());
+        }
+        report.missing_snapshots.sort();
+        report
+    }
+
+    fn fsck_disk(&self, state: &mut State, report: &mut Report) {
+        match (self.blobs.list(), self.layers.list()) {
+            (Ok(blobs), Ok(layers)) => {
+                state.blobs = blobs.into_iter().collect();
+                state.layers = layers.into_iter().collect();
+            }
+            (Err(e), _) | (_, Err(e)) => {
+                report.faults.push(e.to_string());
+                return;
+            }
+        }
+        let broken = state.broken();
+        if broken.is_empty() {
+            return;
+        }
+        for id in &broken {
+            state.images.remove(id);
+        }
+        if let Err(e) = self.save(state) {
+            report.faults.push(e.to_string());
+        }
+        report.broken_images = broken;
+    }
+}
+
+/// Keeps blobs and layers of a pull or import in progress from being collected.
+pub(crate) struct Lease {
+    store: Arc<Store>,
+    digests: Mutex<Vec<Digest>>,
+}
+
+impl Lease {
+    /// Adds a digest; what has it already stays.
+    pub(crate) fn hold(&self, digest: &Digest) {
+        *self.store.state().leases.entry(digest.clone()).or_insert(0) += 1;
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).push(digest.clone());
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let digests = std::mem::take(&mut *self.digests.lock().unwrap_or_else(PoisonError::into_inner));
+        let result = {
+            let mut state = self.store.state();
+            for digest in digests {
+                if let Some(count) = state.leases.get_mut(&digest) {
+                    *count -= 1;
+                    if *count == 0 {
+                        state.leases.remove(&digest);
+                    }
+                }
+            }
+            self.store.collect(&mut state)
+        };
+        let result =
+            result.and_then(|garbage| if garbage.layers.is_empty() { Ok(()) } else { self.store.trash.empty() });
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot remove what an unfinished pull left; the next start tries again");
+        }
+    }
+}
+
+fn lock(root: &Path) -> Result<File> {
+    let path = root.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| Error::io("open", &path, e))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path: root.to_path_buf() }),
+        Err(e) => Err(Error::io("lock", &path, e)),
+    }
+}
+
+fn load(path: &Path) -> Result<std::collections::BTreeMap<String, Record>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
+        Err(e) => return Err(Error::io("read", path, e)),
+    };
+    serde_json::from_slice(&bytes).map_err(|e| Error::io("decode", path, e))
+}
+
+/// Sets shared by several digest lists.
+pub(crate) type DigestSet = BTreeSet<Digest>;

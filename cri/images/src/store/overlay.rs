@@ -1,0 +1,102 @@
+//! Mounting overlayfs: the new mount API with one `lowerdir+` per layer, or mount(2) on kernels without it.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+};
+
+use crate::error::{Error, Result};
+
+/// The kernel takes string options of up to 255 bytes.
+const MAX_OPTION: usize = 255;
+
+/// One overlay mount.
+#[derive(Debug, Clone)]
+pub(crate) struct Overlay {
+    /// Shown as the source in mountinfo; how we find our mounts.
+    pub(crate) source: String,
+    /// Lower directories, topmost first; at least one, at least two without `upper`.
+    pub(crate) lower: Vec<PathBuf>,
+    /// Writable directory and work directory.
+    pub(crate) upper: Option<(PathBuf, PathBuf)>,
+    /// Mount read-only.
+    pub(crate) read_only: bool,
+    /// SELinux label, empty for none.
+    pub(crate) label: String,
+}
+
+impl Overlay {
+    /// Mounts at `target`, which must exist.
+    pub(crate) fn mount(&self, target: &Path) -> Result<()> {
+        match self.mount_new(target) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {}
+            Ok(()) => return Ok(()),
+            Err(e) => return Err(Error::io("mount overlay at", target, e)),
+        }
+        self.mount_old(target).map_err(|e| Error::io("mount overlay at", target, e))
+    }
+
+    fn mount_new(&self, target: &Path) -> Result<(), Errno> {
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let mut held = Vec::new();
+        fsconfig_set_string(fs.as_fd(), "source", self.source.as_str())?;
+        for dir in &self.lower {
+            fsconfig_set_string(fs.as_fd(), "lowerdir+", short(dir, &mut held)?)?;
+        }
+        if let Some((upper, work)) = &self.upper {
+            fsconfig_set_string(fs.as_fd(), "upperdir", short(upper, &mut held)?)?;
+            fsconfig_set_string(fs.as_fd(), "workdir", short(work, &mut held)?)?;
+        }
+        if !self.label.is_empty() {
+            fsconfig_set_string(fs.as_fd(), "context", self.label.as_str())?;
+        }
+        fsconfig_create(fs.as_fd())?;
+        let attributes = if self.read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+        let mounted = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        move_mount(mounted.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    }
+
+    /// mount(2) takes one page of options: directories go in as descriptors, which are short whatever the store's path.
+    pub(crate) fn mount_old(&self, target: &Path) -> Result<(), Errno> {
+        let mut held = Vec::new();
+        let lower: Vec<String> = self.lower.iter().map(|d| by_fd(d, &mut held)).collect::<Result<_, _>>()?;
+        let mut data = format!("lowerdir={}", lower.join(":"));
+        if let Some((upper, work)) = &self.upper {
+            data += &format!(",upperdir={},workdir={}", by_fd(upper, &mut held)?, by_fd(work, &mut held)?);
+        }
+        if !self.label.is_empty() {
+            data += &format!(",context=\"{}\"", self.label);
+        }
+        let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
+        let flags = if self.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+        mount(self.source.as_str(), target, "overlay", flags, Some(data.as_c_str()))
+    }
+}
+
+/// The path itself when it fits, else a name of its descriptor.
+fn short(dir: &Path, held: &mut Vec<OwnedFd>) -> Result<String, Errno> {
+    match dir.to_str() {
+        Some(text) if text.len() <= MAX_OPTION => Ok(text.to_string()),
+        _ => by_fd(dir, held),
+    }
+}
+
+fn by_fd(dir: &Path, held: &mut Vec<OwnedFd>) -> Result<String, Errno> {
+    let fd = open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    held.push(fd);
+    Ok(name)
+}
+
+/// Detaches the mount at `target`; nothing mounted (or no such path) is fine.
+pub(crate) fn detach(target: &Path) -> Result<()> {
+    match unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(e) => Err(Error::io("unmount", target, e)),
+    }
+}
