@@ -1,0 +1,223 @@
+//! Namespaces that outlive every process: made in a short-lived thread and pinned by a bind mount.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// The namespace kinds of Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Host and domain name.
+    Uts,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Network.
+    Network,
+    /// Mounts.
+    Mount,
+    /// Process ids.
+    Pid,
+    /// User and group ids.
+    User,
+    /// Cgroup root.
+    Cgroup,
+    /// Clock offsets.
+    Time,
+}
+
+impl Kind {
+    /// The name below `/proc/PID/ns`.
+    pub fn proc_name(self) -> &'static str {
+        match self {
+            Self::Uts => "uts",
+            Self::Ipc => "ipc",
+            Self::Network => "net",
+            Self::Mount => "mnt",
+            Self::Pid => "pid",
+            Self::User => "user",
+            Self::Cgroup => "cgroup",
+            Self::Time => "time",
+        }
+    }
+
+    /// The `CLONE_NEW*` flag.
+    pub fn flag(self) -> i32 {
+        match self {
+            Self::Uts => libc::CLONE_NEWUTS,
+            Self::Ipc => libc::CLONE_NEWIPC,
+            Self::Network => libc::CLONE_NEWNET,
+            Self::Mount => libc::CLONE_NEWNS,
+            Self::Pid => libc::CLONE_NEWPID,
+            Self::User => libc::CLONE_NEWUSER,
+            Self::Cgroup => libc::CLONE_NEWCGROUP,
+            Self::Time => 0x80,
+        }
+    }
+}
+
+/// Makes the namespaces of a pod and pins each at its path. The host name and the sysctls (`kernel.shm_rmid_forced` =
+/// `1`) are set inside. Takes a thread of its own, so it may be called from any program. On failure nothing stays pinned.
+///
+/// Only network, IPC, UTS and cgroup namespaces can be made this way.
+///
+/// # Errors
+/// The caller lacks CAP_SYS_ADMIN, a path exists already as a mount, or a sysctl is unknown (the message names it).
+pub fn create_pinned(
+    namespaces: &[(Kind, PathBuf)],
+    hostname: Option<&str>,
+    sysctls: &[(String, String)],
+) -> io::Result<()> {
+    let (namespaces, hostname, sysctls) = (namespaces.to_vec(), hostname.map(str::to_owned), sysctls.to_vec());
+    let thread = std::thread::Builder::new().name("pin-namespaces".to_owned());
+    let worker = thread.spawn(move || {
+        let made = make(&namespaces, hostname.as_deref(), &sysctls);
+        if made.is_err() {
+            for (_, path) in &namespaces {
+                let _ = unpin(path);
+            }
+        }
+        made
+    })?;
+    worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes namespaces panicked")))
+}
+
+fn make(namespaces: &[(Kind, PathBuf)], hostname: Option<&str>, sysctls: &[(String, String)]) -> io::Result<()> {
+    let context = |what: String| move |e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
+    let flags =
+        namespaces.iter().fold(CloneFlags::empty(), |f, (kind, _)| f | CloneFlags::from_bits_retain(kind.flag()));
+    unshare(flags).map_err(io::Error::from).map_err(context("unshare namespaces".to_owned()))?;
+    if let Some(name) = hostname {
+        nix::unistd::sethostname(name).map_err(io::Error::from).map_err(context(format!("set host name {name}")))?;
+    }
+    for (key, value) in sysctls {
+        let path = sysctl_path(key)?;
+        fs::write(&path, value).map_err(context(format!("sysctl {key} = {value}")))?;
+    }
+    for (kind, path) in namespaces {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        File::create(path).map_err(context(format!("create {}", path.display())))?;
+        let source = PathBuf::from(format!("/proc/thread-self/ns/{}", kind.proc_name()));
+        crate::mount::bind(&source, path, false).map_err(context(format!(
+            "pin the {} namespace at {}",
+            kind.proc_name(),
+            path.display()
+        )))?;
+    }
+    Ok(())
+}
+
+/// Lets go of a pinned namespace; nothing there is nothing to do.
+///
+/// # Errors
+/// The kernel's.
+pub fn unpin(path: &Path) -> io::Result<()> {
+    crate::mount::unmount_all(path)?;
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Moves the calling thread into the namespace behind a file.
+///
+/// # Errors
+/// The file is no namespace of that kind, or the caller lacks CAP_SYS_ADMIN over it.
+pub fn enter(namespace: impl AsFd, kind: Kind) -> io::Result<()> {
+    Ok(setns(namespace, CloneFlags::from_bits_retain(kind.flag()))?)
+}
+
+/// Moves the calling thread into new namespaces.
+///
+/// # Errors
+/// The kernel's.
+pub fn leave(flags: i32) -> io::Result<()> {
+    Ok(unshare(CloneFlags::from_bits_retain(flags))?)
+}
+
+/// Runs `work` in a thread that is inside the network namespace at `path`.
+///
+/// # Errors
+/// The namespace cannot be entered, or `work` fails.
+pub fn within_network<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let file = File::open(path)?;
+    let worker = std::thread::Builder::new().name("netns".to_owned()).spawn(move || {
+        enter(&file, Kind::Network)?;
+        work()
+    })?;
+    worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread inside the network namespace panicked")))
+}
+
+/// Whether a path is a pinned namespace.
+pub fn is_pinned(path: &Path) -> bool {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == NSFS_MAGIC)
+}
+
+/// The file below `/proc/sys` of a sysctl written with dots (or slashes, as `net/ipv4/conf/eth0.1/...` needs).
+///
+/// # Errors
+/// The name would leave `/proc/sys`.
+pub fn sysctl_path(name: &str) -> io::Result<PathBuf> {
+    let first_slash = name.find('/').unwrap_or(usize::MAX);
+    let first_dot = name.find('.').unwrap_or(usize::MAX);
+    let path = if first_slash < first_dot {
+        name.to_owned()
+    } else {
+        name.replace('.', "\0").replace('/', ".").replace('\0', "/")
+    };
+    let plain = path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    if plain {
+        Ok(Path::new("/proc/sys").join(path))
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no sysctl")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names_stay_below_proc_sys() {
+        let text = |n: &str| sysctl_path(n).map(|p| p.display().to_string()).ok();
+        assert_eq!(text("net.ipv4.ip_forward").as_deref(), Some("/proc/sys/net/ipv4/ip_forward"));
+        assert_eq!(text("net/ipv4/conf/eth0.1/x").as_deref(), Some("/proc/sys/net/ipv4/conf/eth0.1/x"));
+        assert_eq!(text("net.ipv4.conf.eth0/1.x").as_deref(), Some("/proc/sys/net/ipv4/conf/eth0.1/x"));
+        assert_eq!(text("../../etc/passwd"), None);
+        assert_eq!(text("a..b"), None);
+        assert_eq!(text(""), None);
+    }
+
+    #[test]
+    fn pinned_namespaces_stay_until_unpinned() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = |k: Kind| (k, dir.path().join(k.proc_name()));
+        let all = [path(Kind::Network), path(Kind::Ipc), path(Kind::Uts)];
+        let sysctls = [("kernel.shm_rmid_forced".to_owned(), "1".to_owned())];
+        create_pinned(&all, Some("pinned"), &sysctls).unwrap();
+        assert!(all.iter().all(|(_, p)| is_pinned(p)));
+        let links = within_network(&all[0].1, || fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+        assert_eq!(links.lines().filter(|l| l.contains(':')).count(), 1, "{links}");
+        for (_, p) in &all {
+            unpin(p).unwrap();
+            unpin(p).unwrap();
+            assert!(!p.exists());
+        }
+        let wrong = [("kernel.no_such".to_owned(), "1".to_owned())];
+        let error = create_pinned(&all, None, &wrong).unwrap_err();
+        assert!(error.to_string().contains("kernel.no_such"), "{error}");
+        assert!(all.iter().all(|(_, p)| !p.exists()));
+    }
+}
