@@ -3,6 +3,7 @@
 //! The server knows HTTP, TLS, who may do what, and the log format; everything about pods comes from [`Node`].
 
 mod error;
+pub mod log;
 mod node;
 mod server;
 
