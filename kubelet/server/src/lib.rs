@@ -2,10 +2,20 @@
 //!
 //! The server knows HTTP, TLS, who may do what, and the log format; everything about pods comes from [`Node`].
 
+mod access;
+pub mod cert;
 mod error;
+mod handler;
+mod health;
 pub mod log;
 mod node;
+mod proxy;
+mod reply;
+mod route;
 mod server;
+mod system_logs;
+mod tls;
+mod user;
 
 pub use error::NodeError;
 pub use node::{ContainerRef, ExecOptions, LogFile, Node, PodRef, StreamOptions};

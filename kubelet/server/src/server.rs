@@ -1,13 +1,34 @@
 //! Listening, TLS and the life of connections.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::Node;
+use crate::access::Access;
+use crate::handler::{Shared, handle};
+use crate::reply::{Reply, text};
+use crate::route::{self, Route};
+use crate::tls::Certificates;
+use crate::{Node, health};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may wait for its next request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long requests at work may go on when the server stops.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Who decides what an authenticated user may do.
 #[derive(Clone)]
@@ -77,7 +98,9 @@ pub enum ServeError {
 
 /// A bound server.
 pub struct Server {
-    listener: tokio::net::TcpListener,
+    listener: TcpListener,
+    address: SocketAddr,
+    certificates: Arc<Certificates>,
     config: ServerConfig,
     node: Arc<dyn Node>,
 }
@@ -88,21 +111,46 @@ impl Server {
     /// # Errors
     /// A certificate file is unusable or the address is taken.
     pub async fn bind(config: ServerConfig, node: Arc<dyn Node>) -> Result<Self, ServeError> {
-        let address = config.address;
-        let listener =
-            tokio::net::TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
-        Ok(Self { listener, config, node })
+        let certificates =
+            Certificates::load(config.cert_file.clone(), config.key_file.clone(), config.client_ca_file.clone())?;
+        let (listener, address) = listen(config.address).await?;
+        Ok(Self { listener, address, certificates: Arc::new(certificates), config, node })
     }
 
     /// The address in use (for port 0).
     pub fn local_addr(&self) -> SocketAddr {
-        self.listener.local_addr().unwrap_or(self.config.address)
+        self.address
     }
 
     /// Serves until `stop`; then closes the listener, gives running requests a moment and cuts the rest.
     pub async fn run(self, stop: CancellationToken) {
-        let _ = &self.node;
-        stop.cancelled().await;
+        let Self { listener, certificates, config, node, .. } = self;
+        let shared = Arc::new(Shared {
+            node,
+            access: Access::new(&config),
+            debugging_handlers: config.debugging_handlers,
+            system_logs: config.system_logs.clone(),
+            stop: stop.clone(),
+        });
+        accept(listener, &stop, |stream| {
+            let (shared, certificates, stop) = (shared.clone(), certificates.clone(), stop.clone());
+            async move {
+                let current = certificates.current();
+                let handshake = TlsAcceptor::from(current.server.clone()).accept(stream);
+                let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(e)) => return tracing::debug!(error = %e, "TLS handshake failed"),
+                    Err(_) => return tracing::debug!("TLS handshake timed out"),
+                };
+                let peer = Arc::new(current.peer(stream.get_ref().1.peer_certificates()));
+                serve_connection(stream, &stop, move |request| {
+                    let (shared, peer) = (shared.clone(), peer.clone());
+                    async move { handle(&shared, &peer, request).await }
+                })
+                .await;
+            }
+        })
+        .await;
     }
 }
 
@@ -115,9 +163,88 @@ pub async fn serve_healthz(
     node: Arc<dyn Node>,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let listener =
-        tokio::net::TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
-    stop.cancelled().await;
-    drop((listener, node));
+    let (listener, _) = listen(address).await?;
+    accept(listener, &stop, |stream| {
+        let (node, stop) = (node.clone(), stop.clone());
+        async move {
+            serve_connection(stream, &stop, move |request| {
+                let node = node.clone();
+                async move {
+                    let verbose = request.uri().query().is_some_and(|q| q.split('&').any(|p| p.starts_with("verbose")));
+                    match route::find(request.method(), request.uri().path()) {
+                        Ok(Route::Healthz(one)) => health::healthz(&*node, one.as_deref(), verbose),
+                        _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+                    }
+                }
+            })
+            .await;
+        }
+    })
+    .await;
     Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// Accepts connections until `stop`, then waits a moment for those at work.
+async fn accept<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    stop: &CancellationToken,
+    serve: impl Fn(TcpStream) -> F,
+) {
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                tasks.spawn(serve(stream));
+            }
+            Err(e) => {
+                // Out of descriptors or the like: those in use must get a chance to end.
+                tracing::warn!(error = %e, "connection not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    tasks.close();
+    let _ = tokio::time::timeout(GRACE + Duration::from_secs(1), tasks.wait()).await;
+}
+
+async fn serve_connection<S, F>(
+    stream: S,
+    stop: &CancellationToken,
+    handle: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let reply = handle(request);
+        async move { Ok::<_, Infallible>(reply.await) }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(IDLE_TIMEOUT));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => {
+            if let Err(e) = result {
+                tracing::debug!(error = %e, "connection ended");
+            }
+            return;
+        }
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = tokio::time::timeout(GRACE, connection).await;
 }

@@ -157,7 +157,10 @@ impl<'a> Backward<'a> {
         while filled < size {
             match self.segment.read_at(&mut block[filled..], from + filled as u64)? {
                 0 => {
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the log was truncated while it was read"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the log was truncated while it was read",
+                    ));
                 }
                 n => filled += n,
             }
