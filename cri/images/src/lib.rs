@@ -12,7 +12,9 @@ mod image;
 mod import;
 mod install;
 mod manifest;
+mod pull;
 mod reference;
+mod registry;
 mod snapshot;
 mod store;
 mod unpack;
@@ -63,8 +65,9 @@ impl Images {
 
     /// Pulls `reference` and unpacks it for this machine's platform. Dropping the future gives up and leaves nothing.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>, progress: Option<ProgressSink>) -> Result<Image> {
-        let _ = (reference, auth, progress);
-        Err(Error::Invalid("not here yet".into()))
+        let inner = &self.inner;
+        let pull = pull::Pull { store: &inner.store, keyed: &inner.keyed, slots: &inner.slots };
+        pull.run(reference, auth, progress).await
     }
 
     /// Imports an OCI layout folder, an OCI archive or a `docker save` archive (optionally gzip or zstd). `name` names

@@ -95,6 +95,10 @@ impl<R: Read> TarReader<R> {
                     let applied = globals.iter().chain(&pax).try_for_each(|(k, v)| apply_pax(&mut entry, k, v));
                     self.globals = globals;
                     applied?;
+                    // Pre-POSIX archives mark directories by a trailing slash only.
+                    if header.as_old().linkflag == [0] && entry.path.ends_with(b"/") {
+                        entry.kind = Kind::Directory;
+                    }
                     if entry.kind != Kind::File {
                         // Some writers give links and directories a size, but no content follows (Go reads it so too).
                         entry.size = 0;
@@ -184,7 +188,7 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
 fn base_entry(header: &Header, kind: EntryType, size: u64) -> io::Result<Entry> {
     let path = header.path_bytes().into_owned();
     let name = String::from_utf8_lossy(&path).into_owned();
-    let mut kind = match kind {
+    let kind = match kind {
         EntryType::Regular | EntryType::Continuous => Kind::File,
         EntryType::Directory => Kind::Directory,
         EntryType::Symlink => Kind::Symlink,
@@ -193,13 +197,8 @@ fn base_entry(header: &Header, kind: EntryType, size: u64) -> io::Result<Entry> 
         EntryType::Block => Kind::BlockDevice,
         EntryType::Fifo => Kind::Fifo,
         EntryType::GNUSparse => return Err(bad(format!("{name}: sparse entries are not supported"))),
-        other if other.as_byte() == 0 => Kind::File,
         other => return Err(bad(format!("{name}: unknown entry type {:#04x}", other.as_byte()))),
     };
-    // Pre-POSIX archives mark directories by a trailing slash only.
-    if kind == Kind::File && path.ends_with(b"/") {
-        kind = Kind::Directory;
-    }
     let old = header.as_old();
     let number = |v: io::Result<u64>| v.map_err(|e| bad(format!("{name}: {e}")));
     Ok(Entry {

@@ -1,0 +1,198 @@
+//! Downloads a blob into the content store: hashed on the way, resumed after a break, given up when it drips.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::CONTENT_RANGE;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::client::{Registry, Server};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::install::blocking;
+use crate::store::Store;
+use crate::store::content::Ingest;
+
+/// A file being written on a blocking thread; few chunks are in flight, so memory is bounded.
+struct Writer {
+    chunks: mpsc::Sender<Bytes>,
+    task: JoinHandle<Result<Ingest>>,
+    /// Bytes handed over.
+    offset: u64,
+}
+
+impl Writer {
+    fn start(store: &Store) -> Result<Writer> {
+        let mut ingest = store.blobs.ingest()?;
+        let (chunks, mut inbox) = mpsc::channel::<Bytes>(8);
+        let task = tokio::task::spawn_blocking(move || {
+            while let Some(chunk) = inbox.blocking_recv() {
+                ingest.write(&chunk)?;
+            }
+            Ok(ingest)
+        });
+        Ok(Writer { chunks, task, offset: 0 })
+    }
+
+    /// False when the writer has failed: [`Writer::finish`] says why.
+    async fn write(&mut self, chunk: Bytes) -> bool {
+        self.offset += chunk.len() as u64;
+        self.chunks.send(chunk).await.is_ok()
+    }
+
+    async fn finish(self) -> Result<Ingest> {
+        drop(self.chunks);
+        self.task.await.map_err(|e| Error::Task { doing: "write blob", reason: e.to_string() })?
+    }
+}
+
+/// Why one attempt ended.
+enum Stop {
+    /// The registry or network failed.
+    Remote(Error),
+    /// The disk failed; the writer knows.
+    Local,
+}
+
+impl Registry {
+    /// Downloads `digest` (exactly `size` bytes) from the first server that has it intact.
+    pub(crate) async fn blob(
+        &self,
+        store: &Arc<Store>,
+        what: &'static str,
+        digest: &Digest,
+        size: u64,
+        progress: &(dyn Fn(i64) + Sync),
+    ) -> Result<()> {
+        let mut last = None;
+        for server in self.servers.iter().filter(|s| s.endpoint.pull) {
+            match self.blob_from(server, store, what, digest, size, progress).await {
+                Ok(()) => return Ok(()),
+                Err(e @ (Error::Io { .. } | Error::NoSpace { .. } | Error::Task { .. })) => return Err(e),
+                Err(e) => {
+                    tracing::debug!(host = %server.endpoint.host(), %digest, error = %e, "blob not from this host");
+                    last = Some(e);
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::Invalid("no host has the capability pull".into())))
+    }
+
+    async fn blob_from(
+        &self,
+        server: &Server,
+        store: &Arc<Store>,
+        what: &'static str,
+        digest: &Digest,
+        size: u64,
+        progress: &(dyn Fn(i64) + Sync),
+    ) -> Result<()> {
+        let mut writer = Writer::start(store)?;
+        let mut attempt = 0;
+        let mut pause = self.timeouts.backoff;
+        let result = loop {
+            let before = writer.offset;
+            match self.attempt(server, digest, size, &mut writer, progress).await {
+                Ok(()) => break Ok(()),
+                Err(Stop::Local) => break Ok(()),
+                Err(Stop::Remote(e)) => {
+                    // A try that brought something does not count: a bad line still gets a big layer, piece by piece.
+                    attempt = if writer.offset > before + (1 << 20) { 1 } else { attempt + 1 };
+                    if !e.is_transient() || attempt >= self.attempts(&e) {
+                        break Err(e);
+                    }
+                    tracing::debug!(%digest, offset = writer.offset, error = %e, "download broke off, resuming");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(std::time::Duration::from_secs(10));
+                }
+            }
+        };
+        let offset = writer.offset;
+        let ingest = writer.finish().await;
+        let outcome = match (result, ingest) {
+            (_, Err(local)) => Err(local),
+            (Err(remote), _) => Err(remote),
+            (Ok(()), Ok(ingest)) => {
+                let (store, digest) = (store.clone(), digest.clone());
+                blocking("store blob", move || {
+                    let (digest, size) = ingest.commit(what, Some(&digest))?;
+                    store.blob_added(&digest, size);
+                    Ok(())
+                })
+                .await
+            }
+        };
+        if outcome.is_err() {
+            progress(-i64::try_from(offset).unwrap_or(i64::MAX));
+        }
+        outcome
+    }
+
+    async fn attempt(
+        &self,
+        server: &Server,
+        digest: &Digest,
+        size: u64,
+        writer: &mut Writer,
+        progress: &(dyn Fn(i64) + Sync),
+    ) -> Result<(), Stop> {
+        let host = server.endpoint.host();
+        if writer.offset == size && size > 0 {
+            return Ok(());
+        }
+        let url = self.url(server, "blobs", &digest.to_string()).map_err(Stop::Remote)?;
+        let resume = (writer.offset > 0).then_some(writer.offset);
+        let response = self.get(server, url, None, resume).await.map_err(Stop::Remote)?;
+        // A server may ignore the range and send everything again: skip what is here.
+        let mut skip = match (response.status(), resume) {
+            (StatusCode::PARTIAL_CONTENT, Some(at)) => {
+                let range = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or("");
+                if !range.starts_with(&format!("bytes {at}-")) {
+                    let reason = format!("asked for bytes from {at}, got {range:?}");
+                    return Err(Stop::Remote(Error::Network { host, doing: "read from", reason }));
+                }
+                0
+            }
+            _ => writer.offset,
+        };
+        let mut body = response.into_body();
+        let (mut window, mut window_bytes) = (Instant::now(), 0u64);
+        while let Some(mut chunk) = self.chunk(&mut body, &host).await.map_err(Stop::Remote)? {
+            window_bytes += chunk.len() as u64;
+            let span = window.elapsed();
+            if span >= self.timeouts.rate_window {
+                if window_bytes < self.timeouts.min_rate.saturating_mul(span.as_secs()) {
+                    let seconds = span.as_secs();
+                    return Err(Stop::Remote(Error::Timeout { host, doing: "read at a useful rate from", seconds }));
+                }
+                (window, window_bytes) = (Instant::now(), 0);
+            }
+            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+            skip -= skipped as u64;
+            let chunk = chunk.split_off(skipped);
+            if chunk.is_empty() {
+                continue;
+            }
+            let total = writer.offset + chunk.len() as u64;
+            if total > size {
+                return Err(Stop::Remote(Error::Size {
+                    what: format!("blob {digest} from {host}"),
+                    actual: total,
+                    limit: size,
+                }));
+            }
+            progress(i64::try_from(chunk.len()).unwrap_or(0));
+            if !writer.write(chunk).await {
+                return Err(Stop::Local);
+            }
+        }
+        if writer.offset < size {
+            let reason = format!("the body ended after {} of {size} bytes", writer.offset);
+            return Err(Stop::Remote(Error::Network { host, doing: "read from", reason }));
+        }
+        Ok(())
+    }
+}
