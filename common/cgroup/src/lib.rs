@@ -1,1 +1,21 @@
-//! Control groups: version 1, version 2 and hybrid hosts behind one trait.
+//! Control groups: version 1, version 2 and hybrid hosts behind one interface.
+//!
+//! [`Host::detect`] says what the host has; [`Host::cgroup`] names a group by its path, which is the same on every
+//! layout. What a limit becomes (which file, which text) is pure and in `plan`; `group` does the system calls.
+
+mod convert;
+mod device;
+mod error;
+mod group;
+mod host;
+mod plan;
+mod resources;
+mod stats;
+
+pub use convert::{shares_to_weight, weight_to_shares};
+pub use device::{Access, DeviceKind, DeviceRule};
+pub use error::{Error, Result};
+pub use group::Cgroup;
+pub use host::{Host, Version};
+pub use resources::{BlockIo, HugepageLimit, Resources, Throttle};
+pub use stats::Stats;
