@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures::future::{BoxFuture, FutureExt as _};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::digest::Digest;
@@ -76,15 +77,10 @@ impl Pull<'_> {
             p.layers_total = manifest.layers.len();
             p.bytes_total = manifest.layers.iter().map(|l| l.size).sum();
         });
-        let jobs = manifest.layers.iter().zip(&diff_ids).map(|(layer, diff_id)| {
-            let (registry, tracker) = (&registry, &tracker);
-            async move {
-                self.layer(registry, layer, diff_id, tracker, lease).await?;
-                tracker.update(true, |p| p.layers_done += 1);
-                Ok::<(), Error>(())
-            }
-        });
-        let jobs: Vec<_> = jobs.collect();
+        let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
+            jobs.push(self.layer(&registry, layer, diff_id, &tracker, lease).boxed());
+        }
         futures::stream::iter(jobs)
             .buffer_unordered(self.store.config.max_concurrent_layers.max(1))
             .try_collect::<Vec<()>>()
@@ -212,9 +208,11 @@ impl Pull<'_> {
         let _one_at_a_time = self.keyed.lock(format!("layer {diff_id}")).await;
         if self.store.state().layers.contains_key(diff_id) {
             progress(i64::try_from(layer.size).unwrap_or(0));
-            return Ok(());
+        } else {
+            self.fetch(registry, "layer", layer, lease, &progress).await?;
+            unpack_layer(self.store, self.slots, lease, &layer.digest, diff_id).await?;
         }
-        self.fetch(registry, "layer", layer, lease, &progress).await?;
-        unpack_layer(self.store, self.slots, lease, &layer.digest, diff_id).await
+        tracker.update(true, |p| p.layers_done += 1);
+        Ok(())
     }
 }

@@ -91,22 +91,19 @@ impl Registry {
         progress: &(dyn Fn(i64) + Sync),
     ) -> Result<()> {
         let mut writer = Writer::start(store)?;
-        let mut attempt = 0;
-        let mut pause = self.timeouts.backoff;
+        let mut tries = self.tries();
         let result = loop {
             let before = writer.offset;
             match self.attempt(server, digest, size, &mut writer, progress).await {
-                Ok(()) => break Ok(()),
-                Err(Stop::Local) => break Ok(()),
+                Ok(()) | Err(Stop::Local) => break Ok(()),
                 Err(Stop::Remote(e)) => {
                     // A try that brought something does not count: a bad line still gets a big layer, piece by piece.
-                    attempt = if writer.offset > before + (1 << 20) { 1 } else { attempt + 1 };
-                    if !e.is_transient() || attempt >= self.attempts(&e) {
+                    if writer.offset > before + (1 << 20) {
+                        tries.progressed();
+                    }
+                    if !tries.again(&e).await {
                         break Err(e);
                     }
-                    tracing::debug!(%digest, offset = writer.offset, error = %e, "download broke off, resuming");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(std::time::Duration::from_secs(10));
                 }
             }
         };

@@ -47,6 +47,34 @@ pub(crate) struct Server {
     authorization: Mutex<Option<HeaderValue>>,
 }
 
+/// Attempts made and the pause before the next.
+pub(crate) struct Tries {
+    done: u32,
+    allowed: u32,
+    pause: Duration,
+}
+
+impl Tries {
+    /// After failure `e`: waits and says true when it makes sense to try again. A time-out has cost its time already: it
+    /// is repeated once only.
+    pub(crate) async fn again(&mut self, e: &Error) -> bool {
+        self.done += 1;
+        let allowed = if matches!(e, Error::Timeout { .. }) { self.allowed.min(2) } else { self.allowed };
+        if !e.is_transient() || self.done >= allowed {
+            return false;
+        }
+        tracing::debug!(error = %e, attempt = self.done, "registry request failed, trying again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(Duration::from_secs(10));
+        true
+    }
+
+    /// Something was achieved: the count starts again.
+    pub(crate) fn progressed(&mut self) {
+        self.done = 0;
+    }
+}
+
 /// A manifest as it came.
 pub(crate) struct Fetched {
     pub(crate) bytes: Bytes,
@@ -96,7 +124,14 @@ impl Registry {
         for server in
             self.servers.iter().filter(|s| if digest.is_some() { s.endpoint.pull } else { s.endpoint.resolve })
         {
-            match self.retry(async || self.manifest_from(server, what, digest.as_ref(), limit).await).await {
+            let mut tries = self.tries();
+            let found = loop {
+                match self.manifest_from(server, what, digest.as_ref(), limit).await {
+                    Err(e) if tries.again(&e).await => {}
+                    other => break other,
+                }
+            };
+            match found {
                 Ok(found) => return Ok(found),
                 Err(e) => {
                     tracing::debug!(host = %server.endpoint.host(), error = %e, "manifest not from this host");
@@ -123,25 +158,9 @@ impl Registry {
         Ok(Fetched { bytes, media_type, digest })
     }
 
-    /// Repeats `f` while its failure is transient.
-    pub(crate) async fn retry<T>(&self, f: impl AsyncFn() -> Result<T>) -> Result<T> {
-        let mut pause = self.timeouts.backoff;
-        for attempt in 1.. {
-            match f().await {
-                Err(e) if e.is_transient() && attempt < self.attempts(&e) => {
-                    tracing::debug!(error = %e, attempt, "registry request failed, trying again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(10));
-                }
-                other => return other,
-            }
-        }
-        Err(Error::Invalid("no attempt was made".into()))
-    }
-
-    /// A time-out has cost its time already: it is repeated once only.
-    pub(crate) fn attempts(&self, e: &Error) -> u32 {
-        if matches!(e, Error::Timeout { .. }) { self.timeouts.attempts.min(2) } else { self.timeouts.attempts }
+    /// A fresh count of attempts.
+    pub(crate) fn tries(&self) -> Tries {
+        Tries { done: 0, allowed: self.timeouts.attempts, pause: self.timeouts.backoff }
     }
 
     /// GET with authentication and redirects; anything but success is an error.
@@ -264,7 +283,13 @@ impl Registry {
             if server.credentials.registry_token.is_some() {
                 return Ok(false);
             }
-            let token = self.retry(async || self.token(server, bearer).await).await?;
+            let mut tries = self.tries();
+            let token = loop {
+                match self.token(server, bearer).await {
+                    Err(e) if tries.again(&e).await => {}
+                    other => break other?,
+                }
+            };
             format!("Bearer {token}")
         } else if challenges.iter().any(|c| c.scheme == "basic") {
             match server.credentials.basic_header() {

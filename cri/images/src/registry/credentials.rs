@@ -20,6 +20,12 @@ pub(crate) struct Credentials {
     pub(crate) registry_token: Option<String>,
 }
 
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.basic.as_ref().map(|(u, _)| u)).finish_non_exhaustive()
+    }
+}
+
 impl Credentials {
     /// Nothing to say.
     pub(crate) fn is_empty(&self) -> bool {
