@@ -43,12 +43,10 @@ impl Reference {
             Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
             _ => (rest, None),
         };
-        if let Some(tag) = tag {
-            if !is_tag(tag) {
-                return Err(bad(
-                    "the tag may hold letters, digits, '_', '.', '-', at most 128 and not start with '.' or '-'",
-                ));
-            }
+        if tag.is_some_and(|tag| !is_tag(tag)) {
+            return Err(bad(
+                "the tag may hold letters, digits, '_', '.', '-', at most 128 and not start with '.' or '-'",
+            ));
         }
         if name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(bad("64 hex digits are an image id, not a name"));

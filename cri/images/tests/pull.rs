@@ -34,9 +34,9 @@ async fn an_image_is_pulled_mounted_read_and_removed() {
     let steps = Arc::new(Mutex::new(Vec::new()));
     let sink = steps.clone();
     let image = images.pull(&name, None, Some(Arc::new(move |p| sink.lock().unwrap().push(p.clone())))).await.unwrap();
-    assert_eq!(image.repo_tags, [name.clone()]);
+    assert_eq!(image.repo_tags, std::slice::from_ref(&name));
     let digest = format!("127.0.0.1:{}/test/app@{}", registry.port, Digest::of(&manifest));
-    assert_eq!(image.repo_digests, [digest.clone()]);
+    assert_eq!(image.repo_digests, std::slice::from_ref(&digest));
     assert_eq!(image.config.cmd, ["/bin/busybox"]);
     assert_eq!(image.size, busybox.len() as u64 + 3);
     let last = steps.lock().unwrap().last().cloned().unwrap();
@@ -55,7 +55,7 @@ async fn an_image_is_pulled_mounted_read_and_removed() {
     assert_eq!(same.repo_tags, image.repo_tags);
     images.remove_snapshot("c").unwrap();
     assert!(images.remove(&image.id).await.unwrap());
-    assert_eq!(leftovers(&store), [std::path::PathBuf::new(); 0]);
+    assert_eq!(leftovers(&store), Vec::<std::path::PathBuf>::new());
     assert_eq!(images.fs_usage().bytes, 0);
 }
 
@@ -150,7 +150,7 @@ async fn what_cannot_be_pulled_says_why_and_leaves_nothing() {
     assert!(error.to_string().contains("0 diff ids for 1 layers"), "{error}");
 
     assert!(images.list().is_empty());
-    assert_eq!(leftovers(&store), [std::path::PathBuf::new(); 0]);
+    assert_eq!(leftovers(&store), Vec::<std::path::PathBuf>::new());
     let port = common::free_port();
     let mut quick = self::config(&t.path().join("quick"));
     quick.timeouts.attempts = 1;
@@ -206,7 +206,7 @@ async fn pulls_at_the_same_time_share_the_work() {
     for image in images.list() {
         images.remove(&image.id).await.unwrap();
     }
-    assert_eq!(leftovers(&store), [std::path::PathBuf::new(); 0]);
+    assert_eq!(leftovers(&store), Vec::<std::path::PathBuf>::new());
     assert_eq!((images.fs_usage().bytes, images.fs_usage().inodes), (0, 0));
 }
 

@@ -50,7 +50,7 @@ fn config(dir: &Path) -> Config {
 }
 
 fn nothing_left(dir: &Path) {
-    assert_eq!(leftovers(&dir.join("store")), [PathBuf::new(); 0]);
+    assert_eq!(leftovers(&dir.join("store")), Vec::<PathBuf>::new());
 }
 
 fn user(name: &str) -> Option<Auth> {

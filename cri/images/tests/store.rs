@@ -143,7 +143,7 @@ async fn a_built_image_is_imported_mounted_and_removed() {
     images.remove_snapshot("c1").unwrap();
     images.remove_snapshot("c1").unwrap();
     assert!(!target.join("bin").exists(), "unmounted");
-    assert_eq!(leftovers(&t.path().join("store")), [PathBuf::new(); 0]);
+    assert_eq!(leftovers(&t.path().join("store")), Vec::<PathBuf>::new());
     assert_eq!((images.fs_usage().bytes, images.fs_usage().inodes), (0, 0));
 }
 
@@ -225,7 +225,7 @@ async fn whiteouts_and_opaque_directories_hide_lower_layers() {
     assert!(!m.join("keep").exists());
     images.remove_snapshot("v").unwrap();
     images.remove(&image.id).await.unwrap();
-    assert_eq!(leftovers(&t.path().join("store")), [PathBuf::new(); 0]);
+    assert_eq!(leftovers(&t.path().join("store")), Vec::<PathBuf>::new());
 }
 
 #[tokio::test]
@@ -267,7 +267,7 @@ async fn hostile_layers_are_refused_and_leave_nothing() {
             import_layers(&images, t.path(), "t/evil:1", &[layer]).await.err().unwrap_or_else(|| panic!("{what}"));
         assert!(error.to_string().contains(text), "{what}: {error}");
         assert!(error.is_corrupt(), "{what}: {error:?}");
-        assert_eq!(leftovers(&t.path().join("store")), [PathBuf::new(); 0], "{what}");
+        assert_eq!(leftovers(&t.path().join("store")), Vec::<PathBuf>::new(), "{what}");
     }
     assert!(images.list().is_empty());
     assert!(!t.path().join("evil").exists() && !t.path().join("store/evil").exists());
@@ -326,7 +326,7 @@ async fn devices_fifos_and_nested_directories_unpack_and_vanish() {
     assert_eq!(n, value.len());
     images.remove_snapshot("d").unwrap();
     images.remove(&image.id).await.unwrap();
-    assert_eq!(leftovers(&t.path().join("store")), [PathBuf::new(); 0]);
+    assert_eq!(leftovers(&t.path().join("store")), Vec::<PathBuf>::new());
 }
 
 #[tokio::test]
@@ -379,7 +379,7 @@ async fn docker_save_archives_are_imported_compressed_or_not() {
     other.remove("my/app:2").await.unwrap();
     let error = other.import(&layout, None, None).await.unwrap_err();
     assert!(error.to_string().contains("digest mismatch"), "{error}");
-    assert_eq!(leftovers(&t.path().join("other")), [PathBuf::new(); 0]);
+    assert_eq!(leftovers(&t.path().join("other")), Vec::<PathBuf>::new());
     for bad in ["empty", "text"] {
         let path = t.path().join(bad);
         fs::write(&path, if bad == "empty" { "" } else { "hello, this is no archive" }).unwrap();
@@ -409,10 +409,10 @@ async fn a_start_removes_what_a_crash_left() {
     let gone = other.diff_ids[0].strip_prefix("sha256:").unwrap();
     fs::remove_dir_all(store.join("layers").join(gone)).unwrap();
     let images = open(t.path());
-    assert_eq!(images.list().iter().map(|i| i.id.clone()).collect::<Vec<_>>(), [image.id.clone()]);
+    assert_eq!(images.list().iter().map(|i| i.id.clone()).collect::<Vec<_>>(), std::slice::from_ref(&image.id));
     assert!(images.snapshots().is_empty());
     images.remove(&image.id).await.unwrap();
-    assert_eq!(leftovers(&store), [PathBuf::new(); 0]);
+    assert_eq!(leftovers(&store), Vec::<PathBuf>::new());
 }
 
 #[tokio::test]
@@ -441,5 +441,5 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
     let _ = std::process::Command::new("umount").arg(&disk).status();
     let (no_space, text) = error.unwrap();
     assert!(no_space && text.contains("is full") && text.contains("disk/store"), "{text}");
-    assert_eq!(left, [PathBuf::new(); 0]);
+    assert_eq!(left, Vec::<PathBuf>::new());
 }

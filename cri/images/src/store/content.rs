@@ -76,16 +76,6 @@ impl Blobs {
             OpenOptions::new().write(true).create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
         Ok(Ingest { path, file: Some(file), hasher: Sha256::new(), written: 0, dir: self.dir.clone() })
     }
-
-    /// Deletes a blob; a missing one is fine.
-    pub(crate) fn remove(&self, digest: &Digest) -> Result<()> {
-        let path = self.path(digest);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(Error::io("remove", &path, e)),
-        }
-    }
 }
 
 /// A blob being written. Dropped without [`Ingest::commit`] it leaves nothing.

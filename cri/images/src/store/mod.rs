@@ -111,7 +111,7 @@ impl Store {
     pub(crate) fn collect(&self, state: &mut State) -> Result<Garbage> {
         let garbage = state.garbage();
         for digest in &garbage.blobs {
-            self.blobs.remove(digest)?;
+            self.trash.take(&self.blobs.path(digest))?;
             state.blobs.remove(digest);
         }
         for diff_id in &garbage.layers {
@@ -223,7 +223,7 @@ impl Drop for Lease {
             self.store.collect(&mut state)
         };
         let result =
-            result.and_then(|garbage| if garbage.layers.is_empty() { Ok(()) } else { self.store.trash.empty() });
+            result.and_then(|garbage| if garbage == Garbage::default() { Ok(()) } else { self.store.trash.empty() });
         if let Err(error) = result {
             tracing::warn!(%error, "cannot remove what an unfinished pull left; the next start tries again");
         }

@@ -57,6 +57,6 @@ mod tests {
             41 22 0:51 / /run/c rw - overlay c2 rw\n\
             garbage\n";
         assert_eq!(parse(text, "c1"), [PathBuf::from("/run/a b")]);
-        assert_eq!(parse(text, "c3"), [PathBuf::new(); 0]);
+        assert_eq!(parse(text, "c3"), Vec::<PathBuf>::new());
     }
 }

@@ -100,3 +100,60 @@ pub(crate) fn detach(target: &Path) -> Result<()> {
         Err(e) => Err(Error::io("unmount", target, e)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn both_ways_of_mounting_give_the_same_view() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        // A folder with characters that are special in mount options, and longer than an option may be.
+        let t = tempfile::tempdir().unwrap();
+        let base = t.path().join("a,b:c\\d e").join("x".repeat(200)).join("y".repeat(200));
+        for old in [false, true] {
+            let dir = |n: &str| {
+                let d = base.join(format!("{n}{old}"));
+                fs::create_dir_all(&d).unwrap();
+                d
+            };
+            // More layers than names of this length fit into a page.
+            let mut lower: Vec<PathBuf> = (0..60).map(|n| dir(&format!("layer{n}"))).collect();
+            fs::write(lower[59].join("f"), "lowest").unwrap();
+            fs::write(lower[0].join("g"), "top").unwrap();
+            fs::write(lower[1].join("g"), "hidden").unwrap();
+            let target = dir("target");
+            let mut overlay = Overlay {
+                source: "test".into(),
+                lower: lower.clone(),
+                upper: Some((dir("upper"), dir("work"))),
+                read_only: false,
+                label: String::new(),
+            };
+            let mount = |o: &Overlay| if old { o.mount_old(&target) } else { o.mount_new(&target) };
+            match mount(&overlay) {
+                Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
+                    eprintln!("skipped: this kernel or container cannot mount overlayfs so (old {old})");
+                    continue;
+                }
+                other => other.unwrap(),
+            }
+            assert_eq!(fs::read_to_string(target.join("f")).unwrap(), "lowest");
+            assert_eq!(fs::read_to_string(target.join("g")).unwrap(), "top");
+            fs::write(target.join("new"), "n").unwrap();
+            detach(&target).unwrap();
+            detach(&target).unwrap();
+            assert!(dir("upper").join("new").exists());
+            lower.truncate(2);
+            overlay = Overlay { lower, upper: None, read_only: true, ..overlay };
+            mount(&overlay).unwrap();
+            assert_eq!(fs::read_to_string(target.join("g")).unwrap(), "top");
+            assert!(fs::write(target.join("x"), "").is_err());
+            detach(&target).unwrap();
+        }
+    }
+}
