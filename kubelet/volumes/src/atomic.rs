@@ -36,10 +36,11 @@ pub(crate) fn valid_path(path: &str) -> bool {
 /// Makes `dir` show exactly `payload`; `gid` is the pod's fsGroup. Tells whether anything changed.
 pub(crate) fn write(dir: &Path, payload: &Payload, gid: Option<u32>) -> io::Result<bool> {
     let current = fs::read_link(dir.join(DATA)).ok();
-    if let Some(current) = &current {
-        if is_same(&dir.join(current), payload, gid) && links_are_right(dir, payload) {
-            return Ok(false);
-        }
+    if let Some(current) = &current
+        && is_same(&dir.join(current), payload, gid)
+        && links_are_right(dir, payload)
+    {
+        return Ok(false);
     }
     let fresh = new_dir(dir)?;
     let result = fill(&dir.join(&fresh), payload, gid).and_then(|()| publish(dir, &fresh, payload));
@@ -158,7 +159,7 @@ fn links_are_right(dir: &Path, payload: &Payload) -> bool {
 
 fn is_same(dir: &Path, payload: &Payload, gid: Option<u32>) -> bool {
     let mut found = BTreeSet::new();
-    if !list(dir, dir, &mut found) || found.len() != payload.len() {
+    if !list(dir, &mut found) || found.len() != payload.len() {
         return false;
     }
     payload.iter().all(|(path, file)| {
@@ -174,12 +175,12 @@ fn is_same(dir: &Path, payload: &Payload, gid: Option<u32>) -> bool {
     })
 }
 
-fn list(root: &Path, dir: &Path, out: &mut BTreeSet<std::path::PathBuf>) -> bool {
+fn list(dir: &Path, out: &mut BTreeSet<std::path::PathBuf>) -> bool {
     let Ok(entries) = fs::read_dir(dir) else { return false };
     for entry in entries.flatten() {
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => {
-                if !list(root, &entry.path(), out) {
+                if !list(&entry.path(), out) {
                     return false;
                 }
             }

@@ -103,7 +103,13 @@ pub(crate) fn pin(fd: &OwnedFd, target: &Path) -> io::Result<()> {
         fs::OpenOptions::new().append(true).create(true).open(target)?;
     }
     let from = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    mount(Some(from.as_str()), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+    mount(Some(from.as_str()), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    // Host mounts below may appear here, but taking them off here must not take them off the host; and the runtime
+    // needs a shared mount for propagation into the container.
+    let propagate = |how| mount(None::<&str>, target, None::<&str>, how, None::<&str>);
+    propagate(MsFlags::MS_SLAVE).and_then(|()| propagate(MsFlags::MS_SHARED)).inspect_err(|_| {
+        let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    })?;
     Ok(())
 }
 

@@ -339,3 +339,30 @@ async fn a_memory_volume_comes_back_after_a_reboot() {
     assert_eq!(b.at("").metadata().unwrap().permissions().mode() & 0o777, 0o750);
     b.volumes.teardown("u1").await.unwrap();
 }
+
+#[tokio::test]
+async fn host_mounts_survive_the_teardown_of_a_sub_path() {
+    use nix::mount::{MsFlags, mount};
+    let Some(b) = Bench::new() else { return };
+    let host = b.dir.path().join("host");
+    let tmpfs = |at: &Path| {
+        fs::create_dir_all(at).unwrap();
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fs::write(at.join("f"), "x").unwrap();
+    };
+    tmpfs(&host);
+    mount(None::<&str>, &host, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
+    tmpfs(&host.join("sub/early"));
+    let pod = pod(
+        json!([{"name": "host", "hostPath": {"path": host}}]),
+        json!([{"name": "host", "mountPath": "/x", "subPath": "sub"}]),
+        json!({}),
+    );
+    b.volumes.setup(&pod, &b.ctx).await.unwrap();
+    let pin = b.mounts(&pod, &[]).unwrap()[0].host_path.clone();
+    tmpfs(&host.join("sub/late"));
+    assert!(pin.join("late/f").exists(), "a later host mount is seen");
+    b.volumes.teardown("u1").await.unwrap();
+    assert!(!pin.exists());
+    assert!(host.join("sub/early/f").exists() && host.join("sub/late/f").exists());
+}

@@ -183,7 +183,7 @@ mod tests {
     }
 
     /// Writes lines, rotating as a kubelet and its runtime do: rename, then (a moment later) open the new file.
-    fn write_with_rotation(live: &Path, lines: usize, every: usize, keep: usize) {
+    fn write_with_rotation(live: &Path, lines: usize, every: usize, compress: bool, pause: Duration) {
         let mut file = fs::OpenOptions::new().append(true).create(true).open(live).unwrap();
         for n in 0..lines {
             if n > 0 && n % every == 0 {
@@ -194,9 +194,13 @@ mod tests {
                 file.write_all(b"ne \n").unwrap();
                 file.write_all(format!("2026-01-01T00:00:00.{n:09}Z stdout F {n}\n").as_bytes()).unwrap();
                 file = fs::OpenOptions::new().append(true).create(true).open(live).unwrap();
-                let rotated = super::super::files::rotated(live);
-                for old in rotated.iter().take(rotated.len().saturating_sub(keep)) {
-                    fs::remove_file(old).unwrap();
+                if compress {
+                    let plain =
+                        super::super::files::rotated(live).into_iter().filter(|p| p.extension().unwrap() != "gz");
+                    let plain: Vec<_> = plain.collect();
+                    for old in &plain[..plain.len().saturating_sub(1)] {
+                        gzip(old);
+                    }
                 }
                 continue;
             }
@@ -204,27 +208,47 @@ mod tests {
             let (a, b) = line.split_at(line.len() / 2);
             file.write_all(a.as_bytes()).unwrap();
             file.write_all(b.as_bytes()).unwrap();
-            if n % 50 == 0 {
-                std::thread::sleep(Duration::from_millis(1));
+            if n % 50 == 0 && !pause.is_zero() {
+                std::thread::sleep(pause);
             }
         }
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn no_line_is_lost_over_rotations() {
+    fn gzip(old: &Path) {
+        let name = old.file_name().unwrap().to_str().unwrap();
+        let (temporary, done) = (old.with_file_name(format!("{name}.tmp")), old.with_file_name(format!("{name}.gz")));
+        let mut gz = flate2::write::GzEncoder::new(fs::File::create(&temporary).unwrap(), flate2::Compression::fast());
+        gz.write_all(&fs::read(old).unwrap()).unwrap();
+        gz.finish().unwrap();
+        fs::rename(temporary, done).unwrap();
+        fs::remove_file(old).unwrap();
+    }
+
+    async fn follow_rotations(lines: usize, every: usize, compress: bool, pause: Duration) {
         let dir = tempfile::tempdir().unwrap();
         let live = dir.path().join("0.log");
         fs::write(&live, "").unwrap();
         let (done_tx, done) = tokio::sync::oneshot::channel::<()>();
         let file = LogFile { path: live.clone(), exited: async { drop(done.await) }.boxed() };
         let reader = tokio::spawn(collect(stream(file, options()).await.unwrap()));
-        tokio::task::spawn_blocking(move || write_with_rotation(&live, 5000, 97, 60)).await.unwrap();
+        tokio::task::spawn_blocking(move || write_with_rotation(&live, lines, every, compress, pause)).await.unwrap();
         done_tx.send(()).unwrap();
-        let all = tokio::time::timeout(Duration::from_secs(30), reader).await.unwrap().unwrap();
-        let got: Vec<&str> = all.lines().collect();
-        let want: Vec<String> = (0..5000).map(|n| format!("line {n}")).collect();
-        assert_eq!(got.len(), want.len());
-        assert!(got.iter().zip(&want).all(|(a, b)| a == b));
+        let all = tokio::time::timeout(Duration::from_secs(60), reader).await.unwrap().unwrap();
+        for (n, got) in all.lines().enumerate() {
+            assert_eq!(got, format!("line {n}"));
+        }
+        assert_eq!(all.lines().count(), lines);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_line_is_lost_over_rotations() {
+        follow_rotations(5000, 97, false, Duration::from_millis(1)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_line_is_lost_when_rotation_outruns_the_reader() {
+        follow_rotations(20_000, 113, false, Duration::ZERO).await;
+        follow_rotations(5000, 97, true, Duration::ZERO).await;
     }
 
     #[tokio::test]

@@ -39,15 +39,15 @@ impl Renderer {
 
     /// Adds what a record shows to `out`.
     pub(crate) fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) {
-        if let StreamFilter::Only(only) = self.stream {
-            if only != record.stream {
-                return;
-            }
+        if let StreamFilter::Only(only) = self.stream
+            && only != record.stream
+        {
+            return;
         }
-        if let (Some(since), Some(time)) = (self.since, record.timestamp()) {
-            if time < since {
-                return;
-            }
+        if let (Some(since), Some(time)) = (self.since, record.timestamp())
+            && time < since
+        {
+            return;
         }
         match self.open {
             Some(open) if open != record.stream => {

@@ -1,6 +1,6 @@
 //! One client's way through a log: from its start over rotated files to the live end. Blocking reads, no waiting.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,50 +30,31 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Session {
     live: PathBuf,
-    queue: VecDeque<Source>,
+    /// Names of rotated files that are older than the last piece.
+    known: HashSet<String>,
+    queue: VecDeque<(Segment, u64)>,
     current: Option<(Segment, u64)>,
     /// A physical line without its newline yet.
     carry: Vec<u8>,
     prefix: Vec<Vec<u8>>,
     renderer: Renderer,
-    /// The files to go on with, once the current one has been read again to its end.
-    next: Vec<PathBuf>,
-}
-
-#[derive(Debug)]
-enum Source {
-    Opened(Segment, u64),
-    At(PathBuf),
+    /// What to go on with, once the current piece has been read again to its end.
+    next: Option<files::Chain>,
 }
 
 impl Session {
     /// Opens the log and finds the start.
     ///
     /// # Errors
-    /// Neither the live file nor a rotated one can be opened.
+    /// There is neither a live file nor a rotated one, or they cannot be read.
     pub(crate) fn open(path: &Path, options: &LogOptions) -> io::Result<Self> {
         // A symlink (as in /var/log/containers) leads to the folder where rotated files are.
         let live = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut segments = Vec::new();
-        if !(options.tail_lines == Some(0) && live.exists()) {
-            for old in files::rotated(&live) {
-                if is_older(&old, options.since) {
-                    continue;
-                }
-                match Segment::open(&old) {
-                    Ok(segment) => segments.push(segment),
-                    Err(e) => tracing::warn!(path = %old.display(), error = %e, "rotated log file left out"),
-                }
-            }
-        }
-        match Segment::open(&live) {
-            // A rotation between the listing and this open may have put the same file into both.
-            Ok(segment) => {
-                segments.retain(|s| !same(s, &segment));
-                segments.push(segment);
-            }
-            Err(e) if segments.is_empty() => return Err(e),
-            Err(_) => {}
+        let chain = files::chain(&live, |old| !is_older(old, options.since))?;
+        let known = chain.known;
+        let segments: Vec<Segment> = chain.rotated.into_iter().map(|(_, s)| s).chain(chain.live).collect();
+        if segments.is_empty() {
+            return Err(io::ErrorKind::NotFound.into());
         }
         let start = match options.tail_lines {
             Some(lines) => tail::find(&segments, lines, options.stream)?,
@@ -83,15 +64,16 @@ impl Session {
             .into_iter()
             .enumerate()
             .skip(start.segment)
-            .map(|(index, segment)| Source::Opened(segment, if index == start.segment { start.offset } else { 0 }));
+            .map(|(index, segment)| (segment, if index == start.segment { start.offset } else { 0 }));
         Ok(Self {
             live,
+            known,
             queue: queue.collect(),
             current: None,
             carry: Vec::new(),
             prefix: start.prefix,
             renderer: Renderer::new(options),
-            next: Vec::new(),
+            next: None,
         })
     }
 
@@ -115,17 +97,9 @@ impl Session {
                 return Ok(Step::Data(out));
             }
             let Some((segment, offset)) = &mut self.current else {
-                match self.queue.pop_front() {
-                    Some(Source::Opened(segment, offset)) => self.current = Some((segment, offset)),
-                    Some(Source::At(path)) => match Segment::open(&path) {
-                        Ok(segment) => self.current = Some((segment, 0)),
-                        // Rotated (or removed) again since it was listed: what follows is found from the live path.
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                        Err(e) => return Err(e),
-                    },
-                    // Everything that was listed is gone: the live path is what remains.
-                    None if self.live.exists() => self.queue.push_back(Source::At(self.live.clone())),
-                    None => return Ok(Step::End(out)),
+                self.current = self.queue.pop_front();
+                if self.current.is_none() {
+                    return Ok(Step::End(out));
                 }
                 continue;
             };
@@ -139,32 +113,28 @@ impl Session {
                 self.leave(&mut out);
                 continue;
             }
-            let inode = match segment {
-                Segment::Plain { inode, file } => {
-                    if file.metadata()?.len() < *offset {
-                        // Truncated in place: begin again.
-                        *offset = 0;
-                        self.carry.clear();
-                        continue;
-                    }
-                    Some(*inode)
-                }
-                Segment::Unpacked(_) => None,
-            };
-            if self.next.is_empty() {
-                self.next = match inode {
-                    Some(inode) => files::successors(&self.live, inode, exited),
-                    None if self.live.exists() => vec![self.live.clone()],
-                    None => Vec::new(),
-                };
-                if self.next.is_empty() {
+            if let Segment::Plain { file, .. } = segment
+                && file.metadata()?.len() < *offset
+            {
+                // Truncated in place: begin again.
+                *offset = 0;
+                self.carry.clear();
+                continue;
+            }
+            let Some(next) = self.next.take() else {
+                let inode = segment.inode().unwrap_or_default();
+                self.next = files::successors(&self.live, inode, &self.known, exited)?;
+                if self.next.is_none() {
                     return Ok(Step::End(out));
                 }
                 // The writer has moved on, so one more read to the end sees its last line here.
                 continue;
+            };
+            if next.rotated.is_empty() && next.live.is_none() {
+                return Ok(Step::End(out));
             }
-            let next = std::mem::take(&mut self.next);
-            self.queue.extend(next.into_iter().map(Source::At));
+            self.known = next.known;
+            self.queue.extend(next.rotated.into_iter().map(|(_, s)| s).chain(next.live).map(|s| (s, 0)));
             self.leave(&mut out);
         }
     }
@@ -209,10 +179,6 @@ impl Session {
             None => tracing::debug!(path = %self.live.display(), length = line.len(), "log line not in CRI format"),
         }
     }
-}
-
-fn same(a: &Segment, b: &Segment) -> bool {
-    matches!((a, b), (Segment::Plain { inode: a, .. }, Segment::Plain { inode: b, .. }) if a == b)
 }
 
 /// Whether all of a rotated file was written before `since`.

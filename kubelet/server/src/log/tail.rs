@@ -179,7 +179,7 @@ mod tests {
     const T: &str = "2026-01-01T00:00:00.000000000Z";
 
     fn segment(records: &[&str]) -> Segment {
-        Segment::Unpacked(records.iter().map(|r| format!("{T} {r}\n")).collect::<String>().into_bytes())
+        Segment::of_bytes(records.iter().map(|r| format!("{T} {r}\n")).collect::<String>().into_bytes())
     }
 
     /// What would be shown: the prefix and all from the start on, as texts.
@@ -221,7 +221,7 @@ mod tests {
     fn only_the_asked_stream_counts() {
         let lines = ["stdout F 1", "stderr F 2", "stdout F 3", "stderr F 4", "stderr F 5"];
         let only = StreamFilter::Only(super::super::Stream::Stdout);
-        assert_eq!(find(&[segment(&lines)], 1, only).unwrap().offset, (T.len() as u64 + 12) * 1);
+        assert_eq!(find(&[segment(&lines)], 1, only).unwrap().offset, T.len() as u64 + 12);
         assert_eq!(shown(&[segment(&lines)], 2, only)[0], "1");
     }
 
@@ -248,6 +248,6 @@ mod tests {
     fn an_unterminated_line_does_not_count() {
         let mut bytes = format!("{T} stdout F 1\n{T} stdout F 2\n").into_bytes();
         bytes.extend(format!("{T} stdout F half").bytes());
-        assert_eq!(shown(&[Segment::Unpacked(bytes)], 1, StreamFilter::All), ["2", "half"]);
+        assert_eq!(shown(&[Segment::of_bytes(bytes)], 1, StreamFilter::All), ["2", "half"]);
     }
 }
