@@ -18,6 +18,8 @@ pub struct Config {
     pub docker_config: Option<PathBuf>,
     /// `host[:port]` asked by plain HTTP; loopback addresses and `localhost` always are unless hosts.toml says otherwise.
     pub plain_http_hosts: Vec<String>,
+    /// Proxies for registries; the environment's by default.
+    pub proxy: Proxy,
     /// References (or image ids) that are reported as pinned, so that nobody collects them.
     pub pinned: Vec<String>,
     /// Keep compressed layer blobs after unpacking (needed for export).
@@ -26,6 +28,28 @@ pub struct Config {
     pub limits: Limits,
     /// Bounds on waiting for a registry.
     pub timeouts: Timeouts,
+}
+
+/// Proxies, written as in the environment: empty means none. Loopback addresses are never reached through a proxy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// For plain HTTP registries: `[http://]host:port`.
+    pub http: String,
+    /// For HTTPS registries: `[http://][user:password@]host:port`, asked to CONNECT.
+    pub https: String,
+    /// Hosts reached directly: names (with all below them), `.suffix`, addresses, networks, each with an optional
+    /// port, comma separated.
+    pub no_proxy: String,
+}
+
+impl Proxy {
+    /// `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, in upper or lower case.
+    pub fn from_env() -> Proxy {
+        let get = |name: &str| {
+            std::env::var(name).or_else(|_| std::env::var(name.to_lowercase())).unwrap_or_default().trim().to_string()
+        };
+        Proxy { http: get("HTTP_PROXY"), https: get("HTTPS_PROXY"), no_proxy: get("NO_PROXY") }
+    }
 }
 
 /// Bounds on what one image may hold.
@@ -74,6 +98,7 @@ impl Config {
             max_concurrent_unpacks: std::thread::available_parallelism().map_or(2, |n| n.get().max(2)),
             docker_config: None,
             plain_http_hosts: Vec::new(),
+            proxy: Proxy::from_env(),
             pinned: Vec::new(),
             keep_layer_blobs: true,
             limits: Limits::default(),

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use config::{Config, Limits, Timeouts};
+pub use config::{Config, Limits, Proxy, Timeouts};
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use image::{Auth, FsUsage, Image, ImageConfig, Phase, Progress, ProgressSink};

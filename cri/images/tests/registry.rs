@@ -308,3 +308,34 @@ async fn a_cancelled_pull_leaves_nothing() {
     }
     nothing_left(t.path());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxies_are_used_for_other_machines() {
+    if !root() {
+        return;
+    }
+    let (map, _) = image();
+    let proxy = Scripted::start(move |seen, s| {
+        if seen.method == "CONNECT" {
+            return answer(s, "403 Forbidden", "", b"");
+        }
+        let mut seen = seen.clone();
+        seen.path = seen.path.strip_prefix("http://reg.invalid").unwrap_or("").to_string();
+        plain(&map, &seen, s)
+    });
+    let t = tempfile::tempdir().unwrap();
+    let mut config = config(t.path());
+    config.timeouts.attempts = 1;
+    config.plain_http_hosts = vec!["reg.invalid".into()];
+    config.proxy.http = format!("127.0.0.1:{}", proxy.port);
+    config.proxy.https = format!("http://u:p%40@127.0.0.1:{}", proxy.port);
+    let images = Images::open(config).unwrap();
+    images.pull("reg.invalid/repo:1", None, None).await.unwrap();
+    let error = images.pull("secure.invalid/repo:1", None, None).await.unwrap_err();
+    assert!(error.to_string().contains("refuses a tunnel to secure.invalid:443"), "{error}");
+    let last = proxy.seen().pop().unwrap();
+    assert_eq!(
+        (last.path.as_str(), last.headers["proxy-authorization"].as_str()),
+        ("secure.invalid:443", "Basic dTpwQA==")
+    );
+}

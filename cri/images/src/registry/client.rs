@@ -90,7 +90,7 @@ impl Registry {
         for endpoint in endpoints(&config.config_path, &domain, &config.plain_http_hosts)? {
             let docker = config.docker_config.as_deref();
             let credentials = lookup(auth, docker, &domain, &endpoint.host(), endpoint.mirror)?;
-            let http = client(&endpoint.tls, config.timeouts.connect)?;
+            let http = client(&endpoint.tls, &config.proxy, config.timeouts.connect)?;
             let token = credentials.registry_token.as_ref().map(|t| header(&format!("Bearer {t}"))).transpose()?;
             servers.push(Server { endpoint, http, credentials, authorization: Mutex::new(token) });
         }
@@ -99,7 +99,7 @@ impl Registry {
             timeouts: config.timeouts.clone(),
             path: reference.path().to_string(),
             domain,
-            elsewhere: client(&TlsOptions::default(), config.timeouts.connect)?,
+            elsewhere: client(&TlsOptions::default(), &config.proxy, config.timeouts.connect)?,
             plain_http: config.plain_http_hosts.clone(),
         })
     }

@@ -8,4 +8,5 @@ pub(crate) mod challenge;
 pub(crate) mod client;
 pub(crate) mod credentials;
 pub(crate) mod hosts;
+pub(crate) mod proxy;
 pub(crate) mod transport;

@@ -25,14 +25,16 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::hosts::TlsOptions;
+use super::proxy;
+use crate::config::Proxy;
 use crate::error::{Error, Result};
 
 /// A pooled HTTP/1.1 client.
 pub(crate) type Http = Client<Connector, Full<Bytes>>;
 
 /// A client that trusts as `options` say.
-pub(crate) fn client(options: &TlsOptions, connect: Duration) -> Result<Http> {
-    let connector = Connector { tls: Arc::new(tls_config(options)?), timeout: connect };
+pub(crate) fn client(options: &TlsOptions, proxy: &Proxy, connect: Duration) -> Result<Http> {
+    let connector = Connector { tls: Arc::new(tls_config(options)?), proxy: Arc::new(proxy.clone()), timeout: connect };
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(30))
@@ -43,6 +45,7 @@ pub(crate) fn client(options: &TlsOptions, connect: Duration) -> Result<Http> {
 #[derive(Clone)]
 pub(crate) struct Connector {
     tls: Arc<ClientConfig>,
+    proxy: Arc<Proxy>,
     timeout: Duration,
 }
 
@@ -74,10 +77,17 @@ impl Connector {
         let host = uri.host().unwrap_or("").trim_start_matches('[').trim_end_matches(']');
         let secure = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let tcp = TcpStream::connect((host, port)).await?;
+        let proxy = proxy::choose(&self.proxy, secure, host, port)?;
+        let mut tcp = match &proxy {
+            Some(proxy) => proxy::dial(proxy).await?,
+            None => TcpStream::connect((host, port)).await?,
+        };
         tcp.set_nodelay(true)?;
         if !secure {
-            return Ok(Stream::Plain(tcp));
+            return Ok(Stream::Plain { tcp, proxied: proxy.is_some() });
+        }
+        if let Some(proxy) = &proxy {
+            proxy::tunnel(&mut tcp, proxy, host, port).await?;
         }
         let name =
             ServerName::try_from(host.to_string()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
@@ -88,20 +98,24 @@ impl Connector {
 
 /// A plain or encrypted connection.
 pub(crate) enum Stream {
-    Plain(TcpStream),
+    /// A proxy wants the whole URL in the request.
+    Plain {
+        tcp: TcpStream,
+        proxied: bool,
+    },
     Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().proxy(matches!(self, Stream::Plain { proxied: true, .. }))
     }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::Plain { tcp, .. } => Pin::new(tcp).poll_read(cx, buf),
             Stream::Tls(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
@@ -110,21 +124,21 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Stream::Plain { tcp, .. } => Pin::new(tcp).poll_write(cx, buf),
             Stream::Tls(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(s) => Pin::new(s).poll_flush(cx),
+            Stream::Plain { tcp, .. } => Pin::new(tcp).poll_flush(cx),
             Stream::Tls(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Stream::Plain { tcp, .. } => Pin::new(tcp).poll_shutdown(cx),
             Stream::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
