@@ -37,6 +37,6 @@ pub use expand::expand;
 pub use hosts::{render_hosts, write_hosts};
 pub use layout::Layout;
 pub use mounts::{MountSpec, Propagation};
-pub use objects::{ObjectError, Objects, Token};
+pub use objects::{ObjectError, Objects, Standalone, Token};
 pub use usage::Usage;
 pub use volumes::Volumes;

@@ -5,13 +5,25 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
+
 /// All mount points, in the order they were made (a path can appear more than once).
 pub(crate) fn mount_points() -> io::Result<Vec<PathBuf>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
-/// Whether something is mounted exactly on `path` (symlinks in its parents are resolved).
+/// Whether something is mounted exactly on `path`, which is not followed if it is a symlink and may be missing.
 pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    // The kernel answers for one path; reading the table takes longer the more pods there are.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    match rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::empty()) {
+        Ok(stat) if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+            return Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+        }
+        Err(rustix::io::Errno::NOENT) => return Ok(false),
+        // A kernel before 5.8, or a path that statx may not read.
+        _ => {}
+    }
     let path = resolve(path)?;
     Ok(mount_points()?.contains(&path))
 }
@@ -67,5 +79,6 @@ mod tests {
     fn proc_is_a_mount_point_and_its_files_are_not() {
         assert!(is_mount_point(Path::new("/proc")).unwrap());
         assert!(!is_mount_point(Path::new("/proc/self/status")).unwrap());
+        assert!(!is_mount_point(Path::new("/none/at/all")).unwrap());
     }
 }

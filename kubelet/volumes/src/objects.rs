@@ -57,3 +57,32 @@ pub trait Objects: Send + Sync {
     /// The Services of a namespace, for the environment of containers.
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>>;
 }
+
+/// The objects of a kubelet without an apiserver: no Services, and an error for everything else.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Standalone;
+
+impl Standalone {
+    fn refuse<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T, ObjectError>> {
+        let e = ObjectError::new(format!("{what} needs an apiserver, and this kubelet runs without one"));
+        Box::pin(std::future::ready(Err(e)))
+    }
+}
+
+impl Objects for Standalone {
+    fn config_map<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>> {
+        Self::refuse(&format!("configmap {name:?}"))
+    }
+
+    fn secret<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ObjectError>> {
+        Self::refuse(&format!("secret {name:?}"))
+    }
+
+    fn token<'a>(&'a self, _: &'a Pod, _: Option<&'a str>, _: i64) -> BoxFuture<'a, Result<Token, ObjectError>> {
+        Self::refuse("a service account token")
+    }
+
+    fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+}
