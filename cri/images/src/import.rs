@@ -149,6 +149,7 @@ async fn install(
         if manifest.media_type.is_empty() { manifest::OCI_MANIFEST.into() } else { manifest.media_type.clone() };
     finish(
         store,
+        lease,
         Finished {
             manifest: &manifest,
             manifest_digest: digest,

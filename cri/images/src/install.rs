@@ -134,8 +134,9 @@ pub(crate) struct Finished<'a> {
     pub(crate) digests: BTreeSet<String>,
 }
 
-/// Adds the image to the list.
-pub(crate) async fn finish(store: &Arc<Store>, f: Finished<'_>) -> Result<Image> {
+/// Adds the image to the list. The work holds the lease, so that a caller who is cancelled cannot leave an entry without
+/// its layers.
+pub(crate) async fn finish(store: &Arc<Store>, lease: &Arc<Lease>, f: Finished<'_>) -> Result<Image> {
     let mut blobs: DigestSet = f.extra_blobs.into_iter().collect();
     blobs.insert(f.manifest_digest.clone());
     blobs.insert(f.manifest.config.digest.clone());
@@ -158,10 +159,12 @@ pub(crate) async fn finish(store: &Arc<Store>, f: Finished<'_>) -> Result<Image>
         architecture: f.config.architecture,
         config: f.config.config.unwrap_or_default(),
     };
-    let store = store.clone();
+    let (store, lease) = (store.clone(), lease.clone());
     blocking("record image", move || {
         let record = store.add(record)?;
-        Ok(store.state().image(&record, &store.config.pinned))
+        let image = store.state().image(&record, &store.config.pinned);
+        drop(lease);
+        Ok(image)
     })
     .await
 }

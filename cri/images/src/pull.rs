@@ -91,6 +91,7 @@ impl Pull<'_> {
         }
         let image = finish(
             self.store,
+            lease,
             Finished {
                 manifest,
                 manifest_digest: resolved.digest,
@@ -187,7 +188,7 @@ impl Pull<'_> {
             progress(i64::try_from(descriptor.size).unwrap_or(0));
             return Ok(());
         }
-        registry.blob(self.store, what, &descriptor.digest, descriptor.size, progress).await
+        registry.blob(self.store, lease, what, descriptor, progress).await
     }
 
     async fn layer(

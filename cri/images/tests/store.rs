@@ -443,3 +443,65 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
     assert!(no_space && text.contains("is full") && text.contains("disk/store"), "{text}");
     assert_eq!(left, Vec::<PathBuf>::new());
 }
+
+/// Path -> (mode, owner, size or target, mtime, links) of everything below `dir`.
+fn walk(dir: &Path) -> BTreeMap<PathBuf, (u32, u32, u32, String, i64, u64)> {
+    let mut out = BTreeMap::new();
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(at) = todo.pop() {
+        for entry in fs::read_dir(&at).unwrap() {
+            let path = entry.unwrap().path();
+            let m = path.symlink_metadata().unwrap();
+            let (text, links) = if m.is_symlink() {
+                (fs::read_link(&path).unwrap().display().to_string(), 1)
+            } else if m.is_dir() {
+                todo.push(path.clone());
+                (String::new(), 1)
+            } else {
+                (Digest::of(&fs::read(&path).unwrap()).to_string(), m.nlink())
+            };
+            let name = path.strip_prefix(dir).unwrap().to_path_buf();
+            out.insert(name, (m.mode(), m.uid(), m.gid(), text, m.mtime(), links));
+        }
+    }
+    out
+}
+
+#[tokio::test]
+async fn a_real_tree_comes_out_as_it_went_in() {
+    if !root() {
+        return;
+    }
+    let t = tempfile::tempdir().unwrap();
+    let tree = t.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let copied = std::process::Command::new("cp").args(["-a", "/etc", "/usr/share/zoneinfo"]).arg(&tree).status();
+    if !copied.is_ok_and(|s| s.success()) {
+        eprintln!("skipped: nothing to copy");
+        return;
+    }
+    fs::hard_link(tree.join("etc/passwd"), tree.join("linked")).unwrap();
+    let images = open(t.path());
+    let want = walk(&tree);
+    for (n, format) in ["gnu", "pax", "ustar"].into_iter().enumerate() {
+        let out = std::process::Command::new("tar")
+            .args(["--format", format, "--xattrs", "--numeric-owner", "-C"])
+            .arg(&tree)
+            .args(["-cf", "-", "."])
+            .output();
+        let Some(plain) = out.ok().filter(|o| o.status.success()).map(|o| o.stdout) else {
+            eprintln!("skipped: no GNU tar");
+            return;
+        };
+        let image =
+            import_layers(&images, t.path(), &format!("t/tree:{n}"), &[layer_gzip(&plain).unwrap()]).await.unwrap();
+        let (id, m) = (format!("tree{n}"), t.path().join(format!("m{n}")));
+        images.prepare(&id, &image.id).unwrap();
+        images.mount(&id, &m, &MountOptions::default()).unwrap();
+        let got = walk(&m);
+        let same = got == want;
+        images.remove_snapshot(&id).unwrap();
+        assert!(same, "{format}: {:?}", got.iter().zip(&want).find(|(a, b)| a != b));
+        assert!(image.size > 0);
+    }
+}

@@ -13,8 +13,9 @@ use super::client::{Registry, Server};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::install::blocking;
-use crate::store::Store;
+use crate::manifest::Descriptor;
 use crate::store::content::Ingest;
+use crate::store::{Lease, Store};
 
 /// A file being written on a blocking thread; few chunks are in flight, so memory is bounded.
 struct Writer {
@@ -58,22 +59,22 @@ enum Stop {
 }
 
 impl Registry {
-    /// Downloads `digest` (exactly `size` bytes) from the first server that has it intact.
+    /// Downloads `blob` (exactly as many bytes as it says) from the first server that has it intact.
     pub(crate) async fn blob(
         &self,
         store: &Arc<Store>,
+        lease: &Arc<Lease>,
         what: &'static str,
-        digest: &Digest,
-        size: u64,
+        blob: &Descriptor,
         progress: &(dyn Fn(i64) + Sync),
     ) -> Result<()> {
         let mut last = None;
         for server in self.servers.iter().filter(|s| s.endpoint.pull) {
-            match self.blob_from(server, store, what, digest, size, progress).await {
+            match self.blob_from(server, store, lease, what, blob, progress).await {
                 Ok(()) => return Ok(()),
                 Err(e @ (Error::Io { .. } | Error::NoSpace { .. } | Error::Task { .. })) => return Err(e),
                 Err(e) => {
-                    tracing::debug!(host = %server.endpoint.host(), %digest, error = %e, "blob not from this host");
+                    tracing::debug!(host = %server.endpoint.host(), digest = %blob.digest, error = %e, "blob not from this host");
                     last = Some(e);
                 }
             }
@@ -85,11 +86,12 @@ impl Registry {
         &self,
         server: &Server,
         store: &Arc<Store>,
+        lease: &Arc<Lease>,
         what: &'static str,
-        digest: &Digest,
-        size: u64,
+        blob: &Descriptor,
         progress: &(dyn Fn(i64) + Sync),
     ) -> Result<()> {
+        let (digest, size) = (&blob.digest, blob.size);
         let mut writer = Writer::start(store)?;
         let mut tries = self.tries();
         let result = loop {
@@ -113,10 +115,11 @@ impl Registry {
             (_, Err(local)) => Err(local),
             (Err(remote), _) => Err(remote),
             (Ok(()), Ok(ingest)) => {
-                let (store, digest) = (store.clone(), digest.clone());
+                let (store, lease, digest) = (store.clone(), lease.clone(), digest.clone());
                 blocking("store blob", move || {
                     let (digest, size) = ingest.commit(what, Some(&digest))?;
                     store.blob_added(&digest, size);
+                    drop(lease);
                     Ok(())
                 })
                 .await
