@@ -1,0 +1,55 @@
+//! Errors and warnings: on standard error for people, and in the engine's log file in the form it asks for.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::sync::OnceLock;
+
+use crate::error::{Context, Result};
+use crate::fail;
+use crate::state::now;
+
+struct Log {
+    file: File,
+    json: bool,
+}
+
+static LOG: OnceLock<Log> = OnceLock::new();
+static DEBUG: OnceLock<bool> = OnceLock::new();
+
+/// Opens the log file.
+pub(crate) fn set_up(path: Option<&str>, format: Option<&str>, debug: bool) -> Result<()> {
+    let json = match format.unwrap_or("text") {
+        "json" => true,
+        "text" => false,
+        other => fail!("--log-format: unknown format {other:?}, want text or json"),
+    };
+    let _ = DEBUG.set(debug);
+    let Some(path) = path.filter(|p| !p.is_empty() && *p != "/dev/stderr") else { return Ok(()) };
+    let file = OpenOptions::new().create(true).append(true).open(path).context(|| format!("--log: open {path}"))?;
+    let _ = LOG.set(Log { file, json });
+    Ok(())
+}
+
+/// Something went wrong and the command failed.
+pub(crate) fn error(text: &str) {
+    eprintln!("gantry-run: {text}");
+    write("error", text);
+}
+
+/// Something was not done as asked; the command goes on. People see it with --debug, engines find it in the log.
+pub(crate) fn warn(text: &str) {
+    if DEBUG.get() == Some(&true) {
+        eprintln!("gantry-run: warning: {text}");
+    }
+    write("warning", text);
+}
+
+fn write(level: &str, text: &str) {
+    let Some(log) = LOG.get() else { return };
+    let line = if log.json {
+        serde_json::json!({"level": level, "msg": text, "time": now()}).to_string()
+    } else {
+        format!("time={:?} level={level} msg={text:?}", now())
+    };
+    let _ = writeln!(&log.file, "{line}");
+}

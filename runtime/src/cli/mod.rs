@@ -1,0 +1,131 @@
+//! The command line: runc's, word for word. One file a verb; this one knows the global options and reports errors.
+
+mod args;
+mod create;
+mod delete;
+mod exec;
+mod features;
+mod freeze;
+mod kill;
+mod list;
+mod log;
+mod ps;
+mod run;
+mod spec;
+mod start;
+mod state;
+mod update;
+
+use std::path::PathBuf;
+
+use args::Words;
+pub(crate) use log::warn;
+
+use crate::error::{Error, Result};
+use crate::state::Store;
+
+const USAGE: &str = "gantry-run: an OCI container runtime with runc's command line
+
+usage: gantry-run [global options] VERB [options] [ID] [arguments]
+
+verbs:
+  create ID        make a container from the bundle in --bundle (.), up to the point where `start` sets it off
+  start ID         run the container's program
+  run ID           create, start, wait, delete
+  exec ID PROGRAM  run one more program in a container
+  kill ID [SIGNAL] send a signal (TERM) to the container's first process; --all: to all
+  delete ID        forget a stopped container; --force: kill it first
+  state ID         print the container's state as JSON
+  list, ps         list containers, or the processes of one
+  pause, resume    freeze a container, let it go on
+  update ID        change limits
+  spec             write an example config.json
+  features         print what this runtime can do, as JSON
+
+global options:
+  --root DIR              where containers are kept (default /run/gantry-run)
+  --log FILE              write errors and warnings there too
+  --log-format text|json  the form of that file (default text)
+  --log-level LEVEL       debug, info, warning (default) or error
+  --debug                 the same as --log-level debug
+  --systemd-cgroup        take cgroup paths as SLICE:PREFIX:NAME (needs systemd)
+  --rootless BOOL|auto    accepted
+  --help, --version
+
+`gantry-run VERB --help` tells a verb's options.
+";
+
+/// What every verb may use.
+pub(crate) struct Globals {
+    pub(crate) store: Store,
+}
+
+/// Runs the program; answers its exit code.
+pub fn main() -> i32 {
+    let words: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
+    let words: Vec<String> = words.into_iter().map(|w| w.to_string_lossy().into_owned()).collect();
+    match dispatch(words) {
+        Ok(code) => code,
+        Err(error) => {
+            log::error(&error.to_string());
+            1
+        }
+    }
+}
+
+fn dispatch(words: Vec<String>) -> Result<i32> {
+    let globals = [
+        "root=",
+        "log=",
+        "log-format=",
+        "log-level=",
+        "debug",
+        "systemd-cgroup",
+        "rootless=",
+        "criu=",
+        "help,h",
+        "version,v",
+    ];
+    let words = Words::leading(words, &globals)?;
+    log::set_up(
+        words.value("log"),
+        words.value("log-format"),
+        words.is_set("debug") || words.value("log-level") == Some("debug"),
+    )?;
+    if words.is_set("version") {
+        println!("gantry-run version {}\nspec: {}", env!("CARGO_PKG_VERSION"), crate::spec::VERSION);
+        return Ok(0);
+    }
+    let Some((verb, rest)) = words.rest().split_first() else {
+        print!("{USAGE}");
+        return Ok(0);
+    };
+    if words.is_set("help") || verb == "help" {
+        print!("{USAGE}");
+        return Ok(0);
+    }
+    if words.is_set("systemd-cgroup") {
+        return Err(Error::new("--systemd-cgroup: this build drives cgroups through the file system only"));
+    }
+    let root = PathBuf::from(words.value("root").unwrap_or("/run/gantry-run"));
+    let globals = Globals { store: Store::new(root) };
+    let rest = rest.to_vec();
+    match verb.as_str() {
+        "create" => create::main(&globals, rest),
+        "start" => start::main(&globals, rest),
+        "run" => run::main(&globals, rest),
+        "exec" => exec::main(&globals, rest),
+        "kill" => kill::main(&globals, rest),
+        "delete" => delete::main(&globals, rest),
+        "state" => state::main(&globals, rest),
+        "list" => list::main(&globals, rest),
+        "ps" => ps::main(&globals, rest),
+        "pause" => freeze::main(&globals, rest, true),
+        "resume" => freeze::main(&globals, rest, false),
+        "update" => update::main(&globals, rest),
+        "spec" => spec::main(rest),
+        "features" => features::main(rest),
+        "checkpoint" | "restore" | "events" => Err(Error::new(format!("{verb}: not part of this build"))),
+        other => Err(Error::new(format!("unknown verb {other:?}: gantry-run --help lists them"))),
+    }
+}

@@ -1,0 +1,298 @@
+//! The new process: from the clone to the container's program. Its errors go to the runtime, which reports them.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use gantry_sys::namespaces::{Kind, enter, leave, sysctl_path};
+use gantry_sys::process as sys;
+use rustix::fs::{Access, Mode, OFlags, openat};
+
+use super::channel::{Channel, Message};
+use super::identity::{self, Filter};
+use super::rootfs::{self, View};
+use super::terminal;
+use crate::error::{Context, Error, Result};
+use crate::fail;
+use crate::hooks;
+use crate::plan::{capabilities, namespaces::Namespaces, process as names};
+use crate::spec::{Process, Spec};
+
+/// Everything the new process needs, decided before it was made.
+pub(crate) struct Job<'a> {
+    pub(crate) channel: Channel,
+    pub(crate) process: &'a Process,
+    pub(crate) caps: capabilities::Plan,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) console: Option<UnixStream>,
+    /// Descriptors beyond standard error that the program keeps.
+    pub(crate) preserved: i32,
+}
+
+/// The parts that only a new container has.
+pub(crate) struct Container<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) namespaces: &'a Namespaces,
+    /// Opened files of the namespaces to join (without the PID namespace, which the runtime has joined).
+    pub(crate) joined: Vec<(Kind, File)>,
+    pub(crate) rootfs: &'a Path,
+    pub(crate) bundle: &'a Path,
+    pub(crate) cgroup: &'a Path,
+    /// The fifo to wait at, opened as a place.
+    pub(crate) fifo: OwnedFd,
+    /// State for hooks.
+    pub(crate) state: &'a str,
+    pub(crate) no_pivot: bool,
+}
+
+/// Becomes the container's program, or tells the runtime why not and ends.
+pub(crate) fn become_container(job: Job<'_>, container: &Container<'_>) -> ! {
+    let error = match set_up(&job, container) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    let _ = job.channel.send(&Message::Failed(error.to_string()));
+    sys::exit_now(1)
+}
+
+fn set_up(job: &Job<'_>, c: &Container<'_>) -> Result<std::convert::Infallible> {
+    // Nobody in a namespace that is joined now may look into this process, its memory or its descriptors.
+    sys::set_dumpable(false).context(|| "hide this process".to_owned())?;
+    job.channel.wait_go()?;
+    rustix::process::setsid().context(|| "start a session".to_owned())?;
+    for (kind, file) in &c.joined {
+        enter(file, *kind).context(|| format!("join the {} namespace", kind.proc_name()))?;
+    }
+    if c.namespaces.makes(Kind::User) || c.namespaces.joins(Kind::User).is_some() {
+        sys::set_gid(0).context(|| "become root of the user namespace".to_owned())?;
+        sys::set_uid(0).context(|| "become root of the user namespace".to_owned())?;
+    }
+    if c.namespaces.makes(Kind::Cgroup) {
+        // Only now is this process in its cgroup, which becomes the root that the new namespace shows.
+        leave(Kind::Cgroup.flag()).context(|| "make a cgroup namespace".to_owned())?;
+    }
+    if c.namespaces.makes(Kind::Network) {
+        gantry_sys::namespaces::loopback_up().context(|| "bring the loopback link up".to_owned())?;
+    }
+    if let Some(name) = c.spec.hostname.as_deref().filter(|n| !n.is_empty()) {
+        nix::unistd::sethostname(name).context(|| format!("set the host name to {name}"))?;
+    }
+    if let Some(name) = c.spec.domainname.as_deref().filter(|n| !n.is_empty()) {
+        rustix::system::setdomainname(name.as_bytes()).context(|| format!("set the domain name to {name}"))?;
+    }
+    let linux = c.spec.linux();
+    for (key, value) in &linux.sysctl {
+        let path = sysctl_path(key).context(|| "linux.sysctl".to_owned())?;
+        std::fs::write(&path, value).context(|| format!("linux.sysctl: set {key} to {value}"))?;
+    }
+    let proc = rootfs::host_proc()?;
+    let isolated = c.namespaces.makes(Kind::Mount);
+    let root = if isolated {
+        let view = View {
+            spec: c.spec,
+            linux: &linux,
+            rootfs: c.rootfs,
+            bundle: c.bundle,
+            cgroup: c.cgroup,
+            cgroup_namespace: c.namespaces.makes(Kind::Cgroup),
+            user_namespace: c.namespaces.makes(Kind::User) || c.namespaces.joins(Kind::User).is_some(),
+        };
+        rootfs::build(&view)?
+    } else {
+        gantry_sys::root::Root::open(c.rootfs).context(|| format!("open {}", c.rootfs.display()))?
+    };
+    // The runtime runs its hooks now: all namespaces are made, the root is not entered.
+    job.channel.send(&Message::Go).context(|| "talk to the runtime".to_owned())?;
+    job.channel.wait_go()?;
+    if let Some(h) = &c.spec.hooks {
+        hooks::run("createContainer", &h.create_container, c.state)?;
+    }
+    if isolated && !c.no_pivot {
+        rootfs::enter(&root, linux.rootfs_propagation.as_deref())?;
+    } else {
+        rootfs::enter_by_chroot(&root, isolated)?;
+    }
+    drop(root);
+    let terminal = open_terminal(job, isolated)?;
+    if isolated {
+        rootfs::restrict(&linux, c.spec.root.as_ref().is_some_and(|r| r.readonly))?;
+    }
+    prepare(job, &proc)?;
+    if let Some(p) = &linux.personality {
+        set_personality(&p.domain)?;
+    }
+    let (program, argv, envp) = program(job.process)?;
+    let fifo =
+        || openat(&proc, format!("self/fd/{}", c.fifo.as_raw_fd()), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    drop(terminal);
+    finish(job)?;
+    check_runnable(&program, job.process)?;
+    job.channel.send(&Message::Go).context(|| "talk to the runtime".to_owned())?;
+    let start = fifo().context(|| "wait for start".to_owned())?;
+    rustix::io::write(&start, b"0").context(|| "wait for start".to_owned())?;
+    drop(start);
+    if let Some(h) = &c.spec.hooks {
+        hooks::run("startContainer", &h.start_container, c.state)?;
+    }
+    run(&program, &argv, &envp)
+}
+
+/// The last privileges go; what is left is what the program will have.
+fn finish(job: &Job<'_>) -> Result<()> {
+    gantry_sys::fd::close_on_exec_from(3 + job.preserved).context(|| "close descriptors".to_owned())?;
+    if let Some(fd) = identity::become_user(job.process, &job.caps, job.filter.as_ref())? {
+        job.channel.send(&Message::Listener(fd)).context(|| "talk to the runtime".to_owned())?;
+    }
+    Ok(())
+}
+
+/// A process beside a running container's own.
+pub(crate) fn become_process(job: Job<'_>, container: &OwnedFd, flags: i32) -> ! {
+    let set_up = || -> Result<std::convert::Infallible> {
+        sys::set_dumpable(false).context(|| "hide this process".to_owned())?;
+        job.channel.wait_go()?;
+        rustix::process::setsid().context(|| "start a session".to_owned())?;
+        let proc = rootfs::host_proc()?;
+        nix::sched::setns(container, nix::sched::CloneFlags::from_bits_retain(flags))
+            .context(|| "join the container's namespaces".to_owned())?;
+        if flags & Kind::User.flag() != 0 {
+            sys::set_gid(0).context(|| "become root of the user namespace".to_owned())?;
+            sys::set_uid(0).context(|| "become root of the user namespace".to_owned())?;
+        }
+        let terminal = open_terminal(&job, false)?;
+        prepare(&job, &proc)?;
+        let (program, argv, envp) = program(job.process)?;
+        drop(terminal);
+        finish(&job)?;
+        check_runnable(&program, job.process)?;
+        job.channel.send(&Message::Go).context(|| "talk to the runtime".to_owned())?;
+        job.channel.wait_go()?;
+        run(&program, &argv, &envp)
+    };
+    let error = match set_up() {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    let _ = job.channel.send(&Message::Failed(error.to_string()));
+    sys::exit_now(255)
+}
+
+fn prepare(job: &Job<'_>, proc: &File) -> Result<()> {
+    for warning in identity::before_ids(job.process, proc)? {
+        let _ = job.channel.send(&Message::Warning(warning));
+    }
+    let umask = job.process.user.umask.unwrap_or(0o022);
+    rustix::process::umask(Mode::from_raw_mode(umask));
+    identity::labels(job.process, proc)
+}
+
+/// Makes the program's terminal, hands its other end over, and puts it on 0, 1 and 2.
+fn open_terminal(job: &Job<'_>, show: bool) -> Result<Option<OwnedFd>> {
+    if !job.process.terminal {
+        return Ok(None);
+    }
+    let Some(console) = &job.console else { fail!("process.terminal: a terminal needs --console-socket") };
+    let what = || "open a terminal".to_owned();
+    let (master, terminal) = gantry_sys::pty::open(Path::new("/dev/pts/ptmx"))
+        .or_else(|_| gantry_sys::pty::open(Path::new("/dev/ptmx")))
+        .context(what)?;
+    if let Some(size) = job.process.console_size {
+        let size = gantry_sys::pty::Size { rows: size.height, columns: size.width };
+        gantry_sys::pty::resize(&master, size).context(what)?;
+    }
+    if show {
+        rootfs::show_console(terminal.as_fd())?;
+    }
+    rustix::fs::fchown(&terminal, Some(rustix::fs::Uid::from_raw(job.process.user.uid)), None).context(what)?;
+    terminal::hand_over(console, &master)?;
+    sys::set_controlling_terminal(terminal.as_fd()).context(|| "take the terminal".to_owned())?;
+    rustix::stdio::dup2_stdin(&terminal).context(what)?;
+    rustix::stdio::dup2_stdout(&terminal).context(what)?;
+    rustix::stdio::dup2_stderr(&terminal).context(what)?;
+    Ok(Some(terminal))
+}
+
+/// The program's path, arguments and environment, looked up inside the container from its working folder.
+fn program(process: &Process) -> Result<(PathBuf, Vec<CString>, Vec<CString>)> {
+    let cwd = &process.cwd;
+    if let Err(e) = std::env::set_current_dir(cwd) {
+        // A missing working folder is made, as engines expect of images that name one.
+        if e.kind() != io::ErrorKind::NotFound {
+            return Err(e).context(|| format!("chdir to cwd ({}) set in config.json failed", cwd.display()));
+        }
+        std::fs::create_dir_all(cwd).context(|| format!("make the working folder {}", cwd.display()))?;
+        let _ = std::os::unix::fs::chown(cwd, Some(process.user.uid), Some(process.user.gid));
+        std::env::set_current_dir(cwd)
+            .context(|| format!("chdir to cwd ({}) set in config.json failed", cwd.display()))?;
+    }
+    // The folder must be inside the container: a leaked descriptor of the host would be a way out (CVE-2024-21626).
+    let here = rustix::process::getcwd(Vec::new()).context(|| "find the working folder".to_owned())?;
+    if !here.to_bytes().starts_with(b"/") {
+        fail!("process.cwd: {} is outside of the container", cwd.display());
+    }
+    let Some(name) = process.args.first() else { fail!("process.args: empty") };
+    let found = find_program(name, &process.env)?;
+    let c = |bytes: &[u8]| CString::new(bytes).context(|| "process.args or env: a NUL byte".to_owned());
+    let argv = process.args.iter().map(|a| c(a.as_bytes())).collect::<Result<Vec<_>>>()?;
+    let mut envp = process.env.iter().map(|e| c(e.as_bytes())).collect::<Result<Vec<_>>>()?;
+    if !process.env.iter().any(|e| e.starts_with("HOME=")) {
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        envp.push(c(format!("HOME={}", names::home_of(&passwd, process.user.uid)).as_bytes())?);
+    }
+    Ok((found, argv, envp))
+}
+
+fn find_program(name: &str, env: &[String]) -> Result<PathBuf> {
+    let mut refused = None;
+    for path in names::candidates(name, env) {
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => refused = Some("is a directory"),
+            Ok(meta) => {
+                use std::os::unix::fs::PermissionsExt;
+                if meta.permissions().mode() & 0o111 != 0 {
+                    return Ok(path);
+                }
+                refused = Some("permission denied");
+            }
+            Err(_) => {}
+        }
+    }
+    let reason = match refused {
+        Some(reason) => reason,
+        None if name.contains('/') => {
+            return Err(Error::new(format!("exec: {name:?}: stat {name}: no such file or directory")));
+        }
+        None => "executable file not found in $PATH",
+    };
+    Err(Error::new(format!("exec: {name:?}: {reason}")))
+}
+
+/// The program's user must be able to run it: better said before `start` than after. A system call filter may not know
+/// the call that asks; then exec itself tells.
+fn check_runnable(program: &Path, process: &Process) -> Result<()> {
+    let name = process.args.first().map_or("", String::as_str);
+    match rustix::fs::accessat(rustix::fs::CWD, program, Access::EXEC_OK, rustix::fs::AtFlags::EACCESS) {
+        Err(e @ rustix::io::Errno::ACCESS) => Err(e).context(|| format!("exec: {name:?}")),
+        _ => Ok(()),
+    }
+}
+
+fn run(program: &Path, argv: &[CString], envp: &[CString]) -> Result<std::convert::Infallible> {
+    let path = CString::new(program.as_os_str().as_bytes()).context(|| "process.args: a NUL byte".to_owned())?;
+    gantry_sys::signal::reset().context(|| "reset signals".to_owned())?;
+    nix::unistd::execve(&path, argv, envp).context(|| format!("exec {}", program.display()))
+}
+
+fn set_personality(domain: &str) -> Result<()> {
+    use nix::sys::personality::{Persona, set};
+    let persona = match domain {
+        "LINUX" => Persona::empty(),
+        "LINUX32" => Persona::from_bits_retain(0x0008),
+        other => fail!("linux.personality.domain: unknown domain {other:?}"),
+    };
+    set(persona).map(drop).context(|| format!("set personality {domain}"))
+}

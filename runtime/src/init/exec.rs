@@ -1,0 +1,89 @@
+//! One more process in a running container.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use gantry_sys::namespaces::Kind;
+use gantry_sys::process::{Cloned, clone3, pidfd_open, pidfd_send_signal, wait};
+use nix::sched::{CloneFlags, setns};
+
+use super::channel::Channel;
+use super::child::{self, Job};
+use super::launch::{capabilities_of, filter_of, hear, say_go, write_pid_file};
+use crate::cgroups;
+use crate::error::{Context, Result};
+use crate::spec::Process;
+use crate::state::Container;
+
+/// What `exec` is asked for.
+pub(crate) struct Exec<'a> {
+    pub(crate) process: &'a Process,
+    pub(crate) console: Option<UnixStream>,
+    pub(crate) pid_file: Option<&'a Path>,
+    pub(crate) preserved: i32,
+    /// A cgroup below the container's own.
+    pub(crate) sub_cgroup: Option<&'a Path>,
+}
+
+/// Starts the process; answers its process id.
+pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
+    let linux = container.state.spec.linux();
+    let filter = filter_of(linux.seccomp.as_ref())?;
+    let caps = capabilities_of(ask.process);
+    let init = pidfd_open(container.state.pid).context(|| "open the container's first process".to_owned())?;
+    let flags = differing(container.state.pid);
+    if flags & Kind::Pid.flag() != 0 {
+        setns(&init, CloneFlags::CLONE_NEWPID).context(|| "join the container's pid namespace".to_owned())?;
+    }
+    let path = match ask.sub_cgroup {
+        Some(sub) => container.state.cgroup.join(sub.strip_prefix("/").unwrap_or(sub)),
+        None => container.state.cgroup.clone(),
+    };
+    let group = cgroups::find(&path)?.filter(gantry_cgroup::Cgroup::exists);
+    let cgroup_fd = group.as_ref().map(gantry_cgroup::Cgroup::open_v2).transpose();
+    let cgroup_fd = cgroup_fd.context(|| "open the cgroup".to_owned())?.flatten();
+    let (ours, theirs) = Channel::pair()?;
+    let into = cgroup_fd.as_ref().map(AsFd::as_fd);
+    let (pid, pidfd) = match clone3(0, into).context(|| "clone a process".to_owned())? {
+        Cloned::Child => {
+            drop(ours);
+            let job = Job {
+                channel: theirs,
+                process: ask.process,
+                caps,
+                filter,
+                console: ask.console,
+                preserved: ask.preserved,
+            };
+            child::become_process(job, &init, flags & !Kind::Pid.flag())
+        }
+        Cloned::Parent(pid, pidfd) => (pid, pidfd),
+    };
+    drop(theirs);
+    let followed = (|| {
+        if let (Some(group), None) = (&group, &cgroup_fd) {
+            group.add_process(pid).context(|| "move the process into the container's cgroup".to_owned())?;
+        }
+        say_go(&ours)?;
+        hear(&ours, linux.seccomp.as_ref(), container)?;
+        write_pid_file(ask.pid_file, pid)?;
+        say_go(&ours)
+    })();
+    if let Err(error) = followed {
+        let _ = pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        let _ = wait(pid);
+        return Err(error);
+    }
+    Ok(pid)
+}
+
+/// The namespaces in which the container's first process is and this one is not, as `CLONE_NEW*` flags.
+fn differing(pid: i32) -> i32 {
+    use Kind::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
+    let link = |who: &str, kind: Kind| std::fs::read_link(format!("/proc/{who}/ns/{}", kind.proc_name())).ok();
+    [User, Mount, Network, Ipc, Uts, Pid, Cgroup, Time]
+        .into_iter()
+        .filter(|k| link(&pid.to_string(), *k) != link("self", *k))
+        .fold(0, |flags, k| flags | k.flag())
+}

@@ -1,0 +1,184 @@
+//! Who the program runs as and what it may do: ids, capabilities, limits, labels, filters. The last steps before exec.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+
+use gantry_sys::process as sys;
+use gantry_sys::{capability, seccomp};
+use rustix::fs::{Mode, OFlags, openat};
+
+use crate::error::{Context, Result};
+use crate::plan::{capabilities, process as names};
+use crate::spec::{IdMapping, Process};
+
+/// A compiled filter and how to load it.
+#[derive(Clone, Debug)]
+pub(crate) struct Filter {
+    pub(crate) code: Vec<seccomp::Instruction>,
+    pub(crate) flags: u32,
+}
+
+/// Limits, priorities and the OOM adjustment: what needs privileges that will be given up. Answers warnings about what
+/// the host does not allow.
+pub(crate) fn before_ids(process: &Process, proc: &File) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for limit in &process.rlimits {
+        set_limit(limit.soft, limit.hard, names::rlimit_of(&limit.kind)?, &limit.kind, &mut warnings)?;
+    }
+    if let Some(adjustment) = process.oom_score_adj {
+        set_oom_score(proc, adjustment, &mut warnings)?;
+    }
+    if let Some(s) = &process.scheduler {
+        let attributes = sys::Scheduler {
+            policy: names::scheduler_of(&s.policy)?,
+            flags: names::scheduler_flags(&s.flags)?,
+            nice: s.nice,
+            priority: s.priority.unsigned_abs(),
+            runtime: s.runtime,
+            deadline: s.deadline,
+            period: s.period,
+        };
+        sys::set_scheduler(attributes).context(|| "set the scheduler".to_owned())?;
+    }
+    if let Some(io) = &process.io_priority {
+        sys::set_io_priority(names::io_class_of(&io.class)?, io.priority)
+            .context(|| "set the I/O priority".to_owned())?;
+    }
+    Ok(warnings)
+}
+
+/// Sets one limit; where raising the hard limit is not allowed, the most that is.
+fn set_limit(soft: u64, hard: u64, number: u32, name: &str, warnings: &mut Vec<String>) -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const ALL: [Resource; 16] = [
+        Resource::RLIMIT_CPU,
+        Resource::RLIMIT_FSIZE,
+        Resource::RLIMIT_DATA,
+        Resource::RLIMIT_STACK,
+        Resource::RLIMIT_CORE,
+        Resource::RLIMIT_RSS,
+        Resource::RLIMIT_NPROC,
+        Resource::RLIMIT_NOFILE,
+        Resource::RLIMIT_MEMLOCK,
+        Resource::RLIMIT_AS,
+        Resource::RLIMIT_LOCKS,
+        Resource::RLIMIT_SIGPENDING,
+        Resource::RLIMIT_MSGQUEUE,
+        Resource::RLIMIT_NICE,
+        Resource::RLIMIT_RTPRIO,
+        Resource::RLIMIT_RTTIME,
+    ];
+    let Some(resource) = ALL.get(number as usize).copied() else { return Ok(()) };
+    match setrlimit(resource, soft, hard) {
+        Err(nix::errno::Errno::EPERM) => {
+            let (_, most) = getrlimit(resource).context(|| format!("read {name}"))?;
+            warnings.push(format!("{name}: this host does not allow {hard}, set to {most}"));
+            setrlimit(resource, soft.min(most), hard.min(most)).context(|| format!("set {name}"))
+        }
+        other => other.context(|| format!("set {name} to {soft}:{hard}")),
+    }
+}
+
+/// Lowering the score needs CAP_SYS_RESOURCE: without it the score stays where it is.
+fn set_oom_score(proc: &File, adjustment: i32, warnings: &mut Vec<String>) -> Result<()> {
+    let what = || format!("set oom_score_adj to {adjustment}");
+    match write_proc(proc, "self/oom_score_adj", &adjustment.to_string()) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            warnings.push(format!("oom_score_adj: this host does not allow {adjustment}, left as it is"));
+            Ok(())
+        }
+        other => other.context(what),
+    }
+}
+
+/// Labels that the next exec takes on.
+pub(crate) fn labels(process: &Process, proc: &File) -> Result<()> {
+    if let Some(profile) = process.apparmor_profile.as_deref().filter(|p| !p.is_empty()) {
+        let text = format!("exec {profile}");
+        write_proc(proc, "thread-self/attr/apparmor/exec", &text)
+            .or_else(|_| write_proc(proc, "thread-self/attr/exec", &text))
+            .context(|| format!("apply AppArmor profile {profile}"))?;
+    }
+    if let Some(label) = process.selinux_label.as_deref().filter(|l| !l.is_empty()) {
+        write_proc(proc, "thread-self/attr/exec", label).context(|| format!("apply SELinux label {label}"))?;
+    }
+    Ok(())
+}
+
+/// Writes a file below the host's /proc, making sure that it truly is on procfs (CVE-2025-52881).
+pub(crate) fn write_proc(proc: &File, path: &str, text: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = openat(proc, path, flags, Mode::empty())?;
+    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+    if rustix::fs::fstatfs(&fd)?.f_type != PROC_SUPER_MAGIC {
+        return Err(io::Error::other(format!("/proc/{path} is not on procfs")));
+    }
+    File::from(fd).write_all(text.as_bytes())
+}
+
+/// Gives up what the process may not do: capabilities, groups, ids. `filter` is loaded while that is still allowed, or at
+/// the end under no-new-privileges, where it has less to let through. Answers the descriptor for notifications.
+pub(crate) fn become_user(
+    process: &Process,
+    caps: &capabilities::Plan,
+    filter: Option<&Filter>,
+) -> Result<Option<OwnedFd>> {
+    let load = |f: &Filter| seccomp::load(&f.code, f.flags).context(|| "load the seccomp filter".to_owned());
+    let mut listener = None;
+    if process.no_new_privileges {
+        sys::set_no_new_privileges().context(|| "set no_new_privs".to_owned())?;
+    } else if let Some(f) = filter {
+        listener = load(f)?;
+    }
+    capability::limit_bounding(caps.bounding).context(|| "limit the bounding capabilities".to_owned())?;
+    sys::set_keep_capabilities(true).context(|| "keep capabilities".to_owned())?;
+    let user = &process.user;
+    match sys::set_groups(&user.additional_gids) {
+        // A user namespace that maps no groups of its owner's denies this call; without groups there is nothing to lose.
+        Err(e) if user.additional_gids.is_empty() && e.raw_os_error() == Some(libc::EPERM) => {}
+        other => other.context(|| "set supplementary groups".to_owned())?,
+    }
+    sys::set_gid(user.gid).context(|| format!("set group id {}", user.gid))?;
+    sys::set_uid(user.uid).context(|| format!("set user id {}", user.uid))?;
+    sys::set_keep_capabilities(false).context(|| "keep capabilities".to_owned())?;
+    capability::set(caps.sets).context(|| "set capabilities".to_owned())?;
+    capability::set_ambient(caps.ambient).context(|| "set ambient capabilities".to_owned())?;
+    if let (true, Some(f)) = (process.no_new_privileges, filter) {
+        listener = load(f)?;
+    }
+    Ok(listener)
+}
+
+/// A user namespace with these maps and no process in it.
+pub(crate) fn user_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
+    let what = || "make a user namespace for mapped ids".to_owned();
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(what)?;
+    match sys::clone3(libc::CLONE_NEWUSER, None).context(what)? {
+        sys::Cloned::Child => {
+            drop(writer);
+            let _ = rustix::io::read(&reader, &mut [0; 1]);
+            sys::exit_now(0)
+        }
+        sys::Cloned::Parent(pid, _pidfd) => {
+            drop(reader);
+            let made = write_maps(pid, uids, gids)
+                .and_then(|()| File::open(format!("/proc/{pid}/ns/user")).map(OwnedFd::from).context(what));
+            drop(writer);
+            let _ = sys::wait(pid);
+            made
+        }
+    }
+}
+
+/// Writes the id maps of a process that is alone in a new user namespace.
+pub(crate) fn write_maps(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
+    let text = |maps: &[IdMapping]| -> String {
+        maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
+    };
+    if !rustix::process::geteuid().is_root() {
+        std::fs::write(format!("/proc/{pid}/setgroups"), "deny").context(|| "deny setgroups".to_owned())?;
+    }
+    std::fs::write(format!("/proc/{pid}/gid_map"), text(gids)).context(|| "write the gid map".to_owned())?;
+    std::fs::write(format!("/proc/{pid}/uid_map"), text(uids)).context(|| "write the uid map".to_owned())
+}

@@ -1,0 +1,235 @@
+//! Making a container, from the runtime's side. Every step that fails undoes those before it.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use gantry_cgroup::Cgroup;
+use gantry_sys::capability;
+use gantry_sys::namespaces::{Kind, enter};
+use gantry_sys::process::{Cloned, clone3, pidfd_send_signal, wait};
+
+use super::channel::{Channel, Message};
+use super::child::{self, Job};
+use super::identity::{self, Filter};
+use super::terminal;
+use crate::cgroups;
+use crate::error::{Context, Error, Result};
+use crate::fail;
+use crate::hooks;
+use crate::plan::{capabilities, namespaces, resources};
+use crate::seccomp;
+use crate::spec::{Process, Seccomp, Spec};
+use crate::state::{Container, Status, Store, process_start};
+
+/// What `create` and `run` are asked for.
+pub(crate) struct Create<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) bundle: &'a Path,
+    pub(crate) console: Option<UnixStream>,
+    pub(crate) pid_file: Option<&'a Path>,
+    pub(crate) preserved: i32,
+    pub(crate) no_pivot: bool,
+}
+
+/// Makes a container up to the point where its program waits for `start`.
+pub(crate) fn create(store: &Store, ask: Create<'_>) -> Result<Container> {
+    let bundle = fs::canonicalize(ask.bundle).context(|| format!("bundle {}", ask.bundle.display()))?;
+    let spec = Spec::load(&bundle)?;
+    let Some(process) = spec.process.clone() else { fail!("config.json: process: missing") };
+    if process.terminal != ask.console.is_some() {
+        fail!("process.terminal and --console-socket must be given together");
+    }
+    let linux = spec.linux().into_owned();
+    let root = spec.root.as_ref().map(|r| bundle.join(&r.path)).unwrap_or_default();
+    let rootfs = fs::canonicalize(&root).context(|| format!("root.path {}", root.display()))?;
+    let limits = resources::plan(linux.resources.as_ref())?;
+    let filter = filter_of(linux.seccomp.as_ref())?;
+    let path = resources::cgroup_path(linux.cgroups_path.as_ref(), ask.id);
+    let mut container = store.reserve(ask.id, &spec, &bundle, &rootfs, &path)?;
+    let made = (|| {
+        let group = cgroups::find(&path)?;
+        if let Some(group) = &group {
+            cgroups::create(group, &limits)?;
+        }
+        let started = start_child(&mut container, &spec, &process, filter, group.as_ref(), ask);
+        if started.is_err()
+            && let Some(group) = &group
+        {
+            let _ = group.kill();
+            let _ = group.destroy();
+        }
+        started
+    })();
+    match made {
+        Ok(()) => Ok(container),
+        Err(error) => {
+            let _ = container.remove();
+            Err(error)
+        }
+    }
+}
+
+/// The compiled filter of a profile.
+pub(crate) fn filter_of(profile: Option<&Seccomp>) -> Result<Option<Filter>> {
+    let compiled = |p: &Seccomp| Ok(Filter { code: seccomp::compile(p)?, flags: seccomp::flags(p)? });
+    profile.map(compiled).transpose()
+}
+
+/// Capabilities to set on this host; what it cannot give is said on standard error.
+pub(crate) fn capabilities_of(process: &Process) -> capabilities::Plan {
+    let plan = capabilities::plan(process.capabilities.as_ref(), capability::bounding());
+    if !plan.missing.is_empty() {
+        crate::cli::warn(&format!("capabilities not available here are left out: {}", plan.missing.join(", ")));
+    }
+    plan
+}
+
+fn start_child(
+    container: &mut Container,
+    spec: &Spec,
+    process: &Process,
+    filter: Option<Filter>,
+    group: Option<&Cgroup>,
+    ask: Create<'_>,
+) -> Result<()> {
+    let linux = spec.linux().into_owned();
+    let namespaces = namespaces::plan(&linux);
+    let caps = capabilities_of(process);
+    let fifo = container.fifo();
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o622))
+        .context(|| "make the start fifo".to_owned())?;
+    // Whatever the umask: the container's user, who may be anybody, opens it for writing.
+    fs::set_permissions(&fifo, PermissionsExt::from_mode(0o622)).context(|| "open the start fifo to all".to_owned())?;
+    let place =
+        rustix::fs::open(&fifo, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+            .context(|| "open the start fifo".to_owned())?;
+    let mut joined = Vec::new();
+    for (kind, path) in &namespaces.joined {
+        let file =
+            File::open(path).context(|| format!("open the {} namespace {}", kind.proc_name(), path.display()))?;
+        if matches!(kind, Kind::Pid | Kind::Time) {
+            // These change the children of a process, not itself.
+            enter(&file, *kind).context(|| format!("join the {} namespace {}", kind.proc_name(), path.display()))?;
+        } else {
+            joined.push((*kind, file));
+        }
+    }
+    if namespaces.makes(Kind::Time) {
+        make_time_namespace(&linux.time_offsets)?;
+    }
+    let (ours, theirs) = Channel::pair()?;
+    let state = container.public(Status::Creating);
+    let cgroup_fd = group.map(Cgroup::open_v2).transpose().context(|| "open the cgroup".to_owned())?.flatten();
+    // The cgroup namespace is made by the child, once it is in its cgroup.
+    let flags = namespaces.new & !(Kind::Cgroup.flag() | Kind::Time.flag());
+    let into = cgroup_fd.as_ref().map(AsFd::as_fd);
+    let (pid, pidfd) = match clone3(flags, into).context(|| "clone the container's first process".to_owned())? {
+        Cloned::Child => {
+            drop(ours);
+            let job = Job { channel: theirs, process, caps, filter, console: ask.console, preserved: ask.preserved };
+            let parts = child::Container {
+                spec,
+                namespaces: &namespaces,
+                joined,
+                rootfs: &container.state.rootfs,
+                bundle: &container.state.bundle,
+                cgroup: &container.state.cgroup,
+                fifo: place,
+                state: &state,
+                no_pivot: ask.no_pivot,
+            };
+            child::become_container(job, &parts)
+        }
+        Cloned::Parent(pid, pidfd) => (pid, pidfd),
+    };
+    drop(theirs);
+    let followed = (|| {
+        container.state.pid = pid;
+        container.state.start_time = process_start(pid).unwrap_or(0);
+        container.save()?;
+        if let (Some(group), None) = (group, &cgroup_fd) {
+            group.add_process(pid).context(|| "move the container's first process into its cgroup".to_owned())?;
+        }
+        if namespaces.makes(Kind::User) {
+            identity::write_maps(pid, &linux.uid_mappings, &linux.gid_mappings)?;
+        }
+        say_go(&ours)?;
+        hear(&ours, linux.seccomp.as_ref(), container)?;
+        if let Some(h) = &spec.hooks {
+            let state = container.public(Status::Creating);
+            hooks::run("prestart", &h.prestart, &state)?;
+            hooks::run("createRuntime", &h.create_runtime, &state)?;
+        }
+        say_go(&ours)?;
+        hear(&ours, linux.seccomp.as_ref(), container)?;
+        write_pid_file(ask.pid_file, pid)
+    })();
+    if followed.is_err() {
+        let _ = pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        let _ = wait(pid);
+    }
+    followed
+}
+
+fn make_time_namespace(offsets: &std::collections::BTreeMap<String, crate::spec::TimeOffset>) -> Result<()> {
+    gantry_sys::namespaces::leave(Kind::Time.flag()).context(|| "make a time namespace".to_owned())?;
+    let text: String = offsets.iter().map(|(clock, o)| format!("{clock} {} {}\n", o.secs, o.nanosecs)).collect();
+    if text.is_empty() {
+        return Ok(());
+    }
+    fs::write("/proc/self/timens_offsets", text).context(|| "linux.timeOffsets".to_owned())
+}
+
+/// A child that has ended has said why, or cannot: hearing it tells which.
+pub(crate) fn say_go(channel: &Channel) -> Result<()> {
+    let _ = channel.send(&Message::Go);
+    Ok(())
+}
+
+/// Listens until the child reaches its next point, passing on what it says meanwhile.
+pub(crate) fn hear(channel: &Channel, profile: Option<&Seccomp>, container: &Container) -> Result<()> {
+    loop {
+        match channel.receive()? {
+            Message::Go => return Ok(()),
+            Message::Warning(text) => crate::cli::warn(&text),
+            Message::Failed(text) => return Err(Error::new(text)),
+            Message::Listener(fd) => hand_over_listener(&fd, profile, container)?,
+        }
+    }
+}
+
+/// Gives the notification descriptor to the profile's listener, with the state that the specification defines.
+fn hand_over_listener(fd: &OwnedFd, profile: Option<&Seccomp>, container: &Container) -> Result<()> {
+    let Some(path) = profile.and_then(|p| p.listener_path.as_ref()) else {
+        fail!("linux.seccomp.listenerPath: SCMP_ACT_NOTIFY needs one")
+    };
+    let state = serde_json::json!({
+        "ociVersion": crate::spec::VERSION,
+        "fds": ["seccompFd"],
+        "pid": container.state.pid,
+        "metadata": profile.and_then(|p| p.listener_metadata.as_deref()).unwrap_or_default(),
+        "state": serde_json::from_str::<serde_json::Value>(&container.public(Status::Creating)).unwrap_or_default(),
+    });
+    let what = || format!("hand the seccomp listener to {}", path.display());
+    let socket = UnixStream::connect(path).context(what)?;
+    gantry_sys::fd::send_with_fds(socket.as_fd(), state.to_string().as_bytes(), &[fd.as_fd()]).context(what)
+}
+
+/// Writes a pid file whole: a reader sees all of it or nothing.
+pub(crate) fn write_pid_file(path: Option<&Path>, pid: i32) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new: PathBuf = path.with_file_name(name);
+    fs::write(&new, pid.to_string())
+        .and_then(|()| fs::rename(&new, path))
+        .context(|| format!("write {}", path.display()))
+}
+
+/// Connects to a console socket where one is asked for.
+pub(crate) fn console(path: Option<&Path>) -> Result<Option<UnixStream>> {
+    path.map(terminal::connect).transpose()
+}

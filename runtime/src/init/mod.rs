@@ -1,0 +1,16 @@
+//! The container's first process, from both sides.
+//!
+//! `launch` is the runtime's side: it makes the cgroup, clones, places the child and hears how it goes. `child` is what
+//! runs in the new process; `rootfs` and `identity` are its two large parts; `channel` is how both talk.
+
+mod channel;
+mod child;
+mod exec;
+mod identity;
+mod launch;
+mod rootfs;
+mod terminal;
+
+pub(crate) use exec::{Exec, exec};
+pub(crate) use launch::{Create, console, create};
+pub(crate) use terminal::relay;

@@ -1,0 +1,12 @@
+//! Seccomp: from the specification's profile to the kernel's classic BPF.
+//!
+//! The compiler is our own: a binary decision tree over system call numbers, so that the number of rules costs almost
+//! nothing at run time, and every action, flag, operator and architecture of the specification.
+
+mod compile;
+mod profile;
+mod table;
+
+pub use compile::compile;
+pub(crate) use profile::flags;
+pub use profile::{ACTIONS, ARCHITECTURES, OPERATORS};

@@ -1,0 +1,254 @@
+//! What stays on disk between two commands: one folder per container, written whole, locked while a command works on it.
+
+mod clock;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use clock::now;
+
+use crate::cgroups;
+use crate::error::{Context, Result};
+use crate::fail;
+use crate::spec::{Spec, VERSION};
+
+/// The folder of all containers of one `--root`.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    root: PathBuf,
+}
+
+/// One container on disk, held under its lock.
+#[derive(Debug)]
+pub(crate) struct Container {
+    /// Its folder.
+    pub(crate) folder: PathBuf,
+    /// What is known of it.
+    pub(crate) state: State,
+    _lock: File,
+}
+
+/// What is known of a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Version of this file's form.
+    pub(crate) version: u32,
+    pub(crate) id: String,
+    /// Its first process; 0 until there is one.
+    pub(crate) pid: i32,
+    /// When that started, in clock ticks since boot: tells it from a later process with the same number.
+    pub(crate) start_time: u64,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    pub(crate) cgroup: PathBuf,
+    pub(crate) created: String,
+    pub(crate) spec: Spec,
+}
+
+/// What the specification calls a container's status, and runc's `paused`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// The state that the specification defines, as hooks and `state` get it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Public<'a> {
+    pub(crate) oci_version: &'a str,
+    pub(crate) id: &'a str,
+    pub(crate) pid: i32,
+    pub(crate) status: &'a str,
+    pub(crate) bundle: &'a Path,
+    pub(crate) rootfs: &'a Path,
+    pub(crate) created: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: &'a BTreeMap<String, String>,
+    pub(crate) owner: &'a str,
+}
+
+impl Store {
+    pub(crate) fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    fn folder(&self, id: &str) -> Result<PathBuf> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
+        if id.is_empty() || id == "." || id == ".." || id.len() > 255 || !id.chars().all(plain) {
+            fail!("invalid container id {id:?}: use letters, digits and _ + - .");
+        }
+        Ok(self.root.join(id))
+    }
+
+    /// Takes an id for a new container.
+    pub(crate) fn reserve(
+        &self,
+        id: &str,
+        spec: &Spec,
+        bundle: &Path,
+        rootfs: &Path,
+        cgroup: &Path,
+    ) -> Result<Container> {
+        let folder = self.folder(id)?;
+        let builder = |recursive| {
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o700).recursive(recursive);
+            builder
+        };
+        builder(true).create(&self.root).context(|| format!("create {}", self.root.display()))?;
+        match builder(false).create(&folder) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => fail!("container with given ID already exists: {id}"),
+            Err(e) => return Err(e).context(|| format!("create {}", folder.display())),
+        }
+        let lock = lock(&folder)?;
+        let state = State {
+            version: 1,
+            id: id.to_owned(),
+            pid: 0,
+            start_time: 0,
+            bundle: bundle.to_owned(),
+            rootfs: rootfs.to_owned(),
+            cgroup: cgroup.to_owned(),
+            created: now(),
+            spec: spec.clone(),
+        };
+        let container = Container { folder, state, _lock: lock };
+        container.save()?;
+        Ok(container)
+    }
+
+    /// Finds a container and locks it.
+    pub(crate) fn open(&self, id: &str) -> Result<Container> {
+        let folder = self.folder(id)?;
+        let missing = || crate::Error::new("container does not exist".to_owned());
+        if !folder.is_dir() {
+            return Err(missing());
+        }
+        let lock = lock(&folder)?;
+        let path = folder.join("state.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !folder.is_dir() => return Err(missing()),
+            Err(e) => return Err(e).context(|| format!("container {id}: read {}", path.display())),
+        };
+        let state = serde_json::from_slice(&bytes).context(|| format!("container {id}: parse {}", path.display()))?;
+        Ok(Container { folder, state, _lock: lock })
+    }
+
+    /// Removes what a killed `create` left: a folder without a readable state. Tells whether there was one.
+    pub(crate) fn remove_remains(&self, id: &str) -> Result<bool> {
+        let folder = self.folder(id)?;
+        match fs::remove_dir_all(&folder) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e).context(|| format!("remove {}", folder.display())),
+        }
+    }
+
+    /// The ids of all containers, sorted.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let folders = entries.filter(|e| e.path().join("state.json").exists());
+        let mut ids: Vec<String> = folders.filter_map(|e| e.file_name().into_string().ok()).collect();
+        ids.sort();
+        ids
+    }
+}
+
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.context(|| format!("open {}", path.display()))?;
+    file.lock().context(|| format!("lock {}", path.display()))?;
+    Ok(file)
+}
+
+impl Container {
+    /// Writes the state whole.
+    pub(crate) fn save(&self) -> Result<()> {
+        let path = self.folder.join("state.json");
+        let new = self.folder.join("state.json.new");
+        let bytes = serde_json::to_vec(&self.state).context(|| "write the state".to_owned())?;
+        let write = || -> io::Result<()> {
+            fs::write(&new, &bytes)?;
+            fs::rename(&new, &path)
+        };
+        write().context(|| format!("write {}", path.display()))
+    }
+
+    /// The fifo at which a created container waits for `start`.
+    pub(crate) fn fifo(&self) -> PathBuf {
+        self.folder.join("exec.fifo")
+    }
+
+    /// Whether its first process is still there (one that has ended and waits to be reaped is not).
+    pub(crate) fn is_alive(&self) -> bool {
+        self.state.pid > 0 && process_start(self.state.pid) == Some(self.state.start_time)
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        if self.state.pid == 0 {
+            return Status::Creating;
+        }
+        if !self.is_alive() {
+            return Status::Stopped;
+        }
+        if self.fifo().exists() {
+            return Status::Created;
+        }
+        let group = cgroups::find(&self.state.cgroup).ok().flatten();
+        if group.is_some_and(|g| g.is_frozen()) { Status::Paused } else { Status::Running }
+    }
+
+    /// The public state as JSON, with this status (hooks see a status that the kernel cannot tell yet).
+    pub(crate) fn public(&self, status: Status) -> String {
+        let alive = !matches!(status, Status::Stopped | Status::Creating) || self.is_alive();
+        let public = Public {
+            oci_version: VERSION,
+            id: &self.state.id,
+            pid: if alive { self.state.pid } else { 0 },
+            status: status.name(),
+            bundle: &self.state.bundle,
+            rootfs: &self.state.rootfs,
+            created: &self.state.created,
+            annotations: &self.state.spec.annotations,
+            owner: "",
+        };
+        serde_json::to_string_pretty(&public).unwrap_or_default()
+    }
+
+    /// Forgets the container.
+    pub(crate) fn remove(self) -> Result<()> {
+        fs::remove_dir_all(&self.folder).context(|| format!("remove {}", self.folder.display()))
+    }
+}
+
+/// When a process started (clock ticks since boot); nothing when it is gone or waits to be reaped.
+pub(crate) fn process_start(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after = stat.rsplit_once(") ")?.1;
+    let fields: Vec<&str> = after.split(' ').collect();
+    if matches!(*fields.first()?, "Z" | "X") { None } else { fields.get(19)?.parse().ok() }
+}
