@@ -7,7 +7,8 @@ use crate::resource::Resource;
 use crate::status::{Status, bad_request};
 
 /// Metadata that clients cannot change.
-const SERVER_METADATA: &[&str] = &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
+const SERVER_METADATA: &[&str] =
+    &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
 
 /// Prepare a new object: drop what clients may not set, and start status and generation. The server adds uid,
 /// creationTimestamp and resourceVersion itself.
@@ -184,9 +185,8 @@ fn copy(from: &Value, to: &mut Value, field: &str) {
 
 fn content(object: &Value) -> Vec<(&String, &Value)> {
     let fields = object.as_object().into_iter().flatten();
-    let mut out: Vec<_> = fields
-        .filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind"))
-        .collect();
+    let mut out: Vec<_> =
+        fields.filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind")).collect();
     out.sort_by_key(|(key, _)| *key);
     out
 }
@@ -243,11 +243,13 @@ mod tests {
     fn spec_and_status_are_written_apart() {
         let pods = find("", "v1", "pods").unwrap();
         let old = json!({"metadata": {"name": "a", "uid": "u", "generation": 1}, "spec": {"nodeName": "n"}, "status": {"phase": "Running"}});
-        let mut new = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n", "x": 1}, "status": {"phase": "Failed"}});
+        let mut new =
+            json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n", "x": 1}, "status": {"phase": "Failed"}});
         prepare_update(pods, &old, &mut new).unwrap();
         assert_eq!(new["status"]["phase"], "Running");
         assert_eq!(new["metadata"]["generation"], 2);
-        let mut new = json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {}, "status": {"phase": "Failed"}});
+        let mut new =
+            json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {}, "status": {"phase": "Failed"}});
         prepare_status_update(pods, &old, &mut new).unwrap();
         assert_eq!(new["status"]["phase"], "Failed");
         assert_eq!(new["spec"], old["spec"]);

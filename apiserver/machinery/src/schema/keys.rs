@@ -42,7 +42,7 @@ const CONDITIONS: Merge = keyed(&["type"], "type");
 const CONDITIONS_MAP_ONLY: Merge = map_only(&["type"]);
 
 /// The facts about `field` of the type `type_name` (a schema name without `io.k8s.`), if there are any.
-pub(super) fn find(type_name: &str, field: &str) -> Option<Merge> {
+pub(crate) fn find(type_name: &str, field: &str) -> Option<Merge> {
     Some(match (type_name, field) {
         ("apimachinery.pkg.apis.meta.v1.ObjectMeta", "finalizers") => PATCH_SET,
         ("apimachinery.pkg.apis.meta.v1.ObjectMeta", "ownerReferences") => keyed(&["uid"], "uid"),

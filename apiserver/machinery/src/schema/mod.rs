@@ -15,6 +15,7 @@ use serde_json::Value;
 
 pub use duplicates::duplicate_fields;
 pub use keys::Merge;
+pub(crate) use keys::find as merge_of;
 pub(crate) use roots::definitions;
 pub use walk::{prune, type_errors, unknown_fields};
 

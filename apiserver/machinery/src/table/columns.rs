@@ -266,7 +266,11 @@ const VOLUMES: &[Column] = &[
     col("Status", "string", |o, _| json!(phase(o))),
     col("Claim", "string", |o, _| {
         let claim = &o["spec"]["claimRef"];
-        json!(if claim.is_object() { format!("{}/{}", text(claim, "namespace"), text(claim, "name")) } else { String::new() })
+        json!(if claim.is_object() {
+            format!("{}/{}", text(claim, "namespace"), text(claim, "name"))
+        } else {
+            String::new()
+        })
     }),
     col("StorageClass", "string", |o, _| json!(text(&o["spec"], "storageClassName"))),
     col("VolumeAttributesClass", "string", |o, _| match text(&o["spec"], "volumeAttributesClassName") {
@@ -421,8 +425,7 @@ const CSI_DRIVERS: &[Column] = &[
     }),
     AGE,
 ];
-const CSI_NODES: &[Column] =
-    &[NAME, col("Drivers", "integer", |o, _| json!(list(&o["spec"], "drivers").len())), AGE];
+const CSI_NODES: &[Column] = &[NAME, col("Drivers", "integer", |o, _| json!(list(&o["spec"], "drivers").len())), AGE];
 const ATTACHMENTS: &[Column] = &[
     NAME,
     col("Attacher", "string", |o, _| json!(text(&o["spec"], "attacher"))),

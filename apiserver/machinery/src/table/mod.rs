@@ -48,8 +48,13 @@ const fn wide(name: &'static str, kind: &'static str, cell: fn(&Value, Timestamp
     Column { name, kind, format: "", priority: 1, cell }
 }
 
-const NAME: Column =
-    Column { name: "Name", kind: "string", format: "name", priority: 0, cell: |object, _| object["metadata"]["name"].clone() };
+const NAME: Column = Column {
+    name: "Name",
+    kind: "string",
+    format: "name",
+    priority: 0,
+    cell: |object, _| object["metadata"]["name"].clone(),
+};
 const AGE: Column = col("Age", "string", |object, now| json!(since(&object["metadata"]["creationTimestamp"], now)));
 
 /// A meta.k8s.io/v1 Table of `items`; the server adds the list's metadata (`metadata.resourceVersion`).
@@ -179,8 +184,21 @@ mod tests {
 
     #[test]
     fn durations_read_like_kubectls() {
-        let cases = [(0, "0s"), (119, "119s"), (120, "2m"), (330, "5m30s"), (600, "10m"), (3600, "60m"), (10800, "3h"),
-            (11700, "3h15m"), (90000, "25h"), (180000, "2d2h"), (864000, "10d"), (86400 * 800, "2y70d"), (-5, "<invalid>")];
+        let cases = [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (330, "5m30s"),
+            (600, "10m"),
+            (3600, "60m"),
+            (10800, "3h"),
+            (11700, "3h15m"),
+            (90000, "25h"),
+            (180000, "2d2h"),
+            (864000, "10d"),
+            (86400 * 800, "2y70d"),
+            (-5, "<invalid>"),
+        ];
         for (seconds, want) in cases {
             assert_eq!(duration(seconds), want);
         }
