@@ -34,26 +34,27 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
     }
     // Nodes come with their status when a kubelet registers.
     let keeps_status = matches!((resource.group, resource.plural), ("", "nodes") | ("certificates.k8s.io", _));
-    if resource.has_status && !keeps_status {
-        if let Value::Object(fields) = object {
-            fields.shift_remove("status");
-        }
+    if resource.has_status
+        && !keeps_status
+        && let Value::Object(fields) = object
+    {
+        fields.shift_remove("status");
     }
     match (resource.group, resource.plural) {
         ("", "pods") => {
             let class = qos_class(&object["spec"]);
             object["status"] = json!({"phase": "Pending", "qosClass": class});
-            if object["spec"]["priority"].is_null() {
-                if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
-                    let policy = spec.get("preemptionPolicy").cloned().filter(|policy| !policy.is_null());
-                    let priority = match spec.get("priorityClassName").and_then(Value::as_str) {
-                        Some("system-node-critical") => 2_000_001_000,
-                        Some("system-cluster-critical") => 2_000_000_000,
-                        _ => 0,
-                    };
-                    spec.insert("priority".into(), json!(priority));
-                    spec.insert("preemptionPolicy".into(), policy.unwrap_or_else(|| json!("PreemptLowerPriority")));
-                }
+            if object["spec"]["priority"].is_null()
+                && let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut)
+            {
+                let policy = spec.get("preemptionPolicy").cloned().filter(|policy| !policy.is_null());
+                let priority = match spec.get("priorityClassName").and_then(Value::as_str) {
+                    Some("system-node-critical") => 2_000_001_000,
+                    Some("system-cluster-critical") => 2_000_000_000,
+                    _ => 0,
+                };
+                spec.insert("priority".into(), json!(priority));
+                spec.insert("preemptionPolicy".into(), policy.unwrap_or_else(|| json!("PreemptLowerPriority")));
             }
         }
         ("", "namespaces") => object["status"] = json!({"phase": "Active"}),
@@ -139,10 +140,10 @@ pub fn prepare_update(resource: &Resource, old: &Value, new: &mut Value) -> Resu
 /// Fields of a pod that admission sets on create, so that an update from the client's own manifest does not drop them.
 fn keep_pod_fields(old: &Value, new: &mut Value) {
     for field in ["priority", "preemptionPolicy"] {
-        if new["spec"].get(field).is_none() {
-            if let (Some(value), Some(spec)) = (old["spec"].get(field), new["spec"].as_object_mut()) {
-                spec.insert(field.to_owned(), value.clone());
-            }
+        if new["spec"].get(field).is_none()
+            && let (Some(value), Some(spec)) = (old["spec"].get(field), new["spec"].as_object_mut())
+        {
+            spec.insert(field.to_owned(), value.clone());
         }
     }
 }

@@ -55,10 +55,10 @@ fn set(object: &mut Value, key: &str, value: Value) {
 
 /// Set a text that is missing, null or empty.
 fn set_text(object: &mut Value, key: &str, value: &str) {
-    if object.get(key).and_then(Value::as_str).is_none_or(str::is_empty) {
-        if let Value::Object(object) = object {
-            object.insert(key.to_owned(), json!(value));
-        }
+    if object.get(key).and_then(Value::as_str).is_none_or(str::is_empty)
+        && let Value::Object(object) = object
+    {
+        object.insert(key.to_owned(), json!(value));
     }
 }
 
@@ -81,10 +81,10 @@ fn items<'a>(object: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut V
 }
 
 fn template_of(object: &mut Value, key: &str) {
-    if let Some(template) = inner(object, key) {
-        if let Some(spec) = make(template, "spec") {
-            pod_spec(spec);
-        }
+    if let Some(template) = inner(object, key)
+        && let Some(spec) = make(template, "spec")
+    {
+        pod_spec(spec);
     }
 }
 
@@ -94,10 +94,10 @@ fn service(object: &mut Value) {
     };
     set_text(spec, "sessionAffinity", "None");
     set_text(spec, "type", "ClusterIP");
-    if spec["sessionAffinity"] == "ClientIP" {
-        if let Some(client) = make(spec, "sessionAffinityConfig").and_then(|config| make(config, "clientIP")) {
-            set(client, "timeoutSeconds", json!(10800));
-        }
+    if spec["sessionAffinity"] == "ClientIP"
+        && let Some(client) = make(spec, "sessionAffinityConfig").and_then(|config| make(config, "clientIP"))
+    {
+        set(client, "timeoutSeconds", json!(10800));
     }
     for port in items(spec, "ports") {
         set_text(port, "protocol", "TCP");
@@ -126,10 +126,10 @@ fn service(object: &mut Value) {
 
 fn namespace(object: &mut Value) {
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    if !name.is_empty() {
-        if let Some(labels) = make(object, "metadata").and_then(|metadata| make(metadata, "labels")) {
-            labels["kubernetes.io/metadata.name"] = json!(name);
-        }
+    if !name.is_empty()
+        && let Some(labels) = make(object, "metadata").and_then(|metadata| make(metadata, "labels"))
+    {
+        labels["kubernetes.io/metadata.name"] = json!(name);
     }
     if let Some(spec) = make(object, "spec") {
         set(spec, "finalizers", json!(["kubernetes"]));
@@ -242,9 +242,8 @@ fn binding(object: &mut Value) {
         set_text(role, "apiGroup", "rbac.authorization.k8s.io");
     }
     for subject in items(object, "subjects") {
-        match subject["kind"].as_str() {
-            Some("User" | "Group") => set_text(subject, "apiGroup", "rbac.authorization.k8s.io"),
-            _ => {}
+        if let Some("User" | "Group") = subject["kind"].as_str() {
+            set_text(subject, "apiGroup", "rbac.authorization.k8s.io")
         }
     }
 }

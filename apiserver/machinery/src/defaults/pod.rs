@@ -35,10 +35,10 @@ fn requests_from_limits(owner: &mut Value) {
     let Some(resources) = inner(owner, "resources") else {
         return;
     };
-    if let Some(limits) = resources["limits"].as_object().cloned().filter(|limits| !limits.is_empty()) {
-        if let Some(requests) = make(resources, "requests") {
-            limits.into_iter().for_each(|(name, value)| set(requests, &name, value));
-        }
+    if let Some(limits) = resources["limits"].as_object().cloned().filter(|limits| !limits.is_empty())
+        && let Some(requests) = make(resources, "requests")
+    {
+        limits.into_iter().for_each(|(name, value)| set(requests, &name, value));
     }
 }
 

@@ -14,10 +14,10 @@ fn with_template(object: &mut Value) -> Option<&mut Value> {
 
 fn rolling(strategy: &mut Value, defaults: &[(&str, Value)]) {
     set_text(strategy, "type", "RollingUpdate");
-    if strategy["type"] == "RollingUpdate" {
-        if let Some(rolling) = make(strategy, "rollingUpdate") {
-            defaults.iter().for_each(|(key, value)| set(rolling, key, value.clone()));
-        }
+    if strategy["type"] == "RollingUpdate"
+        && let Some(rolling) = make(strategy, "rollingUpdate")
+    {
+        defaults.iter().for_each(|(key, value)| set(rolling, key, value.clone()));
     }
 }
 

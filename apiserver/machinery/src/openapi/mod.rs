@@ -19,10 +19,9 @@ use crate::resource::{Resource, api_version, groups};
 
 /// The version of the API that the documents tell; also what `/version` should tell.
 pub const KUBERNETES_VERSION: &str = "v1.36.0";
-/// Media type of v2 as protobuf.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-/// Its older name, which kubectl 1.20 sends in `Accept`.
-pub const V2_PROTOBUF_OLD: &str = "application/com.github.googleapis.gnostic.OpenAPIv2@68f4ded+protobuf";
+/// Content type of v2 as protobuf. Clients ask for it with `@` in place of the dot before `v1.0`, which no parser of media
+/// types takes back.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// One document, kept compressed.
 #[derive(Debug)]
@@ -143,10 +142,7 @@ pub fn v2(accept: &str) -> (&'static Document, &'static str) {
     let protobuf = lower.find("protobuf");
     let json = lower.find("application/json");
     match (protobuf, json) {
-        (Some(protobuf), json) if json.is_none_or(|json| protobuf < json) => {
-            let old = accept.contains("gnostic");
-            (v2_protobuf(), if old { V2_PROTOBUF_OLD } else { V2_PROTOBUF })
-        }
+        (Some(protobuf), json) if json.is_none_or(|json| protobuf < json) => (v2_protobuf(), V2_PROTOBUF),
         _ => (v2_json(), "application/json"),
     }
 }

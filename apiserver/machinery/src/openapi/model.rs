@@ -55,10 +55,10 @@ impl Model {
         let mut wanted: BTreeSet<&str> = BTreeSet::new();
         let mut queue: Vec<&str> = roots.iter().map(String::as_str).collect();
         while let Some(name) = queue.pop() {
-            if let Some((name, schema)) = self.schemas.get_key_value(name) {
-                if wanted.insert(name) {
-                    references(schema, &mut queue);
-                }
+            if let Some((name, schema)) = self.schemas.get_key_value(name)
+                && wanted.insert(name)
+            {
+                references(schema, &mut queue);
             }
         }
         wanted.into_iter().map(|name| (name.to_owned(), self.schemas[name].clone())).collect()
@@ -163,12 +163,12 @@ fn references<'a>(schema: &'a Value, out: &mut Vec<&'a str>) {
 fn downgrade(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
-            if let Some(Value::Array(all)) = object.get("allOf") {
-                if let [one] = all.as_slice() {
-                    let reference = one["$ref"].clone();
-                    object.shift_remove("allOf");
-                    object.insert("$ref".into(), reference);
-                }
+            if let Some(Value::Array(all)) = object.get("allOf")
+                && let [one] = all.as_slice()
+            {
+                let reference = one["$ref"].clone();
+                object.shift_remove("allOf");
+                object.insert("$ref".into(), reference);
             }
             for (key, value) in object {
                 match value {

@@ -85,6 +85,5 @@ fn v2_is_closed_and_its_protobuf_names_the_same_definitions() {
     assert_eq!(decoded.len(), v2_document["definitions"].as_object().unwrap().len());
     assert!(decoded.contains(&"io.k8s.api.core.v1.Pod".to_owned()));
     assert_eq!(v2("application/json").1, "application/json");
-    assert_eq!(v2(V2_PROTOBUF_OLD).1, V2_PROTOBUF_OLD);
     assert_eq!(v2("application/com.github.proto-openapi.spec.v2@v1.0+protobuf").1, V2_PROTOBUF);
 }

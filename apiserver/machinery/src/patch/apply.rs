@@ -437,7 +437,8 @@ pub fn track_update(gvk: Gvk<'_>, old: Option<&Value>, new: &mut Value, writer: 
     let (mut changed, mut removed) = (FieldSet::default(), FieldSet::default());
     difference(place, old.unwrap_or(&nothing), new, &mut changed, &mut removed);
     let (changed, removed) = (strip_unowned(changed), strip_unowned(removed));
-    if !cleared && !(changed.is_empty() && removed.is_empty()) {
+    let same = changed.is_empty() && removed.is_empty();
+    if !cleared && !same {
         let api_version = gvk.api_version();
         for other in managers.iter_mut() {
             let own = other.is("Update", &api_version, writer);

@@ -88,11 +88,11 @@ fn merge_object(
         }
     }
     for (key, order) in patch {
-        if let (Some(field), Value::Array(order)) = (key.strip_prefix(ORDER), order) {
-            if let Some(Value::Array(list)) = object.get_mut(field) {
-                let sorted = sort_list(place.child(field), std::mem::take(list), order);
-                *list = sorted;
-            }
+        if let (Some(field), Value::Array(order)) = (key.strip_prefix(ORDER), order)
+            && let Some(Value::Array(list)) = object.get_mut(field)
+        {
+            let sorted = sort_list(place.child(field), std::mem::take(list), order);
+            *list = sorted;
         }
     }
     Ok(object)
@@ -135,10 +135,10 @@ fn merge_list(place: Place, field: &str, mut list: Vec<Value>, patch: &[Value]) 
 
 fn stripped_patch(item: &Value) -> Value {
     let mut item = item.clone();
-    if let Some(object) = item.as_object_mut() {
-        if object.get("$patch").is_some_and(|directive| directive == "merge") {
-            object.shift_remove("$patch");
-        }
+    if let Some(object) = item.as_object_mut()
+        && object.get("$patch").is_some_and(|directive| directive == "merge")
+    {
+        object.shift_remove("$patch");
     }
     item
 }
