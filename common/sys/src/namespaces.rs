@@ -155,6 +155,25 @@ pub fn within_network<T: Send + 'static>(
     worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread inside the network namespace panicked")))
 }
 
+/// Brings up the loopback link of the network namespace that the calling thread is in.
+///
+/// # Errors
+/// The caller lacks CAP_NET_ADMIN there.
+pub fn loopback_up() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    use std::os::fd::AsRawFd;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives across the call.
+    crate::process::check(i64::from(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request)
+    }))
+}
+
 /// Whether a path is a pinned namespace.
 pub fn is_pinned(path: &Path) -> bool {
     const NSFS_MAGIC: i64 = 0x6e73_6673;

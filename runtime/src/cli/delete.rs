@@ -1,12 +1,16 @@
 //! `delete`: forget a container and all that was made for it.
 
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::Globals;
 use super::args::Words;
 use crate::cgroups;
 use crate::error::{Context, Error, Result};
 use crate::fail;
 use crate::hooks;
-use crate::state::{Status, Store};
+use crate::state::{Container, Status, Store};
 
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &["force,f", "help,h"])?;
@@ -28,7 +32,8 @@ pub(super) fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         }
     };
     match container.status() {
-        Status::Stopped | Status::Creating => {}
+        // A created container has run nothing yet: like runc, that counts as stopped.
+        Status::Stopped | Status::Creating | Status::Created => {}
         _ if force => {}
         status => fail!("cannot delete container {id} that is not stopped: {}", status.name()),
     }
@@ -40,10 +45,8 @@ pub(super) fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
             note(group.thaw().context(|| "thaw".to_owned()));
         }
         note(group.kill().context(|| "kill the container's processes".to_owned()));
-    } else if container.is_alive() {
-        let pid = nix::unistd::Pid::from_raw(container.state.pid);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
+    note(end_first_process(&container));
     if let Some(group) = &group {
         note(group.destroy().context(|| "remove the cgroup".to_owned()));
     }
@@ -59,4 +62,20 @@ pub(super) fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         super::warn(&error.to_string());
     }
     if faults.is_empty() { Ok(()) } else { Err(Error::new(format!("delete container {id}: {}", faults.join("; ")))) }
+}
+
+/// Kills the first process where it is not gone with its cgroup, and waits for its end.
+fn end_first_process(container: &Container) -> Result<()> {
+    let Ok(pidfd) = gantry_sys::process::pidfd_open(container.state.pid) else { return Ok(()) };
+    // Looked at after the descriptor was opened: from here on the number cannot come to mean another process.
+    if !container.is_alive() {
+        return Ok(());
+    }
+    let _ = gantry_sys::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+    let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
+    let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+    match poll(&mut fds, Some(&patience)) {
+        Ok(0) => fail!("process {} does not die", container.state.pid),
+        _ => Ok(()),
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Globals;
 use super::args::Words;
-use super::run::in_foreground;
+use super::foreground;
 use crate::error::{Context, Result};
 use crate::fail;
 use crate::init::{self, Exec};
@@ -74,7 +74,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     };
     let pid = init::exec(&container, ask)?;
     drop(container);
-    if detach { Ok(0) } else { in_foreground(pid, own.as_ref()) }
+    if detach { Ok(0) } else { foreground::wait_for(pid, own.as_ref()) }
 }
 
 /// The process to start: a file's, or the container's own with what the options change.

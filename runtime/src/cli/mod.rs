@@ -5,6 +5,7 @@ mod create;
 mod delete;
 mod exec;
 mod features;
+mod foreground;
 mod freeze;
 mod kill;
 mod list;

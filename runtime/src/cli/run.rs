@@ -1,17 +1,13 @@
 //! `run`: create, start, wait for the program, delete.
 
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering};
 
-use gantry_sys::process::{reap_any, set_child_subreaper, wait};
-use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::Pid;
+use gantry_sys::process::set_child_subreaper;
 
 use super::Globals;
 use super::args::Words;
-use super::{create, delete, start};
+use super::{create, delete, foreground, start};
 use crate::error::{Context, Result};
 use crate::fail;
 use crate::init::{self, Create};
@@ -65,50 +61,9 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     if detach {
         return Ok(0);
     }
-    let code = in_foreground(pid, own.as_ref())?;
+    let code = foreground::wait_for(pid, own.as_ref())?;
     if !words.is_set("keep") {
         delete::delete(&globals.store, id, true)?;
     }
     Ok(code)
-}
-
-/// Waits for a process, passing signals on; relays its terminal where `socket` brings one.
-pub(super) fn in_foreground(pid: i32, socket: Option<&UnixStream>) -> Result<i32> {
-    forward_signals(pid)?;
-    if let Some(socket) = socket {
-        init::relay(&receive_terminal(socket)?)?;
-    }
-    let exit = wait(pid).context(|| "wait for the program".to_owned())?;
-    while reap_any().context(|| "reap".to_owned())?.is_some() {}
-    Ok(exit.code())
-}
-
-fn receive_terminal(socket: &UnixStream) -> Result<OwnedFd> {
-    use std::os::fd::AsFd;
-    let (_, mut fds) =
-        gantry_sys::fd::receive_with_fds(socket.as_fd(), &mut [0; 64]).context(|| "receive the terminal".to_owned())?;
-    match fds.pop() {
-        Some(fd) => Ok(fd),
-        None => fail!("receive the terminal: no descriptor came"),
-    }
-}
-
-static TARGET: AtomicI32 = AtomicI32::new(0);
-
-/// A thread waits for the signals that end a program and passes them on. It starts after the last clone, so the rule that
-/// the runtime has one thread when it clones holds.
-fn forward_signals(pid: i32) -> Result<()> {
-    TARGET.store(pid, Ordering::Relaxed);
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2] {
-        signals.add(signal);
-    }
-    signals.thread_block().context(|| "block signals".to_owned())?;
-    let forwarder = move || {
-        while let Ok(signal) = signals.wait() {
-            let _ = nix::sys::signal::kill(Pid::from_raw(TARGET.load(Ordering::Relaxed)), signal);
-        }
-    };
-    std::thread::Builder::new().stack_size(64 * 1024).spawn(forwarder).context(|| "forward signals".to_owned())?;
-    Ok(())
 }

@@ -13,4 +13,3 @@ mod terminal;
 
 pub(crate) use exec::{Exec, exec};
 pub(crate) use launch::{Create, console, create};
-pub(crate) use terminal::relay;

@@ -110,6 +110,10 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    fn push(list: &mut Value, value: Value) {
+        list.as_array_mut().unwrap().push(value);
+    }
+
     fn error_of(change: impl FnOnce(&mut Value)) -> String {
         let mut config = json!({
             "ociVersion": "1.0.2",
@@ -135,13 +139,13 @@ mod tests {
             ("process.env[0]", |c| c["process"]["env"] = json!(["X"])),
             ("process.rlimits[0].type", |c| c["process"]["rlimits"] = json!([{"type": "X", "hard": 1, "soft": 1}])),
             ("process.rlimits[0]", |c| c["process"]["rlimits"] = json!([{"type": "RLIMIT_CPU", "hard": 1, "soft": 2}])),
-            ("linux.namespaces[2].type", |c| c["linux"]["namespaces"][2] = json!({"type": "x"})),
-            ("linux.namespaces[2].type", |c| c["linux"]["namespaces"][2] = json!({"type": "uts"})),
+            ("linux.namespaces[2].type", |c| push(&mut c["linux"]["namespaces"], json!({"type": "x"}))),
+            ("linux.namespaces[2].type", |c| push(&mut c["linux"]["namespaces"], json!({"type": "uts"}))),
             ("hostname", |c| {
                 c["hostname"] = json!("x");
                 c["linux"]["namespaces"] = json!([]);
             }),
-            ("linux.uidMappings", |c| c["linux"]["namespaces"][2] = json!({"type": "user"})),
+            ("linux.uidMappings", |c| push(&mut c["linux"]["namespaces"], json!({"type": "user"}))),
             ("linux.devices[0].type", |c| c["linux"]["devices"] = json!([{"path": "/dev/x", "type": "x"}])),
         ] {
             let error = error_of(change);

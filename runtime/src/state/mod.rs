@@ -30,7 +30,8 @@ pub(crate) struct Container {
     pub(crate) folder: PathBuf,
     /// What is known of it.
     pub(crate) state: State,
-    _lock: File,
+    /// Held until the command is done; the container's first process gives up its copy at once.
+    lock: Option<File>,
 }
 
 /// What is known of a container.
@@ -134,7 +135,7 @@ impl Store {
             created: now(),
             spec: spec.clone(),
         };
-        let container = Container { folder, state, _lock: lock };
+        let container = Container { folder, state, lock: Some(lock) };
         container.save()?;
         Ok(container)
     }
@@ -154,7 +155,7 @@ impl Store {
             Err(e) => return Err(e).context(|| format!("container {id}: read {}", path.display())),
         };
         let state = serde_json::from_slice(&bytes).context(|| format!("container {id}: parse {}", path.display()))?;
-        Ok(Container { folder, state, _lock: lock })
+        Ok(Container { folder, state, lock: Some(lock) })
     }
 
     /// Removes what a killed `create` left: a folder without a readable state. Tells whether there was one.
@@ -182,10 +183,30 @@ fn lock(folder: &Path) -> Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.context(|| format!("open {}", path.display()))?;
     file.lock().context(|| format!("lock {}", path.display()))?;
-    Ok(file)
+    // While this command waited, the one before may have deleted the container, and a third may have made a new one.
+    use std::os::unix::fs::MetadataExt;
+    let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    match (file.metadata(), fs::metadata(&path)) {
+        (Ok(held), Ok(there)) if same(&held, &there) => Ok(file),
+        _ => fail!("container does not exist"),
+    }
+}
+
+impl Drop for Container {
+    /// Unlocks by word: a forked process may still hold a copy of the descriptor, which alone would keep the lock.
+    fn drop(&mut self) {
+        if let Some(lock) = &self.lock {
+            let _ = lock.unlock();
+        }
+    }
 }
 
 impl Container {
+    /// In a forked process: gives up its copy of the lock, which stays with the command.
+    pub(crate) fn leave_lock(&mut self) {
+        self.lock = None;
+    }
+
     /// Writes the state whole.
     pub(crate) fn save(&self) -> Result<()> {
         let path = self.folder.join("state.json");
