@@ -1,1 +1,27 @@
 //! The kubelet: pods from their sources to the Container Runtime Interface and back.
+//!
+//! `sources` say which pods shall be, `kubelet` gives each a worker (`sync`), `status` tells what became of them, `node`
+//! tells how the machine is. Containers are known through CRI only.
+
+mod config;
+mod cri;
+mod events;
+mod images;
+mod kubelet;
+mod logs;
+mod metrics;
+mod node;
+mod objects;
+mod pleg;
+mod pod;
+mod probe;
+mod resources;
+mod run;
+mod serve;
+mod shared;
+mod sources;
+mod status;
+mod sync;
+mod tls;
+
+pub use run::main;

@@ -1,0 +1,7 @@
+//! What the kubelet is told: the configuration file and the flags.
+
+mod file;
+mod flags;
+
+pub(crate) use file::KubeletConfiguration;
+pub(crate) use flags::Flags;

@@ -1,0 +1,302 @@
+//! The desired pods of all sources, and one worker for each: the only place that starts and ends workers.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{Id, JoinSet};
+
+use crate::cri::UID_LABEL;
+use crate::pod;
+use crate::shared::Shared;
+use crate::sources::{Source, Update, mirror};
+use crate::sync::stop;
+use crate::sync::worker::{Desired, Worker};
+
+/// Between looks for what belongs to no pod.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+
+/// The pods of this node, for whoever wants to read them.
+#[derive(Clone, Default)]
+pub(crate) struct Pods(Arc<Mutex<HashMap<String, Arc<Pod>>>>);
+
+impl Pods {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Pod>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them.
+    pub(crate) fn list(&self) -> Vec<Arc<Pod>> {
+        self.lock().values().cloned().collect()
+    }
+}
+
+struct Handle {
+    desired: watch::Sender<Desired>,
+    poke: Arc<Notify>,
+}
+
+/// Hands desired pods to workers.
+pub(crate) struct Dispatcher {
+    shared: Arc<Shared>,
+    pods: Pods,
+    workers: HashMap<String, Handle>,
+    tasks: JoinSet<()>,
+    ids: HashMap<Id, String>,
+    /// Static pods whose predecessor still runs, by key.
+    waiting: HashMap<String, Arc<Pod>>,
+    mirrors: HashMap<String, Arc<Pod>>,
+    mirroring: Arc<Mutex<HashSet<String>>>,
+    heard: HashSet<Source>,
+    expected: HashSet<Source>,
+    freeing: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Dispatcher {
+    /// `expected` are the sources that have to be heard before anything is taken for an orphan.
+    pub(crate) fn new(shared: Arc<Shared>, pods: Pods, expected: HashSet<Source>) -> Self {
+        Self {
+            shared,
+            pods,
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            ids: HashMap::new(),
+            waiting: HashMap::new(),
+            mirrors: HashMap::new(),
+            mirroring: Arc::default(),
+            heard: HashSet::new(),
+            expected,
+            freeing: Arc::default(),
+        }
+    }
+
+    /// Works for ever.
+    pub(crate) async fn run(mut self, mut updates: mpsc::Receiver<Update>, mut changed: mpsc::Receiver<String>) {
+        let mut ticks = tokio::time::interval(HOUSEKEEPING);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(update) = updates.recv() => self.take(update),
+                Some(uid) = changed.recv() => {
+                    if let Some(worker) = self.workers.get(&uid) {
+                        worker.poke.notify_one();
+                    }
+                }
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    let (id, failed) = match ended {
+                        Ok((id, ())) => (id, None),
+                        Err(e) => (e.id(), Some(e)),
+                    };
+                    self.ended(id, failed);
+                }
+                _ = ticks.tick() => self.housekeeping(),
+            }
+        }
+    }
+
+    fn take(&mut self, update: Update) {
+        match update {
+            Update::All(source, pods) => {
+                let first = self.heard.insert(source);
+                let (mirrors, pods): (Vec<_>, Vec<_>) =
+                    pods.into_iter().partition(|p| pod::annotation(p, pod::MIRROR).is_some());
+                if source == Source::Api {
+                    self.mirrors = mirrors.into_iter().map(|p| (pod::key(&p), p)).collect();
+                }
+                let uids: HashSet<&str> = pods.iter().map(|p| pod::uid(p)).collect();
+                let of_source = |p: &Pod| pod::is_static(p) == (source == Source::File);
+                let gone: Vec<Arc<Pod>> = self
+                    .workers
+                    .values()
+                    .map(|w| w.desired.borrow().pod.clone())
+                    .filter(|p| of_source(p) && !uids.contains(pod::uid(p)))
+                    .collect();
+                if source == Source::File {
+                    self.waiting.retain(|_, p| uids.contains(pod::uid(p)));
+                }
+                for pod in gone {
+                    self.gone(&pod);
+                }
+                for pod in pods {
+                    self.set(pod);
+                }
+                self.mirror_all();
+                if first {
+                    self.housekeeping();
+                }
+            }
+            Update::Set(pod) if pod::annotation(&pod, pod::MIRROR).is_some() => {
+                self.mirrors.insert(pod::key(&pod), pod);
+                self.mirror_all();
+            }
+            Update::Set(pod) => self.set(pod),
+            Update::Gone(pod) if pod::annotation(&pod, pod::MIRROR).is_some() => {
+                self.mirrors.remove(&pod::key(&pod));
+                self.mirror_all();
+            }
+            Update::Gone(pod) => self.gone(&pod),
+        }
+    }
+
+    fn set(&mut self, pod: Arc<Pod>) {
+        let uid = pod::uid(&pod).to_owned();
+        if let Some(worker) = self.workers.get(&uid) {
+            worker.desired.send_if_modified(|desired| {
+                let new = *desired.pod != *pod || desired.gone;
+                // What is being taken down is not brought back under the same uid.
+                if new && !desired.gone {
+                    desired.pod = pod.clone();
+                    return true;
+                }
+                if desired.gone && pod::is_static(&pod) {
+                    self.waiting.insert(pod::key(&pod), pod.clone());
+                }
+                false
+            });
+            let current = worker.desired.borrow().pod.clone();
+            self.pods.lock().insert(uid, current);
+            return;
+        }
+        if pod::is_static(&pod) {
+            let key = pod::key(&pod);
+            let predecessor = self.workers.values().any(|w| pod::key(&w.desired.borrow().pod) == key);
+            if predecessor {
+                self.waiting.insert(key, pod);
+                return;
+            }
+        }
+        self.start(pod);
+    }
+
+    fn start(&mut self, pod: Arc<Pod>) {
+        let uid = pod::uid(&pod).to_owned();
+        tracing::info!(pod = %pod::key(&pod), uid, "pod accepted");
+        self.pods.lock().insert(uid.clone(), pod.clone());
+        let (desired, receiver) = watch::channel(Desired { pod, gone: false });
+        let poke = Arc::new(Notify::new());
+        let worker = Worker::new(self.shared.clone(), receiver, poke.clone());
+        let id = self.tasks.spawn(worker.run()).id();
+        self.ids.insert(id, uid.clone());
+        self.workers.insert(uid, Handle { desired, poke });
+    }
+
+    fn gone(&mut self, pod: &Pod) {
+        if let Some(worker) = self.workers.get(pod::uid(pod)) {
+            worker.desired.send_modify(|desired| desired.gone = true);
+        }
+    }
+
+    fn ended(&mut self, id: Id, failed: Option<tokio::task::JoinError>) {
+        let Some(uid) = self.ids.remove(&id) else { return };
+        let Some(handle) = self.workers.remove(&uid) else { return };
+        let desired = handle.desired.borrow().clone();
+        if let Some(e) = failed {
+            tracing::error!(pod = %pod::key(&desired.pod), error = %e, "the pod's worker failed; it begins anew");
+            self.start(desired.pod.clone());
+            if desired.gone {
+                self.gone(&desired.pod);
+            }
+            return;
+        }
+        self.pods.lock().remove(&uid);
+        if let Some(next) = self.waiting.remove(&pod::key(&desired.pod)) {
+            self.start(next);
+        }
+        self.mirror_all();
+    }
+
+    /// Brings mirror pods in line with static pods.
+    fn mirror_all(&mut self) {
+        if self.shared.client.is_none() || !self.heard.is_superset(&self.expected) {
+            return;
+        }
+        let statics: HashMap<String, Arc<Pod>> = self
+            .workers
+            .values()
+            .filter(|w| !w.desired.borrow().gone)
+            .map(|w| w.desired.borrow().pod.clone())
+            .filter(|p| pod::is_static(p))
+            .map(|p| (pod::key(&p), p))
+            .collect();
+        let kept = |key: &str| statics.contains_key(key) || self.waiting.contains_key(key);
+        for (key, mirror) in self.mirrors.iter().filter(|(key, _)| !kept(key)) {
+            let ours = self.workers.values().any(|w| pod::key(&w.desired.borrow().pod) == **key);
+            if ours {
+                // Its containers still run; it shows that until they have ended.
+                continue;
+            }
+            let (shared, mirror) = (self.shared.clone(), mirror.clone());
+            self.spawn_mirroring(key.clone(), async move {
+                let Some(client) = &shared.client else { return };
+                if let Err(e) = mirror::delete(client, &mirror).await {
+                    tracing::warn!(pod = %pod::key(&mirror), error = %e, "mirror pod not deleted, will try again");
+                }
+            });
+        }
+        for (key, pod) in statics {
+            let good = self.mirrors.get(&key).is_some_and(|m| {
+                pod::annotation(m, pod::MIRROR) == pod::annotation(&pod, pod::HASH) && m.metadata.deletion_timestamp.is_none()
+            });
+            if good {
+                continue;
+            }
+            let shared = self.shared.clone();
+            self.spawn_mirroring(key, async move {
+                match mirror::ensure(&shared, &pod).await {
+                    Ok(_) => shared.statuses.resend(pod::uid(&pod)),
+                    Err(e) => tracing::warn!(pod = %pod::key(&pod), error = %e, "mirror pod not made, will try again"),
+                }
+            });
+        }
+    }
+
+    /// One task per mirror pod at a time; housekeeping tries again.
+    fn spawn_mirroring(&self, key: String, work: impl Future<Output = ()> + Send + 'static) {
+        let busy = self.mirroring.clone();
+        if !busy.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+            return;
+        }
+        tokio::spawn(async move {
+            work.await;
+            busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        });
+    }
+
+    /// Frees what belongs to no pod: sandboxes, volumes and control groups of pods that were deleted meanwhile.
+    fn housekeeping(&mut self) {
+        self.mirror_all();
+        if !self.heard.is_superset(&self.expected) {
+            return;
+        }
+        let alive: HashSet<String> = self
+            .workers
+            .keys()
+            .cloned()
+            .chain(self.waiting.values().map(|p| pod::uid(p).to_owned()))
+            .collect();
+        let (shared, freeing) = (self.shared.clone(), self.freeing.clone());
+        tokio::spawn(async move {
+            let Ok(sandboxes) = shared.cri.sandboxes(None).await else { return };
+            let labelled = sandboxes.iter().filter_map(|s| s.labels.get(UID_LABEL).cloned());
+            let mut orphans: HashSet<String> = labelled.collect();
+            orphans.extend(shared.volumes.pods_on_disk());
+            let groups = shared.cgroups.clone();
+            orphans.extend(tokio::task::spawn_blocking(move || groups.pods()).await.unwrap_or_default());
+            for uid in orphans.into_iter().filter(|uid| !alive.contains(uid)) {
+                if !freeing.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone()) {
+                    continue;
+                }
+                let (shared, freeing) = (shared.clone(), freeing.clone());
+                tokio::spawn(async move {
+                    match stop::free(&shared, &uid).await {
+                        Ok(()) => tracing::info!(uid, "freed what an unknown pod left"),
+                        Err(e) => tracing::warn!(uid, error = %e, "orphan not freed, will try again"),
+                    }
+                    freeing.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+                });
+            }
+        });
+    }
+}

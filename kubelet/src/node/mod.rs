@@ -1,0 +1,8 @@
+//! The node's own object: registration, conditions, and the Lease that says it is alive.
+
+pub(crate) mod facts;
+mod lease;
+mod register;
+
+pub(crate) use lease::keep as keep_lease;
+pub(crate) use register::keep as keep_status;

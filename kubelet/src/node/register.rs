@@ -1,0 +1,216 @@
+//! Creates the Node object and keeps its status true: looked at every 10 s, sent when it changed or after 5 min.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use super::facts;
+use crate::metrics::meminfo;
+use crate::pleg::Health;
+use crate::shared::Shared;
+
+const LIMIT: Duration = Duration::from_secs(15);
+/// While something is wrong it is looked at more often, so that a node becomes Ready soon after its runtime.
+const HURRY: Duration = Duration::from_secs(1);
+
+/// Registers, then reports for ever.
+pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, health: Health) {
+    let Some(client) = shared.client.clone() else { return };
+    let api: Api<Node> = Api::all(client);
+    let mut sent: Option<(NodeStatus, Instant)> = None;
+    let mut registered = !shared.config.register_node;
+    let mut was_ready = None;
+    loop {
+        let before = sent.as_ref().map(|(s, _)| s.clone());
+        let status = status(&shared, &health, before.as_ref()).await;
+        let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        let due = sent.as_ref().is_none_or(|(old, at)| {
+            !same(old, &status) || at.elapsed() >= shared.config.node_status_report_frequency.0
+        });
+        let mut fine = true;
+        if due {
+            let work = async {
+                if !registered {
+                    register(&shared, &api, &labels).await?;
+                    registered = true;
+                }
+                let patch = json!({"status": status});
+                api.patch_status(&shared.node_name, &PatchParams::default(), &Patch::Strategic(&patch)).await.map(drop)
+            };
+            match tokio::time::timeout(LIMIT, work).await {
+                Ok(Ok(())) => {
+                    sent = Some((status, Instant::now()));
+                    if was_ready != Some(ready) {
+                        let reason = if ready { "NodeReady" } else { "NodeNotReady" };
+                        let text = format!("Node {} status is now: {reason}", shared.node_name);
+                        shared.events.node(&shared.node_name, !ready, reason, text);
+                        was_ready = Some(ready);
+                    }
+                }
+                Ok(Err(e)) => {
+                    if matches!(&e, kube::Error::Api(s) if s.code == 404) {
+                        // Somebody deleted the node: it is made again.
+                        registered = !shared.config.register_node;
+                    }
+                    tracing::warn!(error = %e, "node status not sent, will try again");
+                    fine = false;
+                }
+                Err(_) => {
+                    tracing::warn!("node status not sent: the apiserver gave no answer in time");
+                    fine = false;
+                }
+            }
+        }
+        let every = shared.config.node_status_update_frequency.0;
+        tokio::time::sleep(if fine && ready { every } else { HURRY.min(every) }).await;
+    }
+}
+
+async fn register(shared: &Shared, api: &Api<Node>, labels: &BTreeMap<String, String>) -> Result<(), kube::Error> {
+    let name = &shared.node_name;
+    let mut all = labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", facts::architecture()),
+        ("kubernetes.io/hostname", name),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", facts::architecture()),
+    ] {
+        all.insert(key.to_owned(), value.to_owned());
+    }
+    if api.get_opt(name).await?.is_some() {
+        let patch = json!({"metadata": {"labels": all}});
+        return api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop);
+    }
+    let taints = shared.config.register_with_taints.clone();
+    let some = |text: &String| Some(text.clone()).filter(|t| !t.is_empty());
+    let node = Node {
+        metadata: ObjectMeta { name: Some(name.clone()), labels: Some(all), ..Default::default() },
+        spec: Some(NodeSpec {
+            taints: (!taints.is_empty()).then_some(taints),
+            provider_id: some(&shared.config.provider_id),
+            pod_cidr: some(&shared.config.pod_cidr),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    api.create(&PostParams::default(), &node).await?;
+    tracing::info!(node = %name, "node registered");
+    Ok(())
+}
+
+/// Whether two statuses say the same but for the time of the last look.
+fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
+    let still = |s: &NodeStatus| {
+        let mut s = s.clone();
+        for condition in s.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        s
+    };
+    still(a) == still(b)
+}
+
+async fn status(shared: &Shared, health: &Health, before: Option<&NodeStatus>) -> NodeStatus {
+    let (capacity, allocatable) = facts::resources(&shared.config, &shared.root);
+    let mut addresses: Vec<NodeAddress> = shared
+        .node_ips
+        .iter()
+        .map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.clone() })
+        .collect();
+    addresses.push(NodeAddress { type_: "Hostname".into(), address: shared.node_name.clone() });
+    let version = shared.cri.version().await.ok();
+    let runtime = version.map_or_else(String::new, |v| format!("{}://{}", v.runtime_name, v.runtime_version));
+    NodeStatus {
+        capacity: Some(capacity),
+        allocatable: Some(allocatable),
+        addresses: Some(addresses),
+        conditions: Some(conditions(shared, health, before).await),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: shared.config.port }),
+        }),
+        node_info: Some(facts::system_info(&runtime)),
+        images: Some(images(shared).await),
+        ..Default::default()
+    }
+}
+
+async fn images(shared: &Shared) -> Vec<ContainerImage> {
+    let mut list = shared.cri.image_list().await.unwrap_or_default();
+    list.sort_by(|a, b| (b.size, &a.id).cmp(&(a.size, &b.id)));
+    let most = usize::try_from(shared.config.node_status_max_images).unwrap_or(usize::MAX);
+    let named = list.into_iter().take(most).map(|image| ContainerImage {
+        names: Some(image.repo_digests.into_iter().chain(image.repo_tags).take(5).collect()),
+        size_bytes: i64::try_from(image.size).ok(),
+    });
+    named.collect()
+}
+
+async fn conditions(shared: &Shared, health: &Health, before: Option<&NodeStatus>) -> Vec<NodeCondition> {
+    let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+    let mut problems = Vec::new();
+    if let Err(e) = health.check() {
+        problems.push(e);
+    }
+    match shared.cri.status().await {
+        Ok(status) => {
+            let status = status.status.unwrap_or_default();
+            for (kind, title) in [("RuntimeReady", "container runtime not ready"), ("NetworkReady", "container runtime network not ready")] {
+                match status.conditions.iter().find(|c| c.r#type == kind) {
+                    Some(c) if c.status => {}
+                    Some(c) => problems.push(format!("{title}: {kind}=false reason:{} message:{}", c.reason, c.message)),
+                    None => problems.push(format!("{title}: the runtime does not tell {kind}")),
+                }
+            }
+        }
+        Err(e) => problems.push(format!("container runtime is down: {e}")),
+    }
+    let low_memory = meminfo("MemAvailable") < 100 << 20;
+    let full = nix::sys::statvfs::statvfs(&shared.root).is_ok_and(|s| s.blocks_available() * 10 < s.blocks());
+    let pids = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse::<u64>().ok());
+    let used = std::fs::read_to_string("/proc/loadavg").ok().and_then(|t| t.split('/').nth(1)?.split(' ').next()?.parse::<u64>().ok());
+    let few_pids = pids.zip(used).is_some_and(|(most, used)| used * 10 > most * 9);
+    let mut out = Vec::new();
+    let mut put = |type_: &str, status: bool, reason: &str, message: &str| {
+        let status = if status { "True" } else { "False" };
+        let old = before.and_then(|b| b.conditions.as_ref()?.iter().find(|c| c.type_ == type_ && c.status == status));
+        out.push(NodeCondition {
+            type_: type_.into(),
+            status: status.into(),
+            reason: Some(reason.into()),
+            message: Some(message.into()),
+            last_heartbeat_time: Some(now.clone()),
+            last_transition_time: Some(old.and_then(|c| c.last_transition_time.clone()).unwrap_or_else(|| now.clone())),
+        });
+    };
+    let pressure = [
+        ("MemoryPressure", low_memory, "Memory", "memory available"),
+        ("DiskPressure", full, "Disk", "disk space available"),
+        ("PIDPressure", few_pids, "PID", "PID available"),
+    ];
+    for (type_, bad, word, what) in pressure {
+        let reason = match (word, bad) {
+            ("Disk", true) => "KubeletHasDiskPressure".to_owned(),
+            ("Disk", false) => "KubeletHasNoDiskPressure".to_owned(),
+            (_, true) => format!("KubeletHasInsufficient{word}"),
+            (_, false) => format!("KubeletHasSufficient{word}"),
+        };
+        let sufficient = if bad { "insufficient" } else { "sufficient" };
+        put(type_, bad, &reason, &format!("kubelet has {sufficient} {what}"));
+    }
+    if problems.is_empty() {
+        put("Ready", true, "KubeletReady", "kubelet is posting ready status");
+    } else {
+        put("Ready", false, "KubeletNotReady", &format!("[{}]", problems.join(", ")));
+    }
+    out
+}

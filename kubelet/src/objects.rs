@@ -1,0 +1,171 @@
+//! ConfigMaps, Secrets, Services and tokens for pods, from the apiserver through a short-lived cache.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use kube::Api;
+use kube::api::{ListParams, PostParams};
+use kubelet_volumes::{ObjectError, Objects, Token};
+
+use crate::pod;
+
+const FRESH: Duration = Duration::from_secs(5);
+const FRESH_SERVICES: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(10);
+
+struct Cache<T>(Mutex<HashMap<String, (Instant, T)>>);
+
+impl<T: Clone> Cache<T> {
+    fn new() -> Self {
+        Self(Mutex::default())
+    }
+
+    async fn get(
+        &self,
+        key: String,
+        fresh: Duration,
+        read: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, ObjectError> {
+        {
+            let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            entries.retain(|_, (at, _)| at.elapsed() < fresh);
+            if let Some((_, value)) = entries.get(&key) {
+                return Ok(value.clone());
+            }
+        }
+        let value = bounded(read).await?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, (Instant::now(), value.clone()));
+        Ok(value)
+    }
+}
+
+async fn bounded<T>(read: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ObjectError> {
+    match tokio::time::timeout(LIMIT, read).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(kube::Error::Api(status))) => Err(ObjectError::new(status.message.clone())),
+        Ok(Err(e)) => Err(ObjectError::new(e.to_string())),
+        Err(_) => Err(ObjectError::new("timed out waiting for the apiserver")),
+    }
+}
+
+/// Objects of a cluster.
+pub(crate) struct FromApi {
+    client: kube::Client,
+    config_maps: Cache<Option<ConfigMap>>,
+    secrets: Cache<Option<Secret>>,
+    services: Cache<Vec<Service>>,
+}
+
+impl FromApi {
+    /// Reads with the kubelet's own identity.
+    pub(crate) fn new(client: kube::Client) -> Self {
+        Self { client, config_maps: Cache::new(), secrets: Cache::new(), services: Cache::new() }
+    }
+}
+
+/// What does not exist is asked for again at once: somebody waits for it to be made.
+async fn one<T: Clone>(
+    cache: &Cache<Option<T>>,
+    namespace: &str,
+    name: &str,
+    read: impl Future<Output = Result<Option<T>, kube::Error>>,
+) -> Result<Option<T>, ObjectError> {
+    let key = format!("{namespace}/{name}");
+    let found = cache.get(key.clone(), FRESH, read).await?;
+    if found.is_none() {
+        cache.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+    Ok(found)
+}
+
+impl Objects for FromApi {
+    fn config_map<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>> {
+        Box::pin(async move {
+            let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+            one(&self.config_maps, namespace, name, api.get_opt(name)).await
+        })
+    }
+
+    fn secret<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ObjectError>> {
+        Box::pin(async move {
+            let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+            one(&self.secrets, namespace, name, api.get_opt(name)).await
+        })
+    }
+
+    fn token<'a>(
+        &'a self,
+        pod: &'a Pod,
+        audience: Option<&'a str>,
+        expiration_seconds: i64,
+    ) -> BoxFuture<'a, Result<Token, ObjectError>> {
+        Box::pin(async move {
+            let account = pod::spec(pod).service_account_name.unwrap_or_else(|| "default".into());
+            let request = TokenRequest {
+                spec: Some(TokenRequestSpec {
+                    audiences: audience.map(|a| vec![a.to_owned()]),
+                    expiration_seconds: Some(expiration_seconds),
+                    bound_object_ref: Some(BoundObjectReference {
+                        api_version: Some("v1".into()),
+                        kind: Some("Pod".into()),
+                        name: pod.metadata.name.clone(),
+                        uid: pod.metadata.uid.clone(),
+                    }),
+                }),
+                ..Default::default()
+            };
+            let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), pod::namespace(pod));
+            let made = bounded(api.create_token_request(&account, &PostParams::default(), &request)).await?;
+            let token = made.status.and_then(|s| Some(Token { token: s.token?, expires: s.expiration_timestamp?.0 }));
+            token.ok_or_else(|| ObjectError::new("the apiserver gave an empty token"))
+        })
+    }
+
+    fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>> {
+        Box::pin(async move {
+            let api: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+            let read = async {
+                match api.list(&ListParams::default()).await {
+                    Ok(list) => Ok(list.items),
+                    // An apiserver without services has none.
+                    Err(kube::Error::Api(e)) if e.code == 404 => Ok(Vec::new()),
+                    Err(e) => Err(e),
+                }
+            };
+            self.services.get(namespace.to_owned(), FRESH_SERVICES, read).await
+        })
+    }
+}
+
+/// A standalone kubelet has no objects.
+pub(crate) struct Nowhere;
+
+impl Nowhere {
+    fn none<T>(kind: &str, name: &str) -> BoxFuture<'static, Result<T, ObjectError>> {
+        let error = ObjectError::new(format!("{kind} {name:?} cannot be read: this kubelet runs standalone, without an apiserver"));
+        Box::pin(async move { Err(error) })
+    }
+}
+
+impl Objects for Nowhere {
+    fn config_map<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>> {
+        Self::none("configmap", name)
+    }
+
+    fn secret<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ObjectError>> {
+        Self::none("secret", name)
+    }
+
+    fn token<'a>(&'a self, pod: &'a Pod, _: Option<&'a str>, _: i64) -> BoxFuture<'a, Result<Token, ObjectError>> {
+        Self::none("service account token of", pod::name(pod))
+    }
+
+    fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}

@@ -1,0 +1,102 @@
+//! A pod's resolv.conf by its DNS policy (pure).
+
+use k8s_openapi::api::core::v1::Pod;
+use proto::cri::DnsConfig;
+
+use super::{host_network, namespace, spec};
+
+const MAX_SERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+
+/// What pods may inherit.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodeDns {
+    /// The cluster's DNS servers.
+    pub(crate) cluster: Vec<String>,
+    /// The cluster's domain; may be empty.
+    pub(crate) domain: String,
+    /// The node's own configuration.
+    pub(crate) node: DnsConfig,
+}
+
+/// Reads a resolv.conf file.
+pub(crate) fn parse_resolv_conf(text: &str) -> DnsConfig {
+    let mut out = DnsConfig::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => out.servers.extend(words.next().map(str::to_owned)),
+            Some("search") => out.searches = words.map(str::to_owned).collect(),
+            Some("options") => out.options = words.map(str::to_owned).collect(),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// The DNS configuration of a pod.
+pub(crate) fn dns_config(pod: &Pod, dns: &NodeDns) -> DnsConfig {
+    let spec = spec(pod);
+    let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
+    let cluster = match policy {
+        "ClusterFirst" => !host_network(pod),
+        "ClusterFirstWithHostNet" => true,
+        _ => false,
+    };
+    let mut out = if policy == "None" {
+        DnsConfig::default()
+    } else if cluster && !dns.cluster.is_empty() {
+        let mut searches = Vec::new();
+        if !dns.domain.is_empty() {
+            searches.push(format!("{}.svc.{}", namespace(pod), dns.domain));
+            searches.push(format!("svc.{}", dns.domain));
+            searches.push(dns.domain.clone());
+        }
+        searches.extend(dns.node.searches.iter().cloned());
+        DnsConfig { servers: dns.cluster.clone(), searches, options: vec!["ndots:5".into()] }
+    } else {
+        dns.node.clone()
+    };
+    if let Some(more) = spec.dns_config {
+        out.servers.extend(more.nameservers.unwrap_or_default());
+        out.searches.extend(more.searches.unwrap_or_default());
+        for option in more.options.into_iter().flatten() {
+            let Some(name) = option.name else { continue };
+            out.options.retain(|o| o.split(':').next() != Some(name.as_str()));
+            out.options.push(option.value.map_or(name.clone(), |value| format!("{name}:{value}")));
+        }
+    }
+    unique(&mut out.servers, MAX_SERVERS);
+    unique(&mut out.searches, MAX_SEARCHES);
+    out
+}
+
+fn unique(list: &mut Vec<String>, most: usize) {
+    let mut seen = std::collections::HashSet::new();
+    list.retain(|item| seen.insert(item.clone()));
+    list.truncate(most);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn policies_give_their_resolv_conf() {
+        let node = parse_resolv_conf("# x\nnameserver 192.0.2.1\nsearch lan\noptions edns0\n");
+        let dns = NodeDns { cluster: vec!["10.96.0.10".into()], domain: "cluster.local".into(), node };
+        let pod = |spec| serde_json::from_value::<Pod>(json!({"metadata": {"namespace": "ns"}, "spec": spec})).unwrap();
+        let first = dns_config(&pod(json!({"containers": []})), &dns);
+        assert_eq!(first.servers, ["10.96.0.10"]);
+        assert_eq!(first.searches, ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan"]);
+        assert_eq!(first.options, ["ndots:5"]);
+        for spec in [json!({"containers": [], "dnsPolicy": "Default"}), json!({"containers": [], "hostNetwork": true})] {
+            assert_eq!(dns_config(&pod(spec), &dns).servers, ["192.0.2.1"]);
+        }
+        let own = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.53"],
+            "searches": ["a"], "options": [{"name": "ndots", "value": "3"}, {"name": "rotate"}]}});
+        let none = dns_config(&pod(own), &dns);
+        assert_eq!((none.servers, none.options), (vec!["192.0.2.53".to_owned()], vec!["ndots:3".to_owned(), "rotate".to_owned()]));
+    }
+}

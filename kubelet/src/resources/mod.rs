@@ -1,0 +1,4 @@
+//! CPU and memory: the class of a pod and its control groups.
+
+pub(crate) mod cgroups;
+pub(crate) mod qos;

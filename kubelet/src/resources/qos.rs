@@ -1,0 +1,170 @@
+//! Quality of service, and what requests and limits become for the kernel (pure).
+
+use std::collections::BTreeMap;
+
+use gantry_kube::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+
+use crate::pod;
+
+/// The three classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Qos {
+    /// Requests equal limits everywhere.
+    Guaranteed,
+    /// Some request or limit.
+    Burstable,
+    /// None.
+    BestEffort,
+}
+
+impl Qos {
+    /// As the API writes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+}
+
+/// Requests and limits in thousandths of a CPU and in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amounts {
+    /// CPU request.
+    pub(crate) cpu_request: Option<i64>,
+    /// CPU limit.
+    pub(crate) cpu_limit: Option<i64>,
+    /// Memory request.
+    pub(crate) memory_request: Option<i64>,
+    /// Memory limit.
+    pub(crate) memory_limit: Option<i64>,
+}
+
+fn amount(map: Option<&BTreeMap<String, ApiQuantity>>, key: &str, milli: bool) -> Option<i64> {
+    let quantity = Quantity::parse(&map?.get(key)?.0).ok()?;
+    let value = if milli { quantity.milli_value() } else { quantity.value() };
+    (value > 0).then_some(value)
+}
+
+/// What a container asks for; a limit without a request is the request, too.
+pub(crate) fn amounts(container: &Container) -> Amounts {
+    let resources = container.resources.as_ref();
+    let requests = resources.and_then(|r| r.requests.as_ref());
+    let limits = resources.and_then(|r| r.limits.as_ref());
+    let (cpu_limit, memory_limit) = (amount(limits, "cpu", true), amount(limits, "memory", false));
+    Amounts {
+        cpu_request: amount(requests, "cpu", true).or(cpu_limit),
+        cpu_limit,
+        memory_request: amount(requests, "memory", false).or(memory_limit),
+        memory_limit,
+    }
+}
+
+/// The class of a pod.
+pub(crate) fn class(pod: &Pod) -> Qos {
+    let all: Vec<Amounts> = pod::all_containers(pod).map(amounts).collect();
+    if all.iter().all(|a| *a == Amounts::default()) {
+        return Qos::BestEffort;
+    }
+    let guaranteed = all.iter().all(|a| {
+        a.cpu_limit.is_some() && a.memory_limit.is_some() && a.cpu_request == a.cpu_limit && a.memory_request == a.memory_limit
+    });
+    if guaranteed { Qos::Guaranteed } else { Qos::Burstable }
+}
+
+/// What the whole pod may take: the sum of main containers and sidecars, or the largest init container on top of the
+/// sidecars before it. A limit stands only where every container has one.
+pub(crate) fn of_pod(pod: &Pod) -> Amounts {
+    let pick: [fn(&Amounts) -> Option<i64>; 4] =
+        [|a| a.cpu_request, |a| a.cpu_limit, |a| a.memory_request, |a| a.memory_limit];
+    let totals = pick.map(|get| {
+        let (mut sidecars, mut peak) = (0, 0);
+        for container in pod::init_containers(pod) {
+            let value = get(&amounts(container)).unwrap_or(0);
+            if pod::is_sidecar(container) {
+                sidecars += value;
+                peak = peak.max(sidecars);
+            } else {
+                peak = peak.max(sidecars + value);
+            }
+        }
+        let mains: i64 = pod::containers(pod).iter().filter_map(|c| get(&amounts(c))).sum();
+        peak.max(sidecars + mains)
+    });
+    let everywhere = |get: fn(&Amounts) -> Option<i64>| pod::all_containers(pod).all(|c| get(&amounts(c)).is_some());
+    let some = |n: i64| (n > 0).then_some(n);
+    Amounts {
+        cpu_request: some(totals[0]),
+        cpu_limit: everywhere(|a| a.cpu_limit).then_some(totals[1]).and_then(some),
+        memory_request: some(totals[2]),
+        memory_limit: everywhere(|a| a.memory_limit).then_some(totals[3]).and_then(some),
+    }
+}
+
+/// CPU shares of a request (1024 for one CPU, 2 at least).
+pub(crate) fn shares(milli: Option<i64>) -> u64 {
+    u64::try_from(milli.unwrap_or(0) * 1024 / 1000).unwrap_or(0).clamp(2, 262_144)
+}
+
+/// CPU microseconds per period of a limit (1000 at least).
+pub(crate) fn quota(milli: i64, period_us: i64) -> i64 {
+    (milli * period_us / 1000).max(1000)
+}
+
+/// The eagerness with which the kernel takes a container when the node has no memory left.
+pub(crate) fn oom_score_adj(class: Qos, memory_request: Option<i64>, capacity: i64) -> i64 {
+    match class {
+        Qos::Guaranteed => -997,
+        Qos::BestEffort => 1000,
+        Qos::Burstable => {
+            let share = 1000 - (1000 * i128::from(memory_request.unwrap_or(0)) / i128::from(capacity.max(1))) as i64;
+            // 3 is upstream's floor: a burstable container goes before guaranteed ones.
+            share.clamp(3, 999)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(containers: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap()
+    }
+
+    #[test]
+    fn the_class_follows_requests_and_limits() {
+        let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
+        for (containers, want) in [
+            (json!([{"name": "a"}]), Qos::BestEffort),
+            (json!([{"name": "a", "resources": full}]), Qos::Guaranteed),
+            (json!([{"name": "a", "resources": full}, {"name": "b"}]), Qos::Burstable),
+            (json!([{"name": "a", "resources": {"requests": {"cpu": "100m"}}}]), Qos::Burstable),
+            (json!([{"name": "a", "resources": {"limits": {"cpu": "1", "memory": "1"}, "requests": {"cpu": "1m"}}}]), Qos::Burstable),
+        ] {
+            assert_eq!(class(&pod(containers.clone())), want, "{containers}");
+        }
+    }
+
+    #[test]
+    fn kernel_values_match_upstreams() {
+        assert_eq!((shares(Some(100)), shares(Some(1000)), shares(None)), (102, 1024, 2));
+        assert_eq!((quota(250, 100_000), quota(1, 100_000)), (25_000, 1000));
+        assert_eq!(oom_score_adj(Qos::Burstable, Some(4 << 30), 16 << 30), 750);
+        assert_eq!(oom_score_adj(Qos::Burstable, None, 16 << 30), 999);
+        assert_eq!(oom_score_adj(Qos::Guaranteed, None, 1), -997);
+    }
+
+    #[test]
+    fn a_pods_limit_needs_one_on_every_container() {
+        let one = json!({"limits": {"cpu": "1", "memory": "1Mi"}});
+        let both = of_pod(&pod(json!([{"name": "a", "resources": one}, {"name": "b", "resources": one}])));
+        assert_eq!((both.cpu_limit, both.memory_limit), (Some(2000), Some(2 << 20)));
+        let half = of_pod(&pod(json!([{"name": "a", "resources": one}, {"name": "b"}])));
+        assert_eq!((half.cpu_request, half.cpu_limit, half.memory_limit), (Some(1000), None, None));
+    }
+}

@@ -1,0 +1,301 @@
+//! Putting the parts together, and ending in order.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use kubelet_server::{Authorization, Server, ServerConfig};
+use kubelet_volumes::{Allocatable, Objects, Volumes};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Flags, KubeletConfiguration};
+use crate::cri::Cri;
+use crate::events::Recorder;
+use crate::kubelet::{Dispatcher, Pods};
+use crate::node::facts;
+use crate::objects::{FromApi, Nowhere};
+use crate::pleg::Health;
+use crate::pod::{NodeDns, NodeFacts, parse_resolv_conf};
+use crate::resources::cgroups::Cgroups;
+use crate::serve::Served;
+use crate::shared::Shared;
+use crate::sources::{Source, api, static_pods};
+use crate::status::manager::Statuses;
+use crate::{images, logs, node, pleg};
+
+/// How long the kubelet waits for the runtime before it goes on without knowing its name.
+const RUNTIME_WAIT: Duration = Duration::from_secs(30);
+
+/// Runs the kubelet until SIGTERM or SIGINT. Pods go on without it.
+///
+/// # Errors
+/// The configuration is wrong, or a file or port that the kubelet needs cannot be had.
+pub fn main() -> Result<()> {
+    let flags = Flags::parse();
+    if flags.version {
+        println!("Kubernetes {}", gantry_telemetry::build::git_version());
+        return Ok(());
+    }
+    let format = flags.log_format.parse().map_err(anyhow::Error::msg)?;
+    gantry_telemetry::log::init(&flags.level(), format).map_err(anyhow::Error::msg)?;
+    let (mut config, ignored) = match &flags.config {
+        Some(path) => KubeletConfiguration::load(path)?,
+        None => (KubeletConfiguration::default(), Vec::new()),
+    };
+    flags.apply(&mut config);
+    for field in ignored {
+        tracing::warn!(field, "this field of the kubelet configuration changes nothing yet");
+    }
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
+    let result = runtime.block_on(serve(flags, config));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+async fn client(flags: &Flags) -> Result<Option<kube::Client>> {
+    let Some(path) = &flags.kubeconfig else { return Ok(None) };
+    let what = || format!("kubeconfig {}", path.display());
+    let file = kube::config::Kubeconfig::read_from(path).with_context(what)?;
+    let options = kube::config::KubeConfigOptions::default();
+    let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.with_context(what)?;
+    config.connect_timeout = Some(Duration::from_secs(10));
+    Ok(Some(kube::Client::try_from(config).with_context(what)?))
+}
+
+fn labels(flags: &Flags) -> Result<BTreeMap<String, String>> {
+    let mut out = BTreeMap::new();
+    for pair in flags.node_labels.iter().filter(|p| !p.is_empty()) {
+        let Some((key, value)) = pair.split_once('=') else { bail!("--node-labels: {pair:?} is not key=value") };
+        out.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(out)
+}
+
+async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
+    let client = client(flags).await?;
+    let node_name = flags.hostname_override.clone().unwrap_or_else(facts::host_name);
+    for ip in &flags.node_ip {
+        ip.parse::<IpAddr>().map_err(|_| anyhow::anyhow!("--node-ip: {ip:?} is not an IP address"))?;
+    }
+    let node_ips = if flags.node_ip.is_empty() { vec![facts::own_address()] } else { flags.node_ip.clone() };
+    for folder in [flags.root_dir.join("pods"), PathBuf::from(&config.pod_logs_dir)] {
+        std::fs::create_dir_all(&folder).with_context(|| format!("make the folder {}", folder.display()))?;
+    }
+    if config.fail_swap_on && std::fs::read_to_string("/proc/swaps").is_ok_and(|t| t.lines().count() > 1) {
+        bail!("swap is on and failSwapOn is true: turn swap off (swapoff -a) or set failSwapOn to false");
+    }
+    let cri = Cri::new(&config.container_runtime_endpoint, &config.image_service_endpoint, config.runtime_request_timeout.0);
+    let runtime_name = runtime_name(&cri, &config).await;
+    let period_us = config.cpu_cfs_quota.then(|| i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000));
+    let cgroups = Cgroups::new(&config.cgroup_root, config.cgroups_per_qos, period_us, config.pod_pids_limit);
+    if let Err(e) = cgroups.prepare() {
+        tracing::warn!(error = %e, "the parents of pods' control groups are not as they should be");
+    }
+    let resolv = match config.resolv_conf.as_str() {
+        "" => String::new(),
+        path => std::fs::read_to_string(path).unwrap_or_else(|e| {
+            tracing::warn!(path, error = %e, "resolvConf not read: pods with dnsPolicy Default get no servers");
+            String::new()
+        }),
+    };
+    let (_, allocatable) = facts::resources(&config, &flags.root_dir);
+    let objects: Arc<dyn Objects> = match &client {
+        Some(client) => Arc::new(FromApi::new(client.clone())),
+        None => Arc::new(Nowhere),
+    };
+    Ok(Shared {
+        events: Recorder::start(client.clone(), &node_name),
+        statuses: Arc::new(Statuses::new(client.clone())),
+        volumes: Volumes::new(&flags.root_dir, objects.clone()),
+        pulls: Semaphore::new(images::permits(config.serialize_image_pulls, config.max_parallel_image_pulls)),
+        facts: NodeFacts {
+            log_root: PathBuf::from(&config.pod_logs_dir),
+            seccomp_root: flags.root_dir.join("seccomp"),
+            seccomp_default: config.seccomp_default,
+            dns: NodeDns {
+                cluster: config.cluster_dns.clone(),
+                domain: config.cluster_domain.clone(),
+                node: parse_resolv_conf(&resolv),
+            },
+            period_us,
+            memory: i64::try_from(crate::metrics::meminfo("MemTotal")).unwrap_or(i64::MAX),
+        },
+        allocatable: Allocatable {
+            cpu_milli: facts::value(&allocatable, "cpu", true),
+            memory_bytes: facts::value(&allocatable, "memory", false),
+            ephemeral_storage_bytes: facts::value(&allocatable, "ephemeral-storage", false),
+        },
+        root: flags.root_dir.clone(),
+        config,
+        node_name,
+        node_ips,
+        client,
+        cri,
+        runtime_name,
+        objects,
+        cgroups,
+    })
+}
+
+/// The runtime's name, which is part of container ids.
+async fn runtime_name(cri: &Cri, config: &KubeletConfiguration) -> String {
+    let ask = async {
+        let mut told = false;
+        loop {
+            match cri.version().await {
+                Ok(version) => return version.runtime_name,
+                Err(e) if !told => {
+                    told = true;
+                    tracing::warn!(endpoint = config.container_runtime_endpoint, error = %e, "waiting for the container runtime");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    };
+    let name = tokio::time::timeout(RUNTIME_WAIT, ask).await.unwrap_or_else(|_| {
+        tracing::error!(endpoint = config.container_runtime_endpoint, "the container runtime does not answer; the node is not ready until it does");
+        "cri".to_owned()
+    });
+    if !config.pod_cidr.is_empty() {
+        if let Err(e) = cri.update_pod_cidr(&config.pod_cidr).await {
+            tracing::warn!(error = %e, "the runtime did not take the pod CIDR");
+        }
+    }
+    name
+}
+
+async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
+    if let Err(e) = std::fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string()) {
+        tracing::debug!(error = %e, "oom_score_adj not set");
+    }
+    let labels = labels(&flags)?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let shared = tokio::select! {
+        shared = shared(&flags, config) => Arc::new(shared?),
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let (pods, health, stop) = (Pods::default(), Health::default(), CancellationToken::new());
+    let (updates, received) = mpsc::channel(256);
+    let (changed, happened) = mpsc::channel(1024);
+    let mut expected = HashSet::new();
+    tokio::spawn(pleg::run(shared.cri.clone(), changed, health.clone()));
+    tokio::spawn(shared.statuses.clone().run());
+    let path = PathBuf::from(&shared.config.static_pod_path);
+    if !path.as_os_str().is_empty() {
+        expected.insert(Source::File);
+        let every = shared.config.file_check_frequency.0.max(Duration::from_secs(1));
+        tokio::spawn(static_pods::run(path, shared.node_name.clone(), every, shared.events.clone(), updates.clone()));
+    }
+    if let Some(client) = &shared.client {
+        expected.insert(Source::Api);
+        tokio::spawn(api::run(client.clone(), shared.node_name.clone(), updates.clone()));
+        tokio::spawn(node::keep_status(shared.clone(), labels, health.clone()));
+        tokio::spawn(node::keep_lease(shared.clone()));
+    } else {
+        tracing::info!("standalone: no kubeconfig, only static pods run");
+    }
+    tokio::spawn(logs::rotate(shared.clone()));
+    let served: Arc<Served> = Arc::new(Served { shared: shared.clone(), pods: pods.clone(), health });
+    let server = start_servers(&flags, &shared, served, &stop).await?;
+    let dispatcher = tokio::spawn(Dispatcher::new(shared.clone(), pods, expected).run(received, happened));
+    shared.events.node(&shared.node_name, false, "Starting", "Starting kubelet.".to_owned());
+    let _ = gantry_telemetry::notify::ready();
+    if let Some(every) = gantry_telemetry::notify::watchdog_interval() {
+        tokio::spawn(async move {
+            loop {
+                let _ = gantry_telemetry::notify::watchdog();
+                tokio::time::sleep(every).await;
+            }
+        });
+    }
+    // The sender stays here, so that a kubelet without sources waits instead of ending.
+    let _updates = updates;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = dispatcher => bail!("the dispatcher of pods ended: {ended:?}"),
+    }
+    tracing::info!("stopping; pods go on");
+    let _ = gantry_telemetry::notify::stopping();
+    stop.cancel();
+    if let Some(server) = server {
+        let _ = tokio::time::timeout(Duration::from_secs(4), server).await;
+    }
+    Ok(())
+}
+
+async fn start_servers(
+    flags: &Flags,
+    shared: &Arc<Shared>,
+    node: Arc<Served>,
+    stop: &CancellationToken,
+) -> Result<Option<tokio::task::JoinHandle<()>>> {
+    let config = &shared.config;
+    let at = |ip: &str, port: i32, field: &str| -> Result<SocketAddr> {
+        let ip: IpAddr = ip.parse().with_context(|| format!("field {field}: {ip:?} is not an IP address"))?;
+        Ok(SocketAddr::new(ip, u16::try_from(port).with_context(|| format!("port {port}"))?))
+    };
+    if config.healthz_port > 0 {
+        let address = at(&config.healthz_bind_address, config.healthz_port, "healthzBindAddress")?;
+        let (node, stop) = (node.clone(), stop.clone());
+        tokio::spawn(async move {
+            if let Err(e) = kubelet_server::serve_healthz(address, node, stop).await {
+                tracing::error!(error = %e, "no health check");
+            }
+        });
+    }
+    if !config.enable_server {
+        return Ok(None);
+    }
+    let (cert_file, key_file) = if config.tls_cert_file.is_empty() {
+        let mut names = vec![shared.node_name.clone(), "localhost".to_owned(), "127.0.0.1".to_owned()];
+        names.extend(shared.node_ips.iter().cloned());
+        names.dedup();
+        kubelet_server::cert::self_signed(&names, &flags.cert_dir).context("make the serving certificate")?
+    } else {
+        (PathBuf::from(&config.tls_cert_file), PathBuf::from(&config.tls_private_key_file))
+    };
+    let authorization = match (&shared.client, config.authorization.mode.as_str()) {
+        (_, "AlwaysAllow") => Authorization::AlwaysAllow,
+        (Some(client), _) => Authorization::Webhook {
+            client: client.clone(),
+            allowed_ttl: config.authorization.webhook.cache_authorized_ttl.0,
+            denied_ttl: config.authorization.webhook.cache_unauthorized_ttl.0,
+        },
+        // Without an apiserver nobody could decide; only those whom the CA vouches for get in at all.
+        (None, _) if config.authentication.anonymous.enabled => {
+            bail!("a standalone kubelet that lets anonymous requests in needs authorization.mode AlwaysAllow, said explicitly")
+        }
+        (None, _) => Authorization::AlwaysAllow,
+    };
+    let ca = &config.authentication.x509.client_ca_file;
+    let server = Server::bind(
+        ServerConfig {
+            address: at(&config.address, config.port, "address")?,
+            node_name: shared.node_name.clone(),
+            cert_file,
+            key_file,
+            client_ca_file: (!ca.is_empty()).then(|| PathBuf::from(ca)),
+            anonymous: config.authentication.anonymous.enabled,
+            token_webhook: shared.client.clone().filter(|_| config.authentication.webhook.enabled),
+            token_ttl: config.authentication.webhook.cache_ttl.0,
+            authorization,
+            debugging_handlers: config.enable_debugging_handlers,
+            system_logs: config.enable_system_log_handler.then(|| PathBuf::from("/var/log")),
+        },
+        node,
+    )
+    .await?;
+    tracing::info!(address = %server.local_addr(), "serving");
+    Ok(Some(tokio::spawn(server.run(stop.clone()))))
+}

@@ -1,0 +1,61 @@
+//! What all parts of one kubelet share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kubelet_volumes::{Allocatable, Objects, PodContext, Volumes};
+use tokio::sync::Semaphore;
+
+use crate::config::KubeletConfiguration;
+use crate::cri::Cri;
+use crate::events::Recorder;
+use crate::pod::NodeFacts;
+use crate::resources::cgroups::Cgroups;
+use crate::status::manager::Statuses;
+
+/// Handles and facts; made once at the start.
+pub(crate) struct Shared {
+    /// The configuration with the flags applied.
+    pub(crate) config: KubeletConfiguration,
+    /// The node's name.
+    pub(crate) node_name: String,
+    /// The node's addresses.
+    pub(crate) node_ips: Vec<String>,
+    /// The kubelet's folder.
+    pub(crate) root: PathBuf,
+    /// The apiserver; none when standalone.
+    pub(crate) client: Option<kube::Client>,
+    /// The runtime.
+    pub(crate) cri: Cri,
+    /// The scheme of container ids.
+    pub(crate) runtime_name: String,
+    /// Pods' volumes.
+    pub(crate) volumes: Volumes,
+    /// Objects that pods refer to.
+    pub(crate) objects: Arc<dyn Objects>,
+    /// Pods' control groups.
+    pub(crate) cgroups: Cgroups,
+    /// Facts for container configurations.
+    pub(crate) facts: NodeFacts,
+    /// What pods may take together.
+    pub(crate) allocatable: Allocatable,
+    /// Events.
+    pub(crate) events: Recorder,
+    /// Statuses.
+    pub(crate) statuses: Arc<Statuses>,
+    /// Pulls at work.
+    pub(crate) pulls: Semaphore,
+}
+
+impl Shared {
+    /// The facts that fields of a pod refer to.
+    pub(crate) fn context(&self, pod_ips: Vec<String>) -> PodContext {
+        PodContext {
+            node_name: self.node_name.clone(),
+            host_ips: self.node_ips.clone(),
+            pod_ips,
+            allocatable: self.allocatable.clone(),
+            cluster_domain: self.config.cluster_domain.clone(),
+        }
+    }
+}

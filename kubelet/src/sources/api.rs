@@ -1,0 +1,47 @@
+//! Pods that the apiserver binds to this node: list, then watch.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::watcher::{self, Event};
+use tokio::sync::mpsc;
+
+use super::{Source, Update};
+
+/// Watches for ever; a broken watch is begun anew after a growing wait.
+pub(crate) async fn run(client: kube::Client, node: String, updates: mpsc::Sender<Update>) {
+    let api: Api<Pod> = Api::all(client);
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let mut wait = std::time::Duration::from_millis(500);
+    loop {
+        let mut events = std::pin::pin!(watcher::watcher(api.clone(), config.clone()));
+        let mut listed = Vec::new();
+        while let Some(event) = events.next().await {
+            let update = match event {
+                Ok(Event::Init) => {
+                    listed.clear();
+                    continue;
+                }
+                Ok(Event::InitApply(pod)) => {
+                    listed.push(Arc::new(pod));
+                    continue;
+                }
+                Ok(Event::InitDone) => Update::All(Source::Api, std::mem::take(&mut listed)),
+                Ok(Event::Apply(pod)) => Update::Set(Arc::new(pod)),
+                Ok(Event::Delete(pod)) => Update::Gone(Arc::new(pod)),
+                Err(e) => {
+                    tracing::warn!(error = %e, "watch of pods broke, will begin anew");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(std::time::Duration::from_secs(10));
+                    continue;
+                }
+            };
+            wait = std::time::Duration::from_millis(500);
+            if updates.send(update).await.is_err() {
+                return;
+            }
+        }
+    }
+}

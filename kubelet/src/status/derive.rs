@@ -1,0 +1,318 @@
+//! The status of a pod from what was observed (pure).
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, Pod, PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::pod::{self, is_sidecar};
+use crate::resources::qos;
+use crate::sync::observe::{Observed, Seen, State};
+
+/// What besides the observation goes into a status.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Circumstances {
+    /// Why containers wait: reason and message.
+    pub(crate) waiting: BTreeMap<String, (String, String)>,
+    /// Container ids that are ready by their probe (or have none).
+    pub(crate) ready: BTreeMap<String, bool>,
+    /// Container ids that have started up.
+    pub(crate) started: BTreeMap<String, bool>,
+    /// Termination messages by container id.
+    pub(crate) messages: BTreeMap<String, String>,
+    /// The node's addresses.
+    pub(crate) host_ips: Vec<String>,
+    /// The scheme of container ids, for example `gantry-cri`.
+    pub(crate) runtime: String,
+    /// The pod was ended by the kubelet: reason and message.
+    pub(crate) failed: Option<(String, String)>,
+    /// The pod ended and will not run again.
+    pub(crate) finished: bool,
+    /// The pod is being stopped.
+    pub(crate) terminating: bool,
+    /// When the kubelet first saw the pod.
+    pub(crate) first_seen: Timestamp,
+}
+
+/// The status of `pod`; `before` is the one that was reported last.
+pub(crate) fn derive(pod: &Pod, seen: &Observed, with: &Circumstances, before: &PodStatus, now: Timestamp) -> PodStatus {
+    let init_done = init_done(pod, seen);
+    let statuses = |list: &[Container], before: Option<&Vec<ContainerStatus>>, default: &str| -> Vec<ContainerStatus> {
+        let one = |c: &Container| {
+            let last = before.and_then(|l| l.iter().find(|s| s.name == c.name));
+            container(c, seen, with, last, default)
+        };
+        list.iter().map(one).collect()
+    };
+    let has_init = !pod::init_containers(pod).is_empty();
+    let waits = if has_init && !init_done { "PodInitializing" } else { "ContainerCreating" };
+    let mains = statuses(pod::containers(pod), before.container_statuses.as_ref(), waits);
+    let mut inits = statuses(pod::init_containers(pod), before.init_container_statuses.as_ref(), "PodInitializing");
+    for status in inits.iter_mut().zip(pod::init_containers(pod)).filter(|(_, c)| !is_sidecar(c)).map(|(s, _)| s) {
+        status.ready = status.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
+    }
+    let phase = phase(pod, seen, with, init_done, &mains, before);
+    let over = phase == "Failed" || phase == "Succeeded";
+    let unready: Vec<&str> = mains.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
+    let sidecars_ready = inits.iter().zip(pod::init_containers(pod)).all(|(s, c)| !is_sidecar(c) || s.ready);
+    let ready = unready.is_empty() && sidecars_ready && !over;
+    let mut ips = seen.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
+    if pod::host_network(pod) && !seen.sandboxes.is_empty() {
+        ips.clone_from(&with.host_ips);
+    }
+    if ips.is_empty() && (over || with.terminating) {
+        ips = before.pod_ips.iter().flatten().map(|p| p.ip.clone()).collect();
+    }
+    let gates_met = pod::spec(pod).readiness_gates.into_iter().flatten().all(|gate| {
+        before.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True")
+    });
+    let init_message = inits.iter().zip(pod::init_containers(pod)).filter(|(s, c)| {
+        if is_sidecar(c) { s.started != Some(true) } else { !s.ready }
+    });
+    let incomplete: Vec<&str> = init_message.map(|(s, _)| s.name.as_str()).collect();
+    let succeeded = phase == "Succeeded";
+    let named = |list: &[&str]| format!("[{}]", list.join(" "));
+    let not_ready = if succeeded {
+        Some(("PodCompleted".to_owned(), String::new()))
+    } else if phase == "Failed" {
+        Some(("PodFailed".to_owned(), String::new()))
+    } else {
+        (!ready).then(|| ("ContainersNotReady".to_owned(), format!("containers with unready status: {}", named(&unready))))
+    };
+    let initialized = (init_done || succeeded)
+        .then_some(())
+        .map_or_else(|| Some(("ContainersNotInitialized".to_owned(), format!("containers with incomplete status: {}", named(&incomplete)))), |()| {
+            succeeded.then(|| ("PodCompleted".to_owned(), String::new()))
+        });
+    let mut conditions = vec![
+        condition("PodReadyToStartContainers", seen.ready_sandbox().is_some(), None),
+        condition("Initialized", init_done || succeeded, initialized),
+        condition("Ready", ready && gates_met, if ready && !gates_met {
+            Some(("ReadinessGatesNotReady".to_owned(), "the status of pod readiness gates is not \"True\"".to_owned()))
+        } else { not_ready.clone() }),
+        condition("ContainersReady", ready, not_ready),
+        condition("PodScheduled", true, None),
+    ];
+    for new in &mut conditions {
+        let old = before.conditions.iter().flatten().find(|c| c.type_ == new.type_ && c.status == new.status);
+        new.last_transition_time = Some(old.and_then(|c| c.last_transition_time.clone()).unwrap_or_else(|| time(now)));
+        new.observed_generation = pod.metadata.generation;
+    }
+    let own: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
+    conditions.extend(before.conditions.iter().flatten().filter(|c| !own.contains(&c.type_)).cloned());
+    PodStatus {
+        phase: Some(phase),
+        conditions: Some(conditions),
+        host_ip: with.host_ips.first().cloned(),
+        host_ips: (!with.host_ips.is_empty()).then(|| with.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
+        pod_ip: ips.first().cloned(),
+        pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
+        qos_class: Some(qos::class(pod).name().to_owned()),
+        start_time: before.start_time.clone().or_else(|| Some(time(with.first_seen))),
+        container_statuses: Some(mains),
+        init_container_statuses: has_init.then_some(inits),
+        reason: with.failed.as_ref().map(|(r, _)| r.clone()),
+        message: with.failed.as_ref().map(|(_, m)| m.clone()),
+        observed_generation: pod.metadata.generation,
+        ..Default::default()
+    }
+}
+
+fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+fn condition(type_: &str, status: bool, why: Option<(String, String)>) -> PodCondition {
+    let (reason, message) = why.unzip();
+    PodCondition {
+        type_: type_.to_owned(),
+        status: if status { "True" } else { "False" }.to_owned(),
+        reason,
+        message: message.filter(|m| !m.is_empty()),
+        ..Default::default()
+    }
+}
+
+fn init_done(pod: &Pod, seen: &Observed) -> bool {
+    let began = pod::containers(pod).iter().any(|c| seen.latest(&c.name).is_some_and(|s| {
+        seen.sandboxes.first().is_none_or(|b| b.id == s.sandbox)
+    }));
+    began
+        || pod::init_containers(pod).iter().all(|c| match seen.latest(&c.name) {
+            Some(s) if is_sidecar(c) => s.state == State::Running,
+            Some(s) => s.state == State::Exited && s.exit_code == 0,
+            None => false,
+        })
+}
+
+fn phase(
+    pod: &Pod,
+    seen: &Observed,
+    with: &Circumstances,
+    init_done: bool,
+    mains: &[ContainerStatus],
+    before: &PodStatus,
+) -> String {
+    if let Some(over) = before.phase.as_deref().filter(|p| *p == "Failed" || *p == "Succeeded") {
+        return over.to_owned();
+    }
+    if with.failed.is_some() {
+        return "Failed".to_owned();
+    }
+    let latest: Vec<Option<&Seen>> = pod::containers(pod).iter().map(|c| seen.latest(&c.name)).collect();
+    let ended = |ok: fn(i32) -> bool| {
+        !latest.is_empty() && latest.iter().all(|s| s.is_some_and(|s| s.state == State::Exited && ok(s.exit_code)))
+    };
+    if with.finished || (with.terminating && seen.alive().next().is_none()) {
+        if ended(|code| code == 0) {
+            return "Succeeded".to_owned();
+        }
+        if with.finished || ended(|_| true) {
+            return "Failed".to_owned();
+        }
+    }
+    if !init_done {
+        return "Pending".to_owned();
+    }
+    let never_ran = mains.iter().any(|s| {
+        s.state.as_ref().is_some_and(|st| st.waiting.is_some()) && s.last_state.as_ref().is_none_or(|l| l.terminated.is_none())
+    });
+    if never_ran { "Pending" } else { "Running" }.to_owned()
+}
+
+fn container(
+    spec: &Container,
+    observed: &Observed,
+    with: &Circumstances,
+    before: Option<&ContainerStatus>,
+    default_wait: &str,
+) -> ContainerStatus {
+    let mut all = observed.containers.iter().filter(|c| c.name == spec.name);
+    let (latest, previous) = (all.next(), all.next());
+    let ended = |seen: &Seen| ContainerState { terminated: Some(terminated(seen, with)), ..Default::default() };
+    let wait = |reason: &str, message: Option<String>| ContainerState {
+        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        ..Default::default()
+    };
+    let known_last = before.and_then(|b| b.last_state.clone()).filter(|l| l.terminated.is_some());
+    let mut status = ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone().unwrap_or_default(),
+        restart_count: before.map_or(0, |b| b.restart_count),
+        started: Some(false),
+        ..Default::default()
+    };
+    if let Some(seen) = latest {
+        status.restart_count = i32::try_from(seen.attempt).unwrap_or(i32::MAX);
+        status.container_id = Some(format!("{}://{}", with.runtime, seen.id));
+        status.image_id.clone_from(&seen.image_ref);
+    }
+    let waiting = with.waiting.get(&spec.name);
+    match (latest, waiting) {
+        (Some(seen), _) if matches!(seen.state, State::Running | State::Unknown) => {
+            status.state = Some(ContainerState {
+                running: Some(ContainerStateRunning { started_at: Some(time(seen.started_at)) }),
+                ..Default::default()
+            });
+            status.last_state = previous.filter(|p| p.state == State::Exited).map(ended).or(known_last);
+            status.started = Some(with.started.get(&seen.id).copied().unwrap_or(false));
+            status.ready = status.started == Some(true) && with.ready.get(&seen.id).copied().unwrap_or(false);
+        }
+        (Some(seen), None) if seen.state == State::Exited => {
+            status.state = Some(ended(seen));
+            status.last_state = previous.filter(|p| p.state == State::Exited).map(ended).or(known_last);
+        }
+        (found, waiting) => {
+            let (reason, message) = waiting.map_or((default_wait, None), |(r, m)| (r.as_str(), Some(m.clone())));
+            status.state = Some(wait(reason, message.filter(|m| !m.is_empty())));
+            let last = found.filter(|s| s.state == State::Exited).or(previous.filter(|p| p.state == State::Exited));
+            status.last_state = last.map(ended).or(known_last);
+        }
+    }
+    status
+}
+
+fn terminated(seen: &Seen, with: &Circumstances) -> ContainerStateTerminated {
+    let reason = match seen.reason.as_str() {
+        "" if seen.exit_code == 0 => "Completed",
+        "" => "Error",
+        given => given,
+    };
+    let message = with.messages.get(&seen.id).filter(|m| !m.is_empty()).cloned();
+    ContainerStateTerminated {
+        container_id: Some(format!("{}://{}", with.runtime, seen.id)),
+        exit_code: seen.exit_code,
+        reason: Some(reason.to_owned()),
+        message: message.or_else(|| Some(seen.message.clone()).filter(|m| !m.is_empty())),
+        started_at: Some(time(seen.started_at)),
+        finished_at: Some(time(seen.finished_at)),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::observe::Sandbox;
+    use serde_json::json;
+
+    fn pod(policy: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u", "generation": 1}, "spec": {
+            "restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a", "image": "x"}]}})).unwrap()
+    }
+
+    fn seen(name: &str, state: State, exit_code: i32) -> Seen {
+        Seen { id: format!("{name}1"), name: name.into(), sandbox: "s".into(), state, exit_code, ..Default::default() }
+    }
+
+    fn status(policy: &str, containers: Vec<Seen>, with: Circumstances) -> PodStatus {
+        let sandbox = Sandbox { id: "s".into(), ready: true, ips: vec!["10.0.0.2".into()], ..Default::default() };
+        let observed = Observed { sandboxes: vec![sandbox], containers };
+        derive(&pod(policy), &observed, &with, &PodStatus::default(), Timestamp::now())
+    }
+
+    fn is(status: &PodStatus, kind: &str) -> String {
+        status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap().status.clone()
+    }
+
+    #[test]
+    fn a_pod_waits_for_its_init_container_then_runs_and_becomes_ready() {
+        let first = status("Always", vec![seen("i", State::Running, 0)], Circumstances::default());
+        assert_eq!(first.phase.as_deref(), Some("Pending"));
+        let waiting = first.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap();
+        assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
+        let with = Circumstances {
+            ready: [("a1".to_owned(), true)].into(),
+            started: [("a1".to_owned(), true)].into(),
+            ..Default::default()
+        };
+        let run = status("Always", vec![seen("a", State::Running, 0), seen("i", State::Exited, 0)], with);
+        assert_eq!((run.phase.as_deref(), is(&run, "Ready").as_str()), (Some("Running"), "True"));
+        assert_eq!(run.pod_ip.as_deref(), Some("10.0.0.2"));
+    }
+
+    #[test]
+    fn a_crash_loop_waits_with_its_last_state() {
+        let waiting = [("a".to_owned(), ("CrashLoopBackOff".to_owned(), "back-off".to_owned()))].into();
+        let got = status("Always", vec![seen("a", State::Exited, 3)], Circumstances { waiting, ..Default::default() });
+        assert_eq!(got.phase.as_deref(), Some("Running"));
+        let a = &got.container_statuses.unwrap()[0];
+        assert_eq!(a.state.clone().unwrap().waiting.unwrap().reason.as_deref(), Some("CrashLoopBackOff"));
+        assert_eq!(a.last_state.clone().unwrap().terminated.unwrap().exit_code, 3);
+    }
+
+    #[test]
+    fn the_end_is_success_or_failure_by_the_exit_codes() {
+        for (code, phase, reason) in [(0, "Succeeded", "Completed"), (7, "Failed", "Error")] {
+            let with = Circumstances { finished: true, ..Default::default() };
+            let got = status("Never", vec![seen("a", State::Exited, code)], with);
+            assert_eq!(got.phase.as_deref(), Some(phase));
+            let state = got.container_statuses.unwrap()[0].state.clone().unwrap().terminated.unwrap();
+            assert_eq!((state.reason.as_deref(), state.exit_code), (Some(reason), code));
+        }
+    }
+}

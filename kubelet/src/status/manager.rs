@@ -1,0 +1,169 @@
+//! Sends statuses to the apiserver until they have arrived, and deletes pods that have ended.
+//!
+//! Workers only leave the newest status here and go on; a slow apiserver delays no pod.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::json;
+use tokio::sync::Notify;
+
+use crate::pod;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Clone)]
+struct Entry {
+    pod: Arc<Pod>,
+    status: PodStatus,
+    /// Counts changes, so that one made while a patch is under way is not lost.
+    version: u64,
+    sent: u64,
+    /// The pod is stopped and freed: delete it once its status has arrived.
+    delete: bool,
+}
+
+/// The statuses of all pods by uid.
+pub(crate) struct Statuses {
+    client: Option<kube::Client>,
+    entries: Mutex<HashMap<String, Entry>>,
+    changed: Notify,
+}
+
+impl Statuses {
+    /// Without a client the statuses are only kept.
+    pub(crate) fn new(client: Option<kube::Client>) -> Self {
+        Self { client, entries: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a status; tells whether it is new.
+    pub(crate) fn set(&self, pod: &Arc<Pod>, status: PodStatus) -> bool {
+        let mut entries = self.entries();
+        let entry = entries.entry(pod::uid(pod).to_owned()).or_insert_with(|| Entry {
+            pod: pod.clone(),
+            status: pod.status.clone().unwrap_or_default(),
+            version: 0,
+            sent: 0,
+            delete: false,
+        });
+        entry.pod = pod.clone();
+        if entry.status == status {
+            return false;
+        }
+        entry.status = status;
+        entry.version += 1;
+        drop(entries);
+        self.changed.notify_one();
+        true
+    }
+
+    /// The newest status.
+    pub(crate) fn get(&self, uid: &str) -> Option<PodStatus> {
+        self.entries().get(uid).map(|e| e.status.clone())
+    }
+
+    /// Sends the status again although it is the same (a mirror pod was made anew).
+    pub(crate) fn resend(&self, uid: &str) {
+        if let Some(entry) = self.entries().get_mut(uid) {
+            entry.version += 1;
+        }
+        self.changed.notify_one();
+    }
+
+    /// The pod is stopped and holds nothing more: deletes it from the apiserver.
+    pub(crate) fn delete(&self, uid: &str) {
+        if let Some(entry) = self.entries().get_mut(uid) {
+            entry.delete = true;
+            entry.version += 1;
+        }
+        self.changed.notify_one();
+    }
+
+    /// Forgets a pod.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.entries().remove(uid);
+    }
+
+    /// Sends what is new, for ever.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let Some(client) = self.client.clone() else { return };
+        loop {
+            let dirty: Vec<(String, Entry)> =
+                self.entries().iter().filter(|(_, e)| e.version > e.sent).map(|(u, e)| (u.clone(), e.clone())).collect();
+            let failed = futures::stream::iter(dirty)
+                .map(|(uid, entry)| {
+                    let (client, this) = (client.clone(), self.clone());
+                    async move {
+                        let sent = tokio::time::timeout(LIMIT, send(&client, &entry)).await;
+                        let why = match sent {
+                            Ok(Ok(gone)) => {
+                                let mut entries = this.entries();
+                                if gone && entry.delete {
+                                    entries.remove(&uid);
+                                } else if let Some(now) = entries.get_mut(&uid) {
+                                    now.sent = now.sent.max(entry.version);
+                                }
+                                return false;
+                            }
+                            Ok(Err(e)) => e.to_string(),
+                            Err(_) => "no answer in time".to_owned(),
+                        };
+                        tracing::warn!(pod = %pod::key(&entry.pod), error = %why, "pod status not sent, will try again");
+                        true
+                    }
+                })
+                .buffer_unordered(16)
+                .any(|failed| async move { failed })
+                .await;
+            if failed {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            } else {
+                self.changed.notified().await;
+            }
+        }
+    }
+}
+
+/// Patches, and deletes if asked to; tells whether the pod is gone.
+async fn send(client: &kube::Client, entry: &Entry) -> Result<bool, kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), pod::namespace(&entry.pod));
+    let name = pod::name(&entry.pod);
+    // A mirror pod has a uid of its own.
+    let uid = if pod::is_static(&entry.pod) { None } else { entry.pod.metadata.uid.clone() };
+    let mut patch = json!({"status": entry.status});
+    for cleared in ["reason", "message"] {
+        if patch["status"].get(cleared).is_none() {
+            patch["status"][cleared] = serde_json::Value::Null;
+        }
+    }
+    if let Some(uid) = &uid {
+        patch["metadata"] = json!({"uid": uid});
+    }
+    match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
+        Ok(_) => {}
+        // 409: the name belongs to another pod by now.
+        Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => return Ok(true),
+        Err(e) => return Err(e),
+    }
+    if !entry.delete || uid.is_none() {
+        return Ok(false);
+    }
+    let how = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions { uid, resource_version: None }),
+        ..Default::default()
+    };
+    match api.delete(name, &how).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(true),
+        Err(e) => Err(e),
+    }
+}

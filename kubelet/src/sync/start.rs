@@ -1,0 +1,146 @@
+//! Making a sandbox or a container run.
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use proto::cri::CreateContainerRequest;
+
+use super::observe::Sandbox;
+use super::stop;
+use crate::pod::{self, Creation};
+use crate::shared::Shared;
+use crate::{images, pod::container_config};
+
+/// Why something did not start: the reason of the waiting state and its message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StartError {
+    /// `CreateContainerConfigError`, `ErrImagePull`, ...
+    pub(crate) reason: &'static str,
+    /// Why.
+    pub(crate) message: String,
+}
+
+/// Prepares volumes and the control group, and makes a sandbox.
+///
+/// # Errors
+/// Something failed; events have told what.
+pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<(), StartError> {
+    let event = |reason, message| shared.events.pod(pod, None, true, reason, message);
+    let fail = |message| StartError { reason: "ContainerCreating", message };
+    let ips = if pod::host_network(pod) { shared.node_ips.clone() } else { Vec::new() };
+    if let Err(e) = shared.volumes.setup(pod, &shared.context(ips)).await {
+        event("FailedMount", e.to_string());
+        return Err(fail(e.to_string()));
+    }
+    let (groups, owned) = (shared.cgroups.clone(), pod.clone());
+    let made = tokio::task::spawn_blocking(move || groups.create(&owned)).await;
+    if let Err(e) = made.map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string())) {
+        let message = format!("unable to ensure pod container exists: {e}");
+        event("FailedCreatePodContainer", message.clone());
+        return Err(fail(message));
+    }
+    let config = pod::sandbox_config(pod, attempt, &shared.cgroups.path(pod), &shared.facts);
+    if let Err(e) = std::fs::create_dir_all(&config.log_directory) {
+        let message = format!("Failed to create pod sandbox: make the log directory {}: {e}", config.log_directory);
+        event("FailedCreatePodSandBox", message.clone());
+        return Err(fail(message));
+    }
+    let handler = pod::spec(pod).runtime_class_name.unwrap_or_default();
+    match shared.cri.run_sandbox(config, &handler).await {
+        Ok(id) => {
+            tracing::info!(pod = %pod::key(pod), sandbox = %id, attempt, "sandbox made");
+            Ok(())
+        }
+        Err(e) => {
+            let message = format!("Failed to create pod sandbox: {e}");
+            event("FailedCreatePodSandBox", message.clone());
+            Err(fail(message))
+        }
+    }
+}
+
+/// Creates and starts a container in the sandbox.
+///
+/// # Errors
+/// Something failed; events have told what. A container that was created but did not start is removed.
+pub(crate) async fn container(
+    shared: &Shared,
+    pod: &Pod,
+    sandbox: &Sandbox,
+    container: &Container,
+    attempt: u32,
+    restart_delay_ms: u64,
+) -> Result<(), StartError> {
+    let event = |warning, reason, message| shared.events.pod(pod, Some(&container.name), warning, reason, message);
+    let failed = |reason: &'static str, message: String| {
+        event(true, "Failed", format!("Error: {message}"));
+        StartError { reason, message }
+    };
+    let sandbox_config = pod::sandbox_config(pod, sandbox.attempt, &shared.cgroups.path(pod), &shared.facts);
+    let image = images::ensure(shared, &shared.pulls, pod, container, &sandbox_config)
+        .await
+        .map_err(|e| StartError { reason: e.reason, message: e.message })?;
+    let ips = if pod::host_network(pod) { shared.node_ips.clone() } else { sandbox.ips.clone() };
+    let context = shared.context(ips.clone());
+    let env = kubelet_volumes::environment(pod, container, &context, &*shared.objects)
+        .await
+        .map_err(|e| failed("CreateContainerConfigError", e.to_string()))?;
+    shared
+        .volumes
+        .write_hosts(pod, &ips, &pod::hostname(pod), &pod::domain(pod, &shared.config.cluster_domain))
+        .and_then(|()| shared.volumes.mounts(pod, container, &env, attempt))
+        .map_err(|e| failed("CreateContainerConfigError", e.to_string()))
+        .map(|mounts| Creation { pod, container, attempt, restart_delay_ms, env, mounts, image: &image })
+        .and_then(|creation| {
+            container_config(creation, &shared.facts).map_err(|e| failed("CreateContainerConfigError", e))
+        })
+        .map(|config| CreateContainerRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        })
+        .map(|request| run(shared, pod, sandbox, container, request))?
+        .await
+}
+
+async fn run(
+    shared: &Shared,
+    pod: &Pod,
+    sandbox: &Sandbox,
+    container: &Container,
+    request: CreateContainerRequest,
+) -> Result<(), StartError> {
+    let event = |warning, reason, message| shared.events.pod(pod, Some(&container.name), warning, reason, message);
+    let failed = |reason: &'static str, message: String| {
+        event(true, "Failed", format!("Error: {message}"));
+        StartError { reason, message }
+    };
+    let logs = pod::log_dir(&shared.facts.log_root, pod).join(&container.name);
+    std::fs::create_dir_all(&logs)
+        .map_err(|e| failed("CreateContainerError", format!("make the log directory {}: {e}", logs.display())))?;
+    let id = shared.cri.create_container(request).await.map_err(|e| failed("CreateContainerError", e.to_string()))?;
+    event(false, "Created", format!("Created container: {}", container.name));
+    if let Err(e) = shared.cri.start_container(&id).await {
+        // It stays as a container that has ended where the runtime keeps it: its exit code counts for the back-off.
+        let error = failed("RunContainerError", e.to_string());
+        let state = shared.cri.container_status(&id).await.map(|s| s.state());
+        if !matches!(state, Ok(proto::cri::ContainerState::ContainerExited)) {
+            if let Err(e) = shared.cri.remove_container(&id).await {
+                tracing::warn!(pod = %pod::key(pod), container = %id, error = %e, "container that did not start not removed");
+            }
+        }
+        return Err(error);
+    }
+    event(false, "Started", format!("Started container {}", container.name));
+    let hook = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
+    if let Some(hook) = hook {
+        let ip = sandbox.ips.first().cloned().unwrap_or_default();
+        if let Err(why) = stop::hook(shared, hook, container, &id, &ip, std::time::Duration::from_secs(120)).await {
+            event(true, "FailedPostStartHook", format!("PostStartHook failed: {why}"));
+            let grace = std::time::Duration::from_secs(u64::try_from(pod::grace(pod)).unwrap_or(0));
+            if let Err(e) = shared.cri.stop_container(&id, grace).await {
+                tracing::warn!(container = %id, error = %e, "container not stopped after its failed hook");
+            }
+            return Err(StartError { reason: "PostStartHookError", message: why });
+        }
+    }
+    Ok(())
+}
