@@ -9,10 +9,21 @@ use std::io;
 /// The kernel's.
 pub fn reset() -> io::Result<()> {
     const LAST: i32 = 64;
+    // What the kernel calls a sigaction: handler (0 is the default), flags, restorer, mask.
+    let default = [0_u64; 4];
     for number in 1..=LAST {
-        // SAFETY: the default action runs no code of this process. SIGKILL, SIGSTOP and those that the C library keeps
-        // for itself refuse, which is fine: they cannot be ignored either.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // SAFETY: the default action runs no code of this process, and the structure lives across the call. Past the C
+        // library, which keeps two signals for itself and would leave those ignored. SIGKILL and SIGSTOP refuse, which is
+        // fine: they cannot be ignored either.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                number,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
     Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)
 }
