@@ -42,3 +42,6 @@ pub mod status;
 pub mod strategy;
 pub mod table;
 pub mod validate;
+
+#[cfg(test)]
+mod flow_tests;

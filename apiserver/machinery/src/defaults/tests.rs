@@ -64,3 +64,38 @@ proptest! {
         prop_assert_eq!(once, object);
     }
 }
+
+/// A default with a misspelt name or a wrong type would be pruned or refused.
+#[test]
+fn defaults_are_fields_of_their_kinds() {
+    let container = json!({"name": "c", "image": "i", "ports": [{"containerPort": 1}], "livenessProbe": {"httpGet": {"port": 1}},
+        "env": [{"name": "a", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}],
+        "lifecycle": {"preStop": {"httpGet": {"port": 1}}}, "resources": {"limits": {"cpu": "1"}}});
+    let pod_spec = json!({"containers": [container], "serviceAccount": "x", "volumes": [{"name": "a"},
+        {"name": "b", "secret": {}}, {"name": "c", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}},
+        {"downwardAPI": {"items": [{"path": "p", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}},
+        {"name": "d", "hostPath": {"path": "/"}}, {"name": "e", "image": {"reference": "r"}}]});
+    let spec = json!({"template": {"spec": pod_spec}});
+    for resource in crate::resource::Resource::all() {
+        let gvk = resource.gvk();
+        let mut object = json!({"metadata": {"name": "a"}});
+        let has_spec = crate::schema::find(gvk).unwrap().get().fields.contains_key("spec");
+        match resource.kind {
+            "Pod" => object["spec"] = pod_spec.clone(),
+            "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" | "Job" | "ReplicationController" => {
+                object["spec"] = spec.clone()
+            }
+            "CronJob" => object["spec"] = json!({"jobTemplate": {"spec": spec}}),
+            "PodTemplate" => object["template"] = spec["template"].clone(),
+            "Service" => {
+                object["spec"] = json!({"type": "LoadBalancer", "sessionAffinity": "ClientIP", "ports": [{"port": 1}]})
+            }
+            _ if has_spec => object["spec"] = json!({}),
+            _ => {}
+        }
+        apply(gvk, &mut object);
+        crate::strategy::prepare_create(resource, &mut object);
+        assert_eq!(crate::schema::unknown_fields(gvk, &object), Vec::<String>::new(), "{gvk}");
+        assert_eq!(crate::schema::type_errors(gvk, &object), Vec::<String>::new(), "{gvk}");
+    }
+}
