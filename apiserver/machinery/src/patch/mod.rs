@@ -2,6 +2,7 @@
 
 pub mod apply;
 mod fieldset;
+mod managers;
 mod strategic;
 mod typed;
 
