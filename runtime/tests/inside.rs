@@ -214,7 +214,7 @@ fn identity_limits_and_environment_are_as_asked() {
 
 #[test]
 fn the_program_inherits_no_descriptors_and_no_ignored_signals() {
-    if !usable() {
+    if !usable() || !common::ours() {
         return;
     }
     // One more than 0, 1 and 2: the folder that ls itself reads.
@@ -269,4 +269,90 @@ fn system_calls_are_filtered() {
             "1\nrefused\nallowed\nSeccomp:\t2",
         );
     }
+}
+
+#[test]
+fn a_shared_root_lets_mounts_out_and_the_host_stays_whole() {
+    if !usable() {
+        return;
+    }
+    let mut case = Case::new("mount -t tmpfs inside /shared/made && echo mounted; mount | grep -c /host-only");
+    let shared = case.path("shared");
+    fs::create_dir_all(shared.join("made")).unwrap();
+    let flags = rustix::mount::MountPropagationFlags::SHARED;
+    rustix::mount::mount_bind(&shared, &shared).unwrap();
+    rustix::mount::mount_change(&shared, flags).unwrap();
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    case.config["linux"]["rootfsPropagation"] = json!("rshared");
+    let caps = json!(["CAP_SYS_ADMIN"]);
+    case.config["process"]["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps});
+    let bind = json!({"destination": "/shared", "type": "bind", "source": shared, "options": ["rbind", "rshared"]});
+    case.config["mounts"].as_array_mut().unwrap().push(bind);
+    let ran = case.once();
+    let after = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let made = after.lines().filter(|l| l.contains(&format!("{}/made ", shared.display()))).count();
+    let count = after.lines().count();
+    let _ = rustix::mount::unmount(shared.join("made"), rustix::mount::UnmountFlags::DETACH);
+    let _ = rustix::mount::unmount(&shared, rustix::mount::UnmountFlags::DETACH);
+    assert!(ran.out.starts_with("mounted\n"), "{ran:?}");
+    assert_eq!((made, count), (1, before + 1), "{after}");
+}
+
+#[test]
+fn a_time_namespace_shifts_clocks() {
+    if !usable() || !common::ours() {
+        return;
+    }
+    let change = |case: &mut Case| {
+        case.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+        case.config["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1_000_000_000}});
+    };
+    prints("cat /proc/uptime | head -c 1", change, "1");
+}
+
+#[test]
+fn preserved_descriptors_reach_the_program() {
+    if !usable() {
+        return;
+    }
+    let case = Case::new("cat <&3");
+    case.write();
+    let mut shell = std::process::Command::new("sh");
+    let command = case.command();
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|w| w.to_str().unwrap().to_owned())
+        .collect();
+    let bundle = case.dir.path().to_str().unwrap();
+    shell.args(["-c", "echo word | { exec 3<&0; \"$@\" </dev/null; }", "sh"]).args(words);
+    shell.args(["run", "--preserve-fds", "1", "--bundle", bundle, &case.id]);
+    let ran = common::finish(&mut shell);
+    assert_eq!(ran.out, "word\n", "{ran:?}");
+}
+
+#[test]
+fn a_list_of_allowed_calls_is_enough_to_run() {
+    if !usable() {
+        return;
+    }
+    let change = |case: &mut Case| {
+        case.config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        case.config["process"]["noNewPrivileges"] = json!(true);
+        case.config["process"]["args"] = json!(["echo", "filtered"]);
+        case.config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"action": "SCMP_ACT_ALLOW", "names": [
+                "execve", "brk", "arch_prctl", "set_tid_address", "set_robust_list", "rseq", "prlimit64", "readlink",
+                "readlinkat", "getrandom", "mprotect", "mmap", "munmap", "read", "write", "close", "fstat", "newfstatat",
+                "openat", "exit_group", "exit", "rt_sigaction", "rt_sigprocmask", "getuid", "getgid", "futex", "prctl",
+                "fcntl", "poll", "ppoll", "sigaltstack", "nanosleep", "clock_nanosleep", "epoll_pwait", "epoll_ctl",
+                "epoll_create1", "eventfd2", "madvise", "getppid", "getpid", "gettid", "tgkill", "capget", "capset",
+                "setuid", "setgid", "setgroups", "chdir", "fchdir", "fstatfs", "stat", "lstat", "statx", "rt_sigreturn",
+                "faccessat", "faccessat2", "access", "dup3", "dup2", "ioctl", "getdents64", "lseek", "sched_yield",
+                "sched_getaffinity", "mincore", "pipe2", "clone", "umask", "pread64", "writev", "sendto", "fchown", "uname"
+            ]}]
+        });
+    };
+    prints("", change, "filtered");
 }

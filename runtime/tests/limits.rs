@@ -29,6 +29,9 @@ fn limits_are_in_the_cgroup_and_can_be_changed() {
     case.config["linux"]["resources"]["memory"] = json!({"limit": 67_108_864});
     case.config["linux"]["resources"]["cpu"] = json!({"shares": 512, "quota": 50_000, "period": 100_000});
     case.config["linux"]["resources"]["pids"] = json!({"limit": 77});
+    if common::ours() && Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
+        case.config["linux"]["resources"]["hugepageLimits"] = json!([{"pageSize": "2MB", "limit": 0}]);
+    }
     let created = case.create();
     assert_eq!(created.code, 0, "{created:?}");
     assert_eq!(limit(&case.id, "memory/memory.limit_in_bytes", "memory.max"), "67108864");

@@ -179,8 +179,25 @@ impl Cgroup {
             return put(&folder.join(&w.file), &w.value);
         }
         match self.folder(w.controller) {
+            Some(folder) if !self.is_v2() && !self.host.v1.contains_key(w.controller) => {
+                // A hybrid host with this controller in the unified tree, where it is switched on only when asked for and
+                // the file has version 2's name.
+                self.enable_unified(w.controller);
+                put(&folder.join(w.file.replace(".limit_in_bytes", ".max")), &w.value)
+            }
             Some(folder) => put(&folder.join(&w.file), &w.value),
             None => Err(Error::NoController { limit: w.file.clone(), controller: w.controller.to_owned() }),
+        }
+    }
+
+    /// Switches a controller on in every group above this one. Where that is refused, the limit's file is missing, and
+    /// writing it tells.
+    fn enable_unified(&self, controller: &str) {
+        let Some(root) = &self.host.unified else { return };
+        let mut at = root.clone();
+        for part in self.path.components() {
+            let _ = put(&at.join("cgroup.subtree_control"), &format!("+{controller}"));
+            at.push(part);
         }
     }
 

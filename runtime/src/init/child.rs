@@ -182,7 +182,7 @@ pub(crate) fn become_process(job: Job<'_>, container: &OwnedFd, flags: i32) -> !
 }
 
 fn prepare(job: &Job<'_>, proc: &File) -> Result<()> {
-    for warning in identity::before_ids(job.process, proc)? {
+    for warning in identity::before_ids(job.process)? {
         let _ = job.channel.send(&Message::Warning(warning));
     }
     let umask = job.process.user.umask.unwrap_or(0o022);

@@ -65,6 +65,9 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
         if let (Some(group), None) = (&group, &cgroup_fd) {
             group.add_process(pid).context(|| "move the process into the container's cgroup".to_owned())?;
         }
+        if let Some(warning) = super::identity::set_oom_score(ask.process, pid)? {
+            crate::cli::warn(&warning);
+        }
         say_go(&ours)?;
         hear(&ours, linux.seccomp.as_ref(), container)?;
         write_pid_file(ask.pid_file, pid)?;

@@ -19,15 +19,12 @@ pub(crate) struct Filter {
     pub(crate) flags: u32,
 }
 
-/// Limits, priorities and the OOM adjustment: what needs privileges that will be given up. Answers warnings about what
+/// Limits and priorities: what needs privileges that will be given up. Answers warnings about what
 /// the host does not allow.
-pub(crate) fn before_ids(process: &Process, proc: &File) -> Result<Vec<String>> {
+pub(crate) fn before_ids(process: &Process) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     for limit in &process.rlimits {
         set_limit(limit.soft, limit.hard, names::rlimit_of(&limit.kind)?, &limit.kind, &mut warnings)?;
-    }
-    if let Some(adjustment) = process.oom_score_adj {
-        set_oom_score(proc, adjustment, &mut warnings)?;
     }
     if let Some(s) = &process.scheduler {
         let attributes = sys::Scheduler {
@@ -80,15 +77,15 @@ fn set_limit(soft: u64, hard: u64, number: u32, name: &str, warnings: &mut Vec<S
     }
 }
 
-/// Lowering the score needs CAP_SYS_RESOURCE: without it the score stays where it is.
-fn set_oom_score(proc: &File, adjustment: i32, warnings: &mut Vec<String>) -> Result<()> {
-    let what = || format!("set oom_score_adj to {adjustment}");
-    match write_proc(proc, "self/oom_score_adj", &adjustment.to_string()) {
+/// Sets a process's OOM adjustment from outside, where a user namespace takes no rights away. Lowering it needs
+/// CAP_SYS_RESOURCE: without that the score stays where it is. Answers a warning then.
+pub(crate) fn set_oom_score(process: &Process, pid: i32) -> Result<Option<String>> {
+    let Some(adjustment) = process.oom_score_adj else { return Ok(None) };
+    match std::fs::write(format!("/proc/{pid}/oom_score_adj"), adjustment.to_string()) {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            warnings.push(format!("oom_score_adj: this host does not allow {adjustment}, left as it is"));
-            Ok(())
+            Ok(Some(format!("oom_score_adj: this host does not allow {adjustment}, left as it is")))
         }
-        other => other.context(what),
+        other => other.map(|()| None).context(|| format!("set oom_score_adj to {adjustment}")),
     }
 }
 

@@ -154,6 +154,9 @@ fn start_child(
         if let (Some(group), None) = (group, &cgroup_fd) {
             group.add_process(pid).context(|| "move the container's first process into its cgroup".to_owned())?;
         }
+        if let Some(warning) = identity::set_oom_score(process, pid)? {
+            crate::cli::warn(&warning);
+        }
         if namespaces.makes(Kind::User) {
             identity::write_maps(pid, &linux.uid_mappings, &linux.gid_mappings)?;
         }
