@@ -153,7 +153,12 @@ impl Cri {
     }
 
     /// Runs a command in a container; the runtime kills it after `limit`.
-    pub(crate) async fn exec_sync(&self, id: &str, cmd: &[String], limit: Duration) -> Result<ExecSyncResponse, CriError> {
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        cmd: &[String],
+        limit: Duration,
+    ) -> Result<ExecSyncResponse, CriError> {
         let mut c = self.runtime.clone();
         let timeout = i64::try_from(limit.as_secs().max(1)).unwrap_or(i64::MAX);
         let request = ExecSyncRequest { container_id: id.to_owned(), cmd: cmd.to_vec(), timeout };
@@ -231,17 +236,6 @@ impl Cri {
     pub(crate) async fn image_list(&self) -> Result<Vec<Image>, CriError> {
         let mut c = self.images.clone();
         bounded("ListImages", self.limit, c.list_images(ListImagesRequest { filter: None })).await.map(|r| r.images)
-    }
-
-    pub(crate) async fn remove_image(&self, image: &str) -> Result<(), CriError> {
-        let mut c = self.images.clone();
-        let request = RemoveImageRequest { image: Some(image_spec(image)) };
-        gone_is_fine(bounded("RemoveImage", self.limit, c.remove_image(request)).await)
-    }
-
-    pub(crate) async fn image_fs(&self) -> Result<ImageFsInfoResponse, CriError> {
-        let mut c = self.images.clone();
-        bounded("ImageFsInfo", self.limit, c.image_fs_info(ImageFsInfoRequest {})).await
     }
 }
 

@@ -44,7 +44,8 @@ pub(crate) async fn ensure(
     let image = container.image.as_deref().unwrap_or_default();
     let event = |warning, reason, message| shared.events.pod(pod, Some(&container.name), warning, reason, message);
     if let Err(why) = check_name(image) {
-        let message = format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}");
+        let message =
+            format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}");
         event(true, "InspectFailed", message.clone());
         return Err(ImageError { reason: "InvalidImageName", message });
     }
@@ -97,7 +98,10 @@ pub(crate) async fn ensure(
     event(
         false,
         "Pulled",
-        format!("Successfully pulled image {image:?} in {took}ms ({all}ms including waiting). Image size: {} bytes.", found.size),
+        format!(
+            "Successfully pulled image {image:?} in {took}ms ({all}ms including waiting). Image size: {} bytes.",
+            found.size
+        ),
     );
     Ok(found)
 }
@@ -126,7 +130,9 @@ fn check_name(image: &str) -> Result<(), &'static str> {
     if tag.is_some_and(|t| t.is_empty() || t.len() > 128 || !t.chars().all(word)) {
         return Err("invalid tag format");
     }
-    if digest.is_some_and(|d| !d.split_once(':').is_some_and(|(_, hex)| hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit()))) {
+    if digest.is_some_and(|d| {
+        !d.split_once(':').is_some_and(|(_, hex)| hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit()))
+    }) {
         return Err("invalid digest format");
     }
     Ok(())
@@ -204,7 +210,13 @@ mod tests {
 
     #[test]
     fn impossible_names_are_refused() {
-        for good in ["busybox", "a/b:1.2", "localhost:5000/x/y", "r.io/a@sha256:0123456789abcdef0123456789abcdef", "gantry.local/demo:latest"] {
+        for good in [
+            "busybox",
+            "a/b:1.2",
+            "localhost:5000/x/y",
+            "r.io/a@sha256:0123456789abcdef0123456789abcdef",
+            "gantry.local/demo:latest",
+        ] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
         for bad in ["", "Busy Box", "a//b", "a:b c", "UPPER/x/Y", "a@sha256:xyz"] {

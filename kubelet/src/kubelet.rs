@@ -237,7 +237,8 @@ impl Dispatcher {
         }
         for (key, pod) in statics {
             let good = self.mirrors.get(&key).is_some_and(|m| {
-                pod::annotation(m, pod::MIRROR) == pod::annotation(&pod, pod::HASH) && m.metadata.deletion_timestamp.is_none()
+                pod::annotation(m, pod::MIRROR) == pod::annotation(&pod, pod::HASH)
+                    && m.metadata.deletion_timestamp.is_none()
             });
             if good {
                 continue;
@@ -270,12 +271,8 @@ impl Dispatcher {
         if !self.heard.is_superset(&self.expected) {
             return;
         }
-        let alive: HashSet<String> = self
-            .workers
-            .keys()
-            .cloned()
-            .chain(self.waiting.values().map(|p| pod::uid(p).to_owned()))
-            .collect();
+        let alive: HashSet<String> =
+            self.workers.keys().cloned().chain(self.waiting.values().map(|p| pod::uid(p).to_owned())).collect();
         let (shared, freeing) = (self.shared.clone(), self.freeing.clone());
         tokio::spawn(async move {
             let Ok(sandboxes) = shared.cri.sandboxes(None).await else { return };

@@ -77,7 +77,13 @@ mod tests {
     #[test]
     fn the_oldest_rotated_logs_go() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["0.log", "0.log.20260101-000000", "0.log.20260102-000000", "0.log.20260103-000000", "1.log.20250101-000000"] {
+        for name in [
+            "0.log",
+            "0.log.20260101-000000",
+            "0.log.20260102-000000",
+            "0.log.20260103-000000",
+            "1.log.20250101-000000",
+        ] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         let gone = excess(&dir.path().join("0.log"), 2);

@@ -73,7 +73,12 @@ fn lines(out: &mut String, stats: &cri::ContainerStats, cadvisor: bool) {
 }
 
 /// `/metrics/resource` and `/metrics/cadvisor`. `node` is the node's CPU seconds and working set.
-pub(crate) fn containers(stats: &[cri::ContainerStats], node: Option<(f64, u64)>, starts: &[(String, f64)], cadvisor: bool) -> String {
+pub(crate) fn containers(
+    stats: &[cri::ContainerStats],
+    node: Option<(f64, u64)>,
+    starts: &[(String, f64)],
+    cadvisor: bool,
+) -> String {
     let mut out = String::new();
     if let Some((cpu, memory)) = node {
         let _ = writeln!(out, "# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total {cpu}");

@@ -84,7 +84,11 @@ async fn one<T: Clone>(
 }
 
 impl Objects for FromApi {
-    fn config_map<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>> {
+    fn config_map<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>> {
         Box::pin(async move {
             let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
             one(&self.config_maps, namespace, name, api.get_opt(name)).await
@@ -147,7 +151,9 @@ pub(crate) struct Nowhere;
 
 impl Nowhere {
     fn none<T>(kind: &str, name: &str) -> BoxFuture<'static, Result<T, ObjectError>> {
-        let error = ObjectError::new(format!("{kind} {name:?} cannot be read: this kubelet runs standalone, without an apiserver"));
+        let error = ObjectError::new(format!(
+            "{kind} {name:?} cannot be read: this kubelet runs standalone, without an apiserver"
+        ));
         Box::pin(async move { Err(error) })
     }
 }

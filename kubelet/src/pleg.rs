@@ -25,7 +25,11 @@ impl Health {
     /// An error says for how long the runtime has not answered.
     pub(crate) fn check(&self) -> Result<(), String> {
         let age = Timestamp::now().as_second() - self.0.load(Ordering::Relaxed);
-        if age < UNHEALTHY { Ok(()) } else { Err(format!("pleg was last seen active {age}s ago; threshold is {UNHEALTHY}s")) }
+        if age < UNHEALTHY {
+            Ok(())
+        } else {
+            Err(format!("pleg was last seen active {age}s ago; threshold is {UNHEALTHY}s"))
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use kubelet_server::{Authorization, Server, ServerConfig};
+use kubelet_server::{Authorization, ServeError, Server, ServerConfig};
 use kubelet_volumes::{Allocatable, Objects, Volumes};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
@@ -53,7 +53,8 @@ pub fn main() -> Result<()> {
         tracing::warn!(field, "this field of the kubelet configuration changes nothing yet");
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
     let result = runtime.block_on(serve(flags, config));
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
@@ -91,9 +92,11 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
     if config.fail_swap_on && std::fs::read_to_string("/proc/swaps").is_ok_and(|t| t.lines().count() > 1) {
         bail!("swap is on and failSwapOn is true: turn swap off (swapoff -a) or set failSwapOn to false");
     }
-    let cri = Cri::new(&config.container_runtime_endpoint, &config.image_service_endpoint, config.runtime_request_timeout.0);
+    let cri =
+        Cri::new(&config.container_runtime_endpoint, &config.image_service_endpoint, config.runtime_request_timeout.0);
     let runtime_name = runtime_name(&cri, &config).await;
-    let period_us = config.cpu_cfs_quota.then(|| i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000));
+    let period_us =
+        config.cpu_cfs_quota.then(|| i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000));
     let cgroups = Cgroups::new(&config.cgroup_root, config.cgroups_per_qos, period_us, config.pod_pids_limit);
     if let Err(e) = cgroups.prepare() {
         tracing::warn!(error = %e, "the parents of pods' control groups are not as they should be");
@@ -161,7 +164,10 @@ async fn runtime_name(cri: &Cri, config: &KubeletConfiguration) -> String {
         }
     };
     let name = tokio::time::timeout(RUNTIME_WAIT, ask).await.unwrap_or_else(|_| {
-        tracing::error!(endpoint = config.container_runtime_endpoint, "the container runtime does not answer; the node is not ready until it does");
+        tracing::error!(
+            endpoint = config.container_runtime_endpoint,
+            "the container runtime does not answer; the node is not ready until it does"
+        );
         "cri".to_owned()
     });
     if !config.pod_cidr.is_empty() {
@@ -249,7 +255,8 @@ async fn start_servers(
         let address = at(&config.healthz_bind_address, config.healthz_port, "healthzBindAddress")?;
         let (node, stop) = (node.clone(), stop.clone());
         tokio::spawn(async move {
-            if let Err(e) = kubelet_server::serve_healthz(address, node, stop).await {
+            let served = patiently(|| kubelet_server::serve_healthz(address, node.clone(), stop.clone())).await;
+            if let Err(e) = served {
                 tracing::error!(error = %e, "no health check");
             }
         });
@@ -274,28 +281,40 @@ async fn start_servers(
         },
         // Without an apiserver nobody could decide; only those whom the CA vouches for get in at all.
         (None, _) if config.authentication.anonymous.enabled => {
-            bail!("a standalone kubelet that lets anonymous requests in needs authorization.mode AlwaysAllow, said explicitly")
+            bail!(
+                "a standalone kubelet that lets anonymous requests in needs authorization.mode AlwaysAllow, said explicitly"
+            )
         }
         (None, _) => Authorization::AlwaysAllow,
     };
     let ca = &config.authentication.x509.client_ca_file;
-    let server = Server::bind(
-        ServerConfig {
-            address: at(&config.address, config.port, "address")?,
-            node_name: shared.node_name.clone(),
-            cert_file,
-            key_file,
-            client_ca_file: (!ca.is_empty()).then(|| PathBuf::from(ca)),
-            anonymous: config.authentication.anonymous.enabled,
-            token_webhook: shared.client.clone().filter(|_| config.authentication.webhook.enabled),
-            token_ttl: config.authentication.webhook.cache_ttl.0,
-            authorization,
-            debugging_handlers: config.enable_debugging_handlers,
-            system_logs: config.enable_system_log_handler.then(|| PathBuf::from("/var/log")),
-        },
-        node,
-    )
-    .await?;
+    let config = ServerConfig {
+        address: at(&config.address, config.port, "address")?,
+        node_name: shared.node_name.clone(),
+        cert_file,
+        key_file,
+        client_ca_file: (!ca.is_empty()).then(|| PathBuf::from(ca)),
+        anonymous: config.authentication.anonymous.enabled,
+        token_webhook: shared.client.clone().filter(|_| config.authentication.webhook.enabled),
+        token_ttl: config.authentication.webhook.cache_ttl.0,
+        authorization,
+        debugging_handlers: config.enable_debugging_handlers,
+        system_logs: config.enable_system_log_handler.then(|| PathBuf::from("/var/log")),
+    };
+    let server = patiently(|| Server::bind(config.clone(), node.clone())).await?;
     tracing::info!(address = %server.local_addr(), "serving");
     Ok(Some(tokio::spawn(server.run(stop.clone()))))
+}
+
+/// Tries for some seconds to listen: a predecessor that was just killed may hold the port for a moment.
+async fn patiently<T, F: Future<Output = Result<T, ServeError>>>(
+    mut listen: impl FnMut() -> F,
+) -> Result<T, ServeError> {
+    for _ in 0..50 {
+        match listen().await {
+            Err(ServeError::Listen { .. }) => tokio::time::sleep(Duration::from_millis(100)).await,
+            other => return other,
+        }
+    }
+    listen().await
 }

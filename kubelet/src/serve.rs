@@ -36,7 +36,8 @@ fn internal(e: CriError) -> NodeError {
 
 impl Served {
     fn find(&self, target: &PodRef) -> Result<Arc<Pod>, NodeError> {
-        let missing = || NodeError::NotFound(format!("pod {:?} not found in namespace {:?}", target.name, target.namespace));
+        let missing =
+            || NodeError::NotFound(format!("pod {:?} not found in namespace {:?}", target.name, target.namespace));
         let named = |p: &Arc<Pod>| pod::name(p) == target.name && pod::namespace(p) == target.namespace;
         // Who reads the apiserver knows the uid of the mirror, not of the static pod itself.
         let fits = |p: &Arc<Pod>| target.uid.as_deref().is_none_or(|uid| uid == pod::uid(p) || pod::is_static(p));
@@ -66,7 +67,10 @@ impl Served {
         let found = list.into_iter().find(|c| c.state() == cri::ContainerState::ContainerRunning);
         found.map(|c| c.id).ok_or_else(|| {
             let name = format!("{}_{}", pod::name(&pod), pod::namespace(&pod));
-            NodeError::NotFound(format!("container not found ({:?}): it does not run in pod {name:?}", target.container))
+            NodeError::NotFound(format!(
+                "container not found ({:?}): it does not run in pod {name:?}",
+                target.container
+            ))
         })
     }
 }
@@ -137,7 +141,8 @@ impl Node for Served {
                 PathBuf::from(&status.log_path)
             };
             let (cri, id) = (self.shared.cri.clone(), found.id.clone());
-            let ended = matches!(status.state(), cri::ContainerState::ContainerExited | cri::ContainerState::ContainerUnknown);
+            let ended =
+                matches!(status.state(), cri::ContainerState::ContainerExited | cri::ContainerState::ContainerUnknown);
             let exited: BoxFuture<'static, ()> = if ended {
                 Box::pin(std::future::ready(()))
             } else {
@@ -156,7 +161,11 @@ impl Node for Served {
         })
     }
 
-    fn exec_url<'a>(&'a self, target: &'a ContainerRef, options: &'a ExecOptions) -> BoxFuture<'a, Result<String, NodeError>> {
+    fn exec_url<'a>(
+        &'a self,
+        target: &'a ContainerRef,
+        options: &'a ExecOptions,
+    ) -> BoxFuture<'a, Result<String, NodeError>> {
         Box::pin(async move {
             let request = cri::ExecRequest {
                 container_id: self.running(target).await?,
@@ -170,7 +179,11 @@ impl Node for Served {
         })
     }
 
-    fn attach_url<'a>(&'a self, target: &'a ContainerRef, options: &'a StreamOptions) -> BoxFuture<'a, Result<String, NodeError>> {
+    fn attach_url<'a>(
+        &'a self,
+        target: &'a ContainerRef,
+        options: &'a StreamOptions,
+    ) -> BoxFuture<'a, Result<String, NodeError>> {
         Box::pin(async move {
             let pod = self.find(&target.pod)?;
             let tty = pod::all_containers(&pod).find(|c| c.name == target.container).and_then(|c| c.tty) == Some(true);
@@ -185,7 +198,11 @@ impl Node for Served {
         })
     }
 
-    fn port_forward_url<'a>(&'a self, target: &'a PodRef, ports: &'a [i32]) -> BoxFuture<'a, Result<String, NodeError>> {
+    fn port_forward_url<'a>(
+        &'a self,
+        target: &'a PodRef,
+        ports: &'a [i32],
+    ) -> BoxFuture<'a, Result<String, NodeError>> {
         Box::pin(async move {
             let pod = self.find(target)?;
             let sandboxes = self.shared.cri.sandboxes(Some(pod::uid(&pod))).await.map_err(internal)?;
@@ -266,18 +283,27 @@ impl Node for Served {
             let mut pods = Vec::new();
             for pod in self.pods() {
                 let uid = pod::uid(&pod);
-                let own = stats.iter().filter(|s| s.attributes.as_ref().and_then(|a| a.labels.get(UID_LABEL)).is_some_and(|u| u == uid));
+                let own = stats
+                    .iter()
+                    .filter(|s| s.attributes.as_ref().and_then(|a| a.labels.get(UID_LABEL)).is_some_and(|u| u == uid));
                 let containers: Vec<Value> = own.map(|s| container_summary(s, &now, only_cpu_and_memory)).collect();
                 let mut entry = json!({
                     "podRef": {"name": pod::name(&pod), "namespace": pod::namespace(&pod), "uid": uid},
                     "startTime": pod.status.as_ref().and_then(|s| s.start_time.clone()),
                     "containers": containers,
                 });
-                let sandbox = sandboxes.iter().find(|s| s.attributes.as_ref().and_then(|a| a.metadata.as_ref()).is_some_and(|m| m.uid == uid));
+                let sandbox = sandboxes
+                    .iter()
+                    .find(|s| s.attributes.as_ref().and_then(|a| a.metadata.as_ref()).is_some_and(|m| m.uid == uid));
                 if let Some(linux) = sandbox.and_then(|s| s.linux.as_ref()) {
                     entry["cpu"] = usage_cpu(linux.cpu.as_ref(), &now);
                     entry["memory"] = usage_memory(linux.memory.as_ref(), &now);
-                    if let Some(net) = linux.network.as_ref().and_then(|n| n.default_interface.as_ref()).filter(|_| !only_cpu_and_memory) {
+                    if let Some(net) = linux
+                        .network
+                        .as_ref()
+                        .and_then(|n| n.default_interface.as_ref())
+                        .filter(|_| !only_cpu_and_memory)
+                    {
                         let n = |v: &Option<cri::UInt64Value>| v.as_ref().map(|v| v.value);
                         entry["network"] = json!({"time": now, "name": net.name, "rxBytes": n(&net.rx_bytes), "rxErrors": n(&net.rx_errors),
                             "txBytes": n(&net.tx_bytes), "txErrors": n(&net.tx_errors)});

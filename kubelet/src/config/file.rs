@@ -12,6 +12,14 @@ use k8s_openapi::api::core::v1::Taint;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+/// Reads YAML as Kubernetes does: only `true` and `false` are booleans (`y` is a letter).
+///
+/// # Errors
+/// It is not YAML.
+pub(crate) fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true })
+}
+
 /// A duration as Go writes it: `1m30s`, `250ms`, `2h`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
@@ -332,15 +340,58 @@ configuration! {
 
 /// What works here when it is set; all else is warned about.
 const EFFECTIVE: &[&str] = &[
-    "apiVersion", "kind", "enableServer", "staticPodPath", "podLogsDir", "syncFrequency", "fileCheckFrequency", "address",
-    "port", "tlsCertFile", "tlsPrivateKeyFile", "authentication", "authorization", "enableDebuggingHandlers", "healthzPort",
-    "healthzBindAddress", "oomScoreAdj", "clusterDomain", "clusterDNS", "nodeStatusUpdateFrequency",
-    "nodeStatusReportFrequency", "nodeLeaseDurationSeconds", "cgroupRoot", "cgroupsPerQOS", "cgroupDriver",
-    "runtimeRequestTimeout", "maxPods", "podCIDR", "podPidsLimit", "resolvConf", "cpuCFSQuota", "cpuCFSQuotaPeriod",
-    "nodeStatusMaxImages", "serializeImagePulls", "maxParallelImagePulls", "evictionHard", "failSwapOn", "containerLogMaxSize",
-    "containerLogMaxFiles", "containerLogMonitorInterval", "systemReserved", "kubeReserved", "providerID",
-    "enableSystemLogHandler", "crashLoopBackOff", "seccompDefault", "registerWithTaints", "registerNode",
-    "containerRuntimeEndpoint", "imageServiceEndpoint", "imageMinimumGCAge", "imageGCHighThresholdPercent",
+    "apiVersion",
+    "kind",
+    "enableServer",
+    "staticPodPath",
+    "podLogsDir",
+    "syncFrequency",
+    "fileCheckFrequency",
+    "address",
+    "port",
+    "tlsCertFile",
+    "tlsPrivateKeyFile",
+    "authentication",
+    "authorization",
+    "enableDebuggingHandlers",
+    "healthzPort",
+    "healthzBindAddress",
+    "oomScoreAdj",
+    "clusterDomain",
+    "clusterDNS",
+    "nodeStatusUpdateFrequency",
+    "nodeStatusReportFrequency",
+    "nodeLeaseDurationSeconds",
+    "cgroupRoot",
+    "cgroupsPerQOS",
+    "cgroupDriver",
+    "runtimeRequestTimeout",
+    "maxPods",
+    "podCIDR",
+    "podPidsLimit",
+    "resolvConf",
+    "cpuCFSQuota",
+    "cpuCFSQuotaPeriod",
+    "nodeStatusMaxImages",
+    "serializeImagePulls",
+    "maxParallelImagePulls",
+    "evictionHard",
+    "failSwapOn",
+    "containerLogMaxSize",
+    "containerLogMaxFiles",
+    "containerLogMonitorInterval",
+    "systemReserved",
+    "kubeReserved",
+    "providerID",
+    "enableSystemLogHandler",
+    "crashLoopBackOff",
+    "seccompDefault",
+    "registerWithTaints",
+    "registerNode",
+    "containerRuntimeEndpoint",
+    "imageServiceEndpoint",
+    "imageMinimumGCAge",
+    "imageGCHighThresholdPercent",
     "imageGCLowThresholdPercent",
 ];
 
@@ -360,7 +411,7 @@ impl KubeletConfiguration {
     /// # Errors
     /// See there.
     pub(crate) fn parse(text: &str) -> Result<(Self, Vec<String>)> {
-        let value: Value = serde_saphyr::from_str(text).context("not valid YAML")?;
+        let value: Value = yaml(text).context("not valid YAML")?;
         let Value::Object(fields) = &value else { bail!("it is not a mapping of fields to values") };
         // An explicit null means the default, as for upstream.
         let set: serde_json::Map<String, Value> =
@@ -433,7 +484,8 @@ mod tests {
 
     #[test]
     fn fields_without_effect_are_reported() {
-        let (_, ignored) = KubeletConfiguration::parse(&format!("{HEAD}topologyManagerPolicy: none\nport: 1\n")).unwrap();
+        let (_, ignored) =
+            KubeletConfiguration::parse(&format!("{HEAD}topologyManagerPolicy: none\nport: 1\n")).unwrap();
         assert_eq!(ignored, ["topologyManagerPolicy"]);
     }
 

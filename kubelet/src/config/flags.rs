@@ -129,7 +129,8 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file() {
-        let flags = Flags::parse_from(["kubelet", "--port=1", "--register-node=false", "--cluster-dns=10.0.0.1,10.0.0.2"]);
+        let flags =
+            Flags::parse_from(["kubelet", "--port=1", "--register-node=false", "--cluster-dns=10.0.0.1,10.0.0.2"]);
         let mut config = KubeletConfiguration::default();
         flags.apply(&mut config);
         assert_eq!((config.port, config.register_node), (1, false));
@@ -140,7 +141,10 @@ mod tests {
     #[test]
     fn verbosity_becomes_a_level() {
         let level = |args: &[&str]| Flags::parse_from([&["kubelet"], args].concat()).level();
-        assert_eq!((level(&[]), level(&["--v=2"]), level(&["-v", "4"])), ("info".into(), "info".into(), "debug".into()));
+        assert_eq!(
+            (level(&[]), level(&["--v=2"]), level(&["-v", "4"])),
+            ("info".into(), "info".into(), "debug".into())
+        );
         assert_eq!(level(&["--v=9", "--log-level=warn"]), "warn");
     }
 }

@@ -3,5 +3,5 @@
 mod file;
 mod flags;
 
-pub(crate) use file::KubeletConfiguration;
+pub(crate) use file::{KubeletConfiguration, yaml};
 pub(crate) use flags::Flags;

@@ -39,8 +39,10 @@ fn huge_pages() -> BTreeMap<String, i64> {
     let mut out = BTreeMap::new();
     for entry in std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let size = name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB")).and_then(|n| n.parse::<i64>().ok());
-        let count = std::fs::read_to_string(entry.path().join("nr_hugepages")).ok().and_then(|t| t.trim().parse::<i64>().ok());
+        let size =
+            name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB")).and_then(|n| n.parse::<i64>().ok());
+        let count =
+            std::fs::read_to_string(entry.path().join("nr_hugepages")).ok().and_then(|t| t.trim().parse::<i64>().ok());
         if let (Some(kb), Some(count)) = (size, count) {
             let unit = if kb >= 1 << 20 { format!("{}Gi", kb >> 20) } else { format!("{}Mi", kb >> 10) };
             out.insert(format!("hugepages-{unit}"), count * kb * 1024);
@@ -58,7 +60,9 @@ pub(crate) fn resources(
     let storage = i64::try_from(disk(root)).unwrap_or(0);
     let reserved = |key: &str, milli: bool| -> i64 {
         let of = |map: &BTreeMap<String, String>| {
-            map.get(key).and_then(|q| Quantity::parse(q).ok()).map_or(0, |q| if milli { q.milli_value() } else { q.value() })
+            map.get(key)
+                .and_then(|q| Quantity::parse(q).ok())
+                .map_or(0, |q| if milli { q.milli_value() } else { q.value() })
         };
         of(&config.system_reserved) + of(&config.kube_reserved)
     };
@@ -83,10 +87,16 @@ pub(crate) fn resources(
     let free_memory = memory - in_huge_pages - reserved("memory", false) - threshold("memory.available", memory);
     let free_cpu = cpus() * 1000 - reserved("cpu", true);
     let mut allocatable = BTreeMap::from([
-        ("cpu".to_owned(), if free_cpu % 1000 == 0 { quantity(free_cpu / 1000) } else { ApiQuantity(format!("{free_cpu}m")) }),
+        (
+            "cpu".to_owned(),
+            if free_cpu % 1000 == 0 { quantity(free_cpu / 1000) } else { ApiQuantity(format!("{free_cpu}m")) },
+        ),
         ("memory".to_owned(), ki(free_memory)),
         ("pods".to_owned(), pods),
-        ("ephemeral-storage".to_owned(), quantity(storage - reserved("ephemeral-storage", false) - threshold("nodefs.available", storage))),
+        (
+            "ephemeral-storage".to_owned(),
+            quantity(storage - reserved("ephemeral-storage", false) - threshold("nodefs.available", storage)),
+        ),
     ]);
     for (name, bytes) in huge {
         capacity.insert(name.clone(), quantity(bytes));

@@ -48,7 +48,13 @@ async fn renew(client: &kube::Client, name: &str, seconds: i32) -> Result<(), ku
     let node: Option<Node> = Api::all(client.clone()).get_opt(name).await?;
     let owner = node.and_then(|node| {
         let uid = node.metadata.uid?;
-        Some(vec![OwnerReference { api_version: "v1".into(), kind: "Node".into(), name: name.into(), uid, ..Default::default() }])
+        Some(vec![OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: name.into(),
+            uid,
+            ..Default::default()
+        }])
     });
     let lease = Lease {
         metadata: ObjectMeta {

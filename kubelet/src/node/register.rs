@@ -122,11 +122,8 @@ fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
 
 async fn status(shared: &Shared, health: &Health, before: Option<&NodeStatus>) -> NodeStatus {
     let (capacity, allocatable) = facts::resources(&shared.config, &shared.root);
-    let mut addresses: Vec<NodeAddress> = shared
-        .node_ips
-        .iter()
-        .map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.clone() })
-        .collect();
+    let mut addresses: Vec<NodeAddress> =
+        shared.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.clone() }).collect();
     addresses.push(NodeAddress { type_: "Hostname".into(), address: shared.node_name.clone() });
     let version = shared.cri.version().await.ok();
     let runtime = version.map_or_else(String::new, |v| format!("{}://{}", v.runtime_name, v.runtime_version));
@@ -164,10 +161,15 @@ async fn conditions(shared: &Shared, health: &Health, before: Option<&NodeStatus
     match shared.cri.status().await {
         Ok(status) => {
             let status = status.status.unwrap_or_default();
-            for (kind, title) in [("RuntimeReady", "container runtime not ready"), ("NetworkReady", "container runtime network not ready")] {
+            for (kind, title) in [
+                ("RuntimeReady", "container runtime not ready"),
+                ("NetworkReady", "container runtime network not ready"),
+            ] {
                 match status.conditions.iter().find(|c| c.r#type == kind) {
                     Some(c) if c.status => {}
-                    Some(c) => problems.push(format!("{title}: {kind}=false reason:{} message:{}", c.reason, c.message)),
+                    Some(c) => {
+                        problems.push(format!("{title}: {kind}=false reason:{} message:{}", c.reason, c.message))
+                    }
                     None => problems.push(format!("{title}: the runtime does not tell {kind}")),
                 }
             }
@@ -177,7 +179,9 @@ async fn conditions(shared: &Shared, health: &Health, before: Option<&NodeStatus
     let low_memory = meminfo("MemAvailable") < 100 << 20;
     let full = nix::sys::statvfs::statvfs(&shared.root).is_ok_and(|s| s.blocks_available() * 10 < s.blocks());
     let pids = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse::<u64>().ok());
-    let used = std::fs::read_to_string("/proc/loadavg").ok().and_then(|t| t.split('/').nth(1)?.split(' ').next()?.parse::<u64>().ok());
+    let used = std::fs::read_to_string("/proc/loadavg")
+        .ok()
+        .and_then(|t| t.split('/').nth(1)?.split(' ').next()?.parse::<u64>().ok());
     let few_pids = pids.zip(used).is_some_and(|(most, used)| used * 10 > most * 9);
     let mut out = Vec::new();
     let mut put = |type_: &str, status: bool, reason: &str, message: &str| {

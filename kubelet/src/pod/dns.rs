@@ -91,12 +91,16 @@ mod tests {
         assert_eq!(first.servers, ["10.96.0.10"]);
         assert_eq!(first.searches, ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan"]);
         assert_eq!(first.options, ["ndots:5"]);
-        for spec in [json!({"containers": [], "dnsPolicy": "Default"}), json!({"containers": [], "hostNetwork": true})] {
+        for spec in [json!({"containers": [], "dnsPolicy": "Default"}), json!({"containers": [], "hostNetwork": true})]
+        {
             assert_eq!(dns_config(&pod(spec), &dns).servers, ["192.0.2.1"]);
         }
         let own = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.53"],
             "searches": ["a"], "options": [{"name": "ndots", "value": "3"}, {"name": "rotate"}]}});
         let none = dns_config(&pod(own), &dns);
-        assert_eq!((none.servers, none.options), (vec!["192.0.2.53".to_owned()], vec!["ndots:3".to_owned(), "rotate".to_owned()]));
+        assert_eq!(
+            (none.servers, none.options),
+            (vec!["192.0.2.53".to_owned()], vec!["ndots:3".to_owned(), "rotate".to_owned()])
+        );
     }
 }

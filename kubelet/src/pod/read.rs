@@ -129,7 +129,8 @@ mod tests {
         assert_eq!(grace(&pod), 30);
         pod.metadata.deletion_grace_period_seconds = Some(1);
         assert_eq!(grace(&pod), 30);
-        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::now()));
+        pod.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::now()));
         assert_eq!(grace(&pod), 1);
     }
 }

@@ -110,19 +110,20 @@ fn namespaces(pod: &Pod) -> cri::NamespaceOption {
 pub(crate) fn sandbox_config(pod: &Pod, attempt: u32, cgroup_parent: &Path, node: &NodeFacts) -> cri::PodSandboxConfig {
     let spec = spec(pod);
     let security = spec.security_context.clone().unwrap_or_default();
-    let privileged = super::all_containers(pod)
-        .any(|c| c.security_context.as_ref().and_then(|s| s.privileged) == Some(true));
+    let privileged =
+        super::all_containers(pod).any(|c| c.security_context.as_ref().and_then(|s| s.privileged) == Some(true));
     let ports = super::all_containers(pod).flat_map(|c| c.ports.iter().flatten());
-    let port_mappings = ports.filter(|p| p.host_port.unwrap_or(0) > 0 && !host_network(pod)).map(|p| cri::PortMapping {
-        protocol: match p.protocol.as_deref() {
-            Some("UDP") => cri::Protocol::Udp,
-            Some("SCTP") => cri::Protocol::Sctp,
-            _ => cri::Protocol::Tcp,
-        } as i32,
-        container_port: p.container_port,
-        host_port: p.host_port.unwrap_or(0),
-        host_ip: p.host_ip.clone().unwrap_or_default(),
-    });
+    let port_mappings =
+        ports.filter(|p| p.host_port.unwrap_or(0) > 0 && !host_network(pod)).map(|p| cri::PortMapping {
+            protocol: match p.protocol.as_deref() {
+                Some("UDP") => cri::Protocol::Udp,
+                Some("SCTP") => cri::Protocol::Sctp,
+                _ => cri::Protocol::Tcp,
+            } as i32,
+            container_port: p.container_port,
+            host_port: p.host_port.unwrap_or(0),
+            host_ip: p.host_ip.clone().unwrap_or_default(),
+        });
     let amounts = qos::of_pod(pod);
     cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
@@ -273,12 +274,37 @@ fn security(
     let image_uid = image.uid.map(|u| u.value);
     if own.run_as_non_root.or(whole.run_as_non_root) == Some(true) {
         match (asked, image_uid) {
-            (Some(0), _) => return Err(format!("container's runAsUser breaks non-root policy (pod: {:?}, container: {})", super::full(pod), container.name)),
+            (Some(0), _) => {
+                return Err(format!(
+                    "container's runAsUser breaks non-root policy (pod: {:?}, container: {})",
+                    super::full(pod),
+                    container.name
+                ));
+            }
             (Some(_), _) => {}
-            (None, Some(0)) => return Err(format!("container has runAsNonRoot and image will run as root (pod: {:?}, container: {})", super::full(pod), container.name)),
+            (None, Some(0)) => {
+                return Err(format!(
+                    "container has runAsNonRoot and image will run as root (pod: {:?}, container: {})",
+                    super::full(pod),
+                    container.name
+                ));
+            }
             (None, Some(_)) => {}
-            (None, None) if image.username.is_empty() => return Err(format!("container has runAsNonRoot and image will run as root (pod: {:?}, container: {})", super::full(pod), container.name)),
-            (None, None) => return Err(format!("container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root (pod: {:?}, container: {})", image.username, super::full(pod), container.name)),
+            (None, None) if image.username.is_empty() => {
+                return Err(format!(
+                    "container has runAsNonRoot and image will run as root (pod: {:?}, container: {})",
+                    super::full(pod),
+                    container.name
+                ));
+            }
+            (None, None) => {
+                return Err(format!(
+                    "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root (pod: {:?}, container: {})",
+                    image.username,
+                    super::full(pod),
+                    container.name
+                ));
+            }
         }
     }
     let user = asked.or(image_uid);

@@ -40,7 +40,11 @@ pub(crate) async fn probe(shared: &Shared, target: &Target, probe: &Probe, limit
         }
     } else if let Some(get) = &probe.http_get {
         http_get(get, &target.container, &target.ip, limit).await.and_then(|status| {
-            if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+            if (200..400).contains(&status) {
+                Ok(())
+            } else {
+                Err(format!("HTTP probe failed with statuscode: {status}"))
+            }
         })
     } else if let Some(tcp) = &probe.tcp_socket {
         let host = tcp.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.ip.clone());
@@ -82,7 +86,12 @@ async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, St
 ///
 /// # Errors
 /// Nothing answered in time.
-pub(crate) async fn http_get(get: &HTTPGetAction, container: &Container, ip: &str, limit: Duration) -> Result<u16, String> {
+pub(crate) async fn http_get(
+    get: &HTTPGetAction,
+    container: &Container,
+    ip: &str,
+    limit: Duration,
+) -> Result<u16, String> {
     let port = port_number(&get.port, container)
         .ok_or_else(|| format!("no port {:?} in container {}", get.port, container.name))?;
     let host = get.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| ip.to_owned());
@@ -173,7 +182,8 @@ mod tests {
             std::future::pending::<()>().await;
         });
         let get = HTTPGetAction { port: IntOrString::Int(i32::from(port)), ..Default::default() };
-        let once = || http_get(&get, &Container { ..Default::default() }, "127.0.0.1", Duration::from_millis(500));
+        let container = Container::default();
+        let once = || http_get(&get, &container, "127.0.0.1", Duration::from_millis(500));
         assert_eq!(once().await, Ok(503));
         assert!(once().await.unwrap_err().contains("context deadline exceeded"));
     }

@@ -131,7 +131,10 @@ pub(crate) async fn run(shared: Arc<Shared>, target: Target, reports: mpsc::Send
         }
         if let Some(success) = counter.take(ok) {
             let report = Report { id: target.id.clone(), kind: target.kind, success };
-            if reports.send(report).await.is_err() || (target.kind == Kind::Startup) || (target.kind == Kind::Liveness && !success) {
+            if reports.send(report).await.is_err()
+                || (target.kind == Kind::Startup)
+                || (target.kind == Kind::Liveness && !success)
+            {
                 return;
             }
         }
@@ -145,7 +148,8 @@ mod tests {
     #[test]
     fn thresholds_count_results_in_a_row() {
         let mut counter = Counter { known: None, row: (true, 0), success: 2, failure: 3 };
-        let got: Vec<_> = [true, true, false, false, true, false, false, false, false, true, true].map(|ok| counter.take(ok)).into();
+        let got: Vec<_> =
+            [true, true, false, false, true, false, false, false, false, true, true].map(|ok| counter.take(ok)).into();
         let mut want = vec![None; 11];
         (want[1], want[7], want[10]) = (Some(true), Some(false), Some(true));
         assert_eq!(got, want);

@@ -111,7 +111,8 @@ impl Cgroups {
         }
         for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
             let Ok(group) = host.cgroup(self.class(class)) else { continue };
-            let folders = ["cpu", "memory", "pids"].into_iter().filter_map(|c| group.folder(c)).chain(group.unified_folder());
+            let folders =
+                ["cpu", "memory", "pids"].into_iter().filter_map(|c| group.folder(c)).chain(group.unified_folder());
             for entry in folders.flat_map(std::fs::read_dir).flatten().flatten() {
                 let uid = entry.file_name().to_string_lossy().strip_prefix("pod").map(str::to_owned);
                 out.extend(uid.filter(|_| entry.path().is_dir()));
@@ -136,6 +137,9 @@ mod tests {
         .unwrap();
         assert_eq!(groups.path(&pod), Path::new("/kubepods/burstable/podu1"));
         let limits = groups.limits(&pod);
-        assert_eq!((limits.cpu_shares, limits.cpu_quota, limits.memory_limit), (Some(102), Some(25_000), Some(64 << 20)));
+        assert_eq!(
+            (limits.cpu_shares, limits.cpu_quota, limits.memory_limit),
+            (Some(102), Some(25_000), Some(64 << 20))
+        );
     }
 }

@@ -70,7 +70,10 @@ pub(crate) fn class(pod: &Pod) -> Qos {
         return Qos::BestEffort;
     }
     let guaranteed = all.iter().all(|a| {
-        a.cpu_limit.is_some() && a.memory_limit.is_some() && a.cpu_request == a.cpu_limit && a.memory_request == a.memory_limit
+        a.cpu_limit.is_some()
+            && a.memory_limit.is_some()
+            && a.cpu_request == a.cpu_limit
+            && a.memory_request == a.memory_limit
     });
     if guaranteed { Qos::Guaranteed } else { Qos::Burstable }
 }
@@ -144,7 +147,10 @@ mod tests {
             (json!([{"name": "a", "resources": full}]), Qos::Guaranteed),
             (json!([{"name": "a", "resources": full}, {"name": "b"}]), Qos::Burstable),
             (json!([{"name": "a", "resources": {"requests": {"cpu": "100m"}}}]), Qos::Burstable),
-            (json!([{"name": "a", "resources": {"limits": {"cpu": "1", "memory": "1"}, "requests": {"cpu": "1m"}}}]), Qos::Burstable),
+            (
+                json!([{"name": "a", "resources": {"limits": {"cpu": "1", "memory": "1"}, "requests": {"cpu": "1m"}}}]),
+                Qos::Burstable,
+            ),
         ] {
             assert_eq!(class(&pod(containers.clone())), want, "{containers}");
         }

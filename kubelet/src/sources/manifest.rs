@@ -10,7 +10,7 @@ use crate::pod::{HASH, SEEN, SOURCE};
 /// # Errors
 /// It says which field is wrong.
 pub(crate) fn parse(text: &str, path: &str, node: &str, now: jiff::Timestamp) -> Result<Pod, String> {
-    let value: serde_json::Value = serde_saphyr::from_str(text).map_err(|e| format!("not valid YAML: {e}"))?;
+    let value: serde_json::Value = crate::config::yaml(text).map_err(|e| format!("not valid YAML: {e}"))?;
     let at = |field: &str| value.get(field).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     if (at("apiVersion").as_str(), at("kind").as_str()) != ("v1", "Pod") {
         return Err(format!("it is a {:?} of {:?}, not a Pod of v1", at("kind"), at("apiVersion")));
@@ -18,7 +18,8 @@ pub(crate) fn parse(text: &str, path: &str, node: &str, now: jiff::Timestamp) ->
     let mut pod: Pod = serde_path_to_error::deserialize(value)
         .map_err(|e| format!("field {}: {}", e.path().to_string(), e.inner()))?;
     check(&pod)?;
-    let hash: String = Sha256::digest([node, path, text].join("\0").as_bytes()).iter().take(16).map(|b| format!("{b:02x}")).collect();
+    let hash: String =
+        Sha256::digest([node, path, text].join("\0").as_bytes()).iter().take(16).map(|b| format!("{b:02x}")).collect();
     let meta = &mut pod.metadata;
     meta.name = meta.name.take().map(|name| format!("{name}-{node}"));
     meta.namespace.get_or_insert_with(|| "default".into());
@@ -64,7 +65,8 @@ fn check(pod: &Pod) -> Result<(), String> {
         return Err("field spec.containers: there must be at least one".to_owned());
     }
     let mut seen = std::collections::HashSet::new();
-    let lists = [("initContainers", spec.init_containers.as_deref().unwrap_or_default()), ("containers", &spec.containers)];
+    let lists =
+        [("initContainers", spec.init_containers.as_deref().unwrap_or_default()), ("containers", &spec.containers)];
     for (list, containers) in lists {
         for (i, container) in containers.iter().enumerate() {
             if !label(&container.name, 63, false) {
@@ -78,7 +80,10 @@ fn check(pod: &Pod) -> Result<(), String> {
             }
             for (j, mount) in container.volume_mounts.iter().flatten().enumerate() {
                 if !spec.volumes.iter().flatten().any(|v| v.name == mount.name) {
-                    return Err(format!("field spec.{list}[{i}].volumeMounts[{j}].name: there is no volume {:?}", mount.name));
+                    return Err(format!(
+                        "field spec.{list}[{i}].volumeMounts[{j}].name: there is no volume {:?}",
+                        mount.name
+                    ));
                 }
             }
         }

@@ -17,13 +17,7 @@ use crate::events::Recorder;
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Watches for ever.
-pub(crate) async fn run(
-    path: PathBuf,
-    node: String,
-    every: Duration,
-    events: Recorder,
-    updates: mpsc::Sender<Update>,
-) {
+pub(crate) async fn run(path: PathBuf, node: String, every: Duration, events: Recorder, updates: mpsc::Sender<Update>) {
     let mut known = Known::default();
     loop {
         let pods = known.read(&path, &node, &events);
@@ -38,7 +32,8 @@ pub(crate) async fn run(
 /// Waits for a change in the folder, or for ever where there is nothing to watch.
 async fn changed(path: &Path) {
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE | WatchMask::CREATE;
+    let mask =
+        WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE | WatchMask::CREATE;
     let watch = || -> std::io::Result<_> {
         let inotify = Inotify::init()?;
         inotify.watches().add(folder, mask)?;

@@ -39,7 +39,13 @@ pub(crate) struct Circumstances {
 }
 
 /// The status of `pod`; `before` is the one that was reported last.
-pub(crate) fn derive(pod: &Pod, seen: &Observed, with: &Circumstances, before: &PodStatus, now: Timestamp) -> PodStatus {
+pub(crate) fn derive(
+    pod: &Pod,
+    seen: &Observed,
+    with: &Circumstances,
+    before: &PodStatus,
+    now: Timestamp,
+) -> PodStatus {
     let init_done = init_done(pod, seen);
     let statuses = |list: &[Container], before: Option<&Vec<ContainerStatus>>, default: &str| -> Vec<ContainerStatus> {
         let one = |c: &Container| {
@@ -67,12 +73,14 @@ pub(crate) fn derive(pod: &Pod, seen: &Observed, with: &Circumstances, before: &
     if ips.is_empty() && (over || with.terminating) {
         ips = before.pod_ips.iter().flatten().map(|p| p.ip.clone()).collect();
     }
-    let gates_met = pod::spec(pod).readiness_gates.into_iter().flatten().all(|gate| {
-        before.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True")
-    });
-    let init_message = inits.iter().zip(pod::init_containers(pod)).filter(|(s, c)| {
-        if is_sidecar(c) { s.started != Some(true) } else { !s.ready }
-    });
+    let gates_met =
+        pod::spec(pod).readiness_gates.into_iter().flatten().all(|gate| {
+            before.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True")
+        });
+    let init_message = inits
+        .iter()
+        .zip(pod::init_containers(pod))
+        .filter(|(s, c)| if is_sidecar(c) { s.started != Some(true) } else { !s.ready });
     let incomplete: Vec<&str> = init_message.map(|(s, _)| s.name.as_str()).collect();
     let succeeded = phase == "Succeeded";
     let named = |list: &[&str]| format!("[{}]", list.join(" "));
@@ -81,19 +89,33 @@ pub(crate) fn derive(pod: &Pod, seen: &Observed, with: &Circumstances, before: &
     } else if phase == "Failed" {
         Some(("PodFailed".to_owned(), String::new()))
     } else {
-        (!ready).then(|| ("ContainersNotReady".to_owned(), format!("containers with unready status: {}", named(&unready))))
+        (!ready)
+            .then(|| ("ContainersNotReady".to_owned(), format!("containers with unready status: {}", named(&unready))))
     };
-    let initialized = (init_done || succeeded)
-        .then_some(())
-        .map_or_else(|| Some(("ContainersNotInitialized".to_owned(), format!("containers with incomplete status: {}", named(&incomplete)))), |()| {
-            succeeded.then(|| ("PodCompleted".to_owned(), String::new()))
-        });
+    let initialized = (init_done || succeeded).then_some(()).map_or_else(
+        || {
+            Some((
+                "ContainersNotInitialized".to_owned(),
+                format!("containers with incomplete status: {}", named(&incomplete)),
+            ))
+        },
+        |()| succeeded.then(|| ("PodCompleted".to_owned(), String::new())),
+    );
     let mut conditions = vec![
         condition("PodReadyToStartContainers", seen.ready_sandbox().is_some(), None),
         condition("Initialized", init_done || succeeded, initialized),
-        condition("Ready", ready && gates_met, if ready && !gates_met {
-            Some(("ReadinessGatesNotReady".to_owned(), "the status of pod readiness gates is not \"True\"".to_owned()))
-        } else { not_ready.clone() }),
+        condition(
+            "Ready",
+            ready && gates_met,
+            if ready && !gates_met {
+                Some((
+                    "ReadinessGatesNotReady".to_owned(),
+                    "the status of pod readiness gates is not \"True\"".to_owned(),
+                ))
+            } else {
+                not_ready.clone()
+            },
+        ),
         condition("ContainersReady", ready, not_ready),
         condition("PodScheduled", true, None),
     ];
@@ -108,7 +130,8 @@ pub(crate) fn derive(pod: &Pod, seen: &Observed, with: &Circumstances, before: &
         phase: Some(phase),
         conditions: Some(conditions),
         host_ip: with.host_ips.first().cloned(),
-        host_ips: (!with.host_ips.is_empty()).then(|| with.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
+        host_ips: (!with.host_ips.is_empty())
+            .then(|| with.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         qos_class: Some(qos::class(pod).name().to_owned()),
@@ -138,9 +161,9 @@ fn condition(type_: &str, status: bool, why: Option<(String, String)>) -> PodCon
 }
 
 fn init_done(pod: &Pod, seen: &Observed) -> bool {
-    let began = pod::containers(pod).iter().any(|c| seen.latest(&c.name).is_some_and(|s| {
-        seen.sandboxes.first().is_none_or(|b| b.id == s.sandbox)
-    }));
+    let began = pod::containers(pod)
+        .iter()
+        .any(|c| seen.latest(&c.name).is_some_and(|s| seen.sandboxes.first().is_none_or(|b| b.id == s.sandbox)));
     began
         || pod::init_containers(pod).iter().all(|c| match seen.latest(&c.name) {
             Some(s) if is_sidecar(c) => s.state == State::Running,
@@ -179,7 +202,8 @@ fn phase(
         return "Pending".to_owned();
     }
     let never_ran = mains.iter().any(|s| {
-        s.state.as_ref().is_some_and(|st| st.waiting.is_some()) && s.last_state.as_ref().is_none_or(|l| l.terminated.is_none())
+        s.state.as_ref().is_some_and(|st| st.waiting.is_some())
+            && s.last_state.as_ref().is_none_or(|l| l.terminated.is_none())
     });
     if never_ran { "Pending" } else { "Running" }.to_owned()
 }
@@ -262,7 +286,8 @@ mod tests {
 
     fn pod(policy: &str) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u", "generation": 1}, "spec": {
-            "restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a", "image": "x"}]}})).unwrap()
+            "restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a", "image": "x"}]}}))
+        .unwrap()
     }
 
     fn seen(name: &str, state: State, exit_code: i32) -> Seen {

@@ -96,8 +96,12 @@ impl Statuses {
     pub(crate) async fn run(self: Arc<Self>) {
         let Some(client) = self.client.clone() else { return };
         loop {
-            let dirty: Vec<(String, Entry)> =
-                self.entries().iter().filter(|(_, e)| e.version > e.sent).map(|(u, e)| (u.clone(), e.clone())).collect();
+            let dirty: Vec<(String, Entry)> = self
+                .entries()
+                .iter()
+                .filter(|(_, e)| e.version > e.sent)
+                .map(|(u, e)| (u.clone(), e.clone()))
+                .collect();
             let failed = futures::stream::iter(dirty)
                 .map(|(uid, entry)| {
                     let (client, this) = (client.clone(), self.clone());

@@ -156,8 +156,7 @@ impl Step<'_> {
             return false;
         };
         self.tend(container, seen);
-        seen.state == State::Running
-            && (!pod::has_startup_probe(container) || self.verdicts.started.contains(&seen.id))
+        seen.state == State::Running && (!pod::has_startup_probe(container) || self.verdicts.started.contains(&seen.id))
     }
 
     fn main(&mut self, container: &Container) {
@@ -193,12 +192,18 @@ impl Step<'_> {
                     self.plan.kill(seen, format!("Container {name} definition changed, will be restarted"));
                 }
             }
-            State::Unknown => self.plan.kill(seen, format!("Container {name} is in unknown state, try killing it before restart")),
+            State::Unknown => {
+                self.plan.kill(seen, format!("Container {name} is in unknown state, try killing it before restart"))
+            }
             // Whoever made it died before starting it.
             State::Created => {
                 self.plan.actions.push(Action::Remove { id: seen.id.clone() });
                 let restart_delay_ms = seen.restart_delay_ms;
-                self.plan.actions.push(Action::Start { container: name.clone(), attempt: seen.attempt, restart_delay_ms });
+                self.plan.actions.push(Action::Start {
+                    container: name.clone(),
+                    attempt: seen.attempt,
+                    restart_delay_ms,
+                });
             }
             State::Exited if again(self.pod, container, seen) => {
                 let (at, restart_delay_ms) =
@@ -228,9 +233,9 @@ pub(crate) fn finished(pod: &Pod, observed: &Observed) -> bool {
     let for_good = |container: &Container| {
         observed.latest(&container.name).is_some_and(|s| s.state == State::Exited && !again(pod, container, s))
     };
-    let init_failed = pod::init_containers(pod).iter().any(|c| {
-        !is_sidecar(c) && for_good(c) && observed.latest(&c.name).is_some_and(|s| s.exit_code != 0)
-    });
+    let init_failed = pod::init_containers(pod)
+        .iter()
+        .any(|c| !is_sidecar(c) && for_good(c) && observed.latest(&c.name).is_some_and(|s| s.exit_code != 0));
     let mains = pod::containers(pod);
     init_failed || (!mains.is_empty() && mains.iter().all(for_good))
 }
@@ -334,8 +339,13 @@ mod tests {
         ];
         for (policy, init, ready, containers, want) in table {
             let now = Timestamp::from_second(101).unwrap();
-            let plan =
-                actions(&pod(policy, (*init).clone()), &world(*ready, containers), &Verdicts::default(), backoff::LONGEST, now);
+            let plan = actions(
+                &pod(policy, (*init).clone()),
+                &world(*ready, containers),
+                &Verdicts::default(),
+                backoff::LONGEST,
+                now,
+            );
             assert_eq!(words(&plan), *want, "{policy} {init} {ready:?} {containers:?}");
         }
     }

@@ -24,12 +24,7 @@ pub(crate) fn until(at: Timestamp, now: Timestamp) -> Duration {
 
 /// When a container that has ended may be started again (none for at once), and what its successor shall note as the
 /// wait of the one after it. The first restart is immediate, the second comes 10 s after the end, then 20 s, 40 s, ...
-pub(crate) fn restart(
-    delay_ms: u64,
-    started: Timestamp,
-    finished: Timestamp,
-    cap: Duration,
-) -> (Timestamp, u64) {
+pub(crate) fn restart(delay_ms: u64, started: Timestamp, finished: Timestamp, cap: Duration) -> (Timestamp, u64) {
     let cap = u64::try_from(cap.as_millis()).unwrap_or(u64::MAX);
     let first = (FIRST.as_millis() as u64).min(cap);
     if finished.duration_since(started) >= RESET {

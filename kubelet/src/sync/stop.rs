@@ -108,7 +108,8 @@ pub(crate) async fn free(shared: &Shared, uid: &str) -> Result<(), String> {
     match shared.cri.sandboxes(Some(uid)).await {
         Ok(sandboxes) => {
             for sandbox in sandboxes {
-                for result in [shared.cri.stop_sandbox(&sandbox.id).await, shared.cri.remove_sandbox(&sandbox.id).await] {
+                for result in [shared.cri.stop_sandbox(&sandbox.id).await, shared.cri.remove_sandbox(&sandbox.id).await]
+                {
                     faults.extend(result.err().map(|e| e.to_string()));
                 }
             }
@@ -137,7 +138,11 @@ pub(crate) async fn free(shared: &Shared, uid: &str) -> Result<(), String> {
         let mut out: Vec<String> = group.err().into_iter().collect();
         for entry in std::fs::read_dir(&logs).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().ends_with(&suffix) {
-                out.extend(std::fs::remove_dir_all(entry.path()).err().map(|e| format!("remove {}: {e}", entry.path().display())));
+                out.extend(
+                    std::fs::remove_dir_all(entry.path())
+                        .err()
+                        .map(|e| format!("remove {}: {e}", entry.path().display())),
+                );
             }
         }
         out

@@ -136,7 +136,11 @@ impl Worker {
             let over = self.over(pod);
             let mut plan = if over {
                 let busy = observed.alive().next().is_some() || observed.sandboxes.iter().any(|s| s.ready);
-                Plan { actions: if busy { vec![Action::StopPod] } else { Vec::new() }, finished: true, ..Plan::default() }
+                Plan {
+                    actions: if busy { vec![Action::StopPod] } else { Vec::new() },
+                    finished: true,
+                    ..Plan::default()
+                }
             } else {
                 actions(pod, &observed, &self.results.verdicts(), cap, now)
             };
@@ -239,7 +243,8 @@ impl Worker {
     fn explain(&mut self, pod: &Pod, plan: &Plan, observed: &Observed) {
         self.errors.retain(|_, (reason, _)| reason != "CrashLoopBackOff");
         for (name, wait) in &plan.crash_loop {
-            let message = format!("back-off {} restarting failed container={name} pod={}", short(*wait), pod::full(pod));
+            let message =
+                format!("back-off {} restarting failed container={name} pod={}", short(*wait), pod::full(pod));
             self.errors.insert(name.clone(), ("CrashLoopBackOff".to_owned(), message));
             let attempt = observed.latest(name).map_or(0, |s| s.attempt);
             if self.announced.insert(name.clone(), attempt) != Some(attempt) {
@@ -267,7 +272,12 @@ impl Worker {
                         for container in pod::containers(pod) {
                             self.errors.insert(container.name.clone(), (e.reason.to_owned(), String::new()));
                         }
-                        let at = self.waits.failed("sandbox", Timestamp::now(), Duration::from_secs(2), Duration::from_secs(30));
+                        let at = self.waits.failed(
+                            "sandbox",
+                            Timestamp::now(),
+                            Duration::from_secs(2),
+                            Duration::from_secs(30),
+                        );
                         Acted::Later(at)
                     }
                 }
@@ -366,7 +376,14 @@ impl Worker {
         }
     }
 
-    async fn publish(&mut self, pod: &Arc<Pod>, observed: &Observed, finished: bool, terminating: bool, now: Timestamp) {
+    async fn publish(
+        &mut self,
+        pod: &Arc<Pod>,
+        observed: &Observed,
+        finished: bool,
+        terminating: bool,
+        now: Timestamp,
+    ) {
         self.messages.retain(|id, _| observed.containers.iter().any(|c| &c.id == id));
         for seen in observed.containers.iter().filter(|c| c.state == State::Exited) {
             if !self.messages.contains_key(&seen.id) {
@@ -420,16 +437,19 @@ impl Worker {
             }
             match self.shared.cri.remove_container(&seen.id).await {
                 Ok(()) => remove_logs(&seen.log_path),
-                Err(e) => tracing::warn!(pod = %pod::key(pod), container = %seen.id, error = %e, "dead container not removed"),
+                Err(e) => {
+                    tracing::warn!(pod = %pod::key(pod), container = %seen.id, error = %e, "dead container not removed")
+                }
             }
         }
     }
 
     /// Volumes up to date; and how long to rest.
     async fn rest(&mut self, pod: &Pod, observed: &Observed, wake: Option<Timestamp>) -> Duration {
-        let payload = pod::spec(pod).volumes.into_iter().flatten().any(|v| {
-            v.config_map.is_some() || v.secret.is_some() || v.downward_api.is_some() || v.projected.is_some()
-        });
+        let payload =
+            pod::spec(pod).volumes.into_iter().flatten().any(|v| {
+                v.config_map.is_some() || v.secret.is_some() || v.downward_api.is_some() || v.projected.is_some()
+            });
         let now = Timestamp::now();
         let due = backoff::after(self.refreshed, REFRESH);
         if payload && due <= now && observed.alive().next().is_some() {
@@ -446,7 +466,8 @@ impl Worker {
         }
         if let Some(limit) = pod::spec(pod).active_deadline_seconds {
             let start = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(self.first_seen, |t| t.0);
-            let left = backoff::until(backoff::after(start, Duration::from_secs(u64::try_from(limit).unwrap_or(0))), now);
+            let left =
+                backoff::until(backoff::after(start, Duration::from_secs(u64::try_from(limit).unwrap_or(0))), now);
             rest = rest.min(left.max(Duration::from_secs(1)));
         }
         wake.map_or(rest, |at| backoff::until(at, now).min(rest)).max(Duration::from_millis(20))
@@ -547,4 +568,3 @@ fn remove_logs(path: &str) {
         }
     }
 }
-
