@@ -119,3 +119,10 @@ impl Connection {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
+
+impl Connection {
+    /// The bare socket, for callers that read frames in their own way.
+    pub fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+}

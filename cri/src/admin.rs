@@ -1,0 +1,120 @@
+//! Our own requests beside CRI, on a second socket: image work for people, with progress, one JSON line per step.
+
+use std::io::IsTerminal;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use cri_images::{Phase, Progress, ProgressSink};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::daemon::Daemon;
+
+/// Serves requests at `path` until aborted.
+///
+/// # Errors
+/// The socket cannot be bound.
+pub fn serve(daemon: &Arc<Daemon>, path: &Path) -> std::io::Result<tokio::task::JoinHandle<()>> {
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let daemon = daemon.clone();
+    Ok(tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let daemon = daemon.clone();
+            tokio::spawn(async move {
+                if let Err(error) = answer(&daemon, stream).await {
+                    tracing::debug!(%error, "an image request broke off");
+                }
+            });
+        }
+    }))
+}
+
+async fn answer(daemon: &Arc<Daemon>, mut stream: UnixStream) -> anyhow::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut line = String::new();
+    BufReader::new(reader).read_line(&mut line).await?;
+    let request: Value = serde_json::from_str(&line)?;
+    let (send, mut steps) = tokio::sync::mpsc::unbounded_channel();
+    let sink: ProgressSink = Arc::new(move |p: &Progress| {
+        let phase = match p.phase {
+            Phase::Resolving => "resolving",
+            Phase::Layers => "layers",
+            Phase::Done => "done",
+        };
+        let _ = send.send(json!({"phase": phase, "done": p.bytes_done, "total": p.bytes_total}));
+    });
+    let work = perform(daemon, &request, sink);
+    tokio::pin!(work);
+    let last = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            Some(step) = steps.recv() => writer.write_all(format!("{step}\n").as_bytes()).await?,
+        }
+    };
+    let last = match last {
+        Ok(images) => json!({"images": images}),
+        Err(e) => json!({"error": format!("{e:#}")}),
+    };
+    writer.write_all(format!("{last}\n").as_bytes()).await?;
+    Ok(())
+}
+
+async fn perform(daemon: &Arc<Daemon>, request: &Value, sink: ProgressSink) -> anyhow::Result<Vec<Value>> {
+    let images = &daemon.images;
+    let subject = request["subject"].as_str().unwrap_or_default();
+    let list = match request["verb"].as_str() {
+        Some("ls") => images.list(),
+        Some("pull") => vec![images.pull(subject, None, Some(sink)).await?],
+        Some("import") => images.import(Path::new(subject), request["name"].as_str(), Some(sink)).await?,
+        Some("rm") => {
+            anyhow::ensure!(images.remove(subject).await?, "image {subject:?} not found");
+            Vec::new()
+        }
+        _ => anyhow::bail!("unknown request"),
+    };
+    Ok(list
+        .into_iter()
+        .map(|i| json!({"id": i.id, "tags": i.repo_tags, "digests": i.repo_digests, "size": i.size}))
+        .collect())
+}
+
+/// Asks the daemon whose socket is `path`, shows progress on a terminal and prints the images of the answer.
+///
+/// # Errors
+/// The daemon is not there, or says why not.
+pub async fn ask(path: &Path, verb: &str, subject: &str, name: Option<&str>) -> anyhow::Result<()> {
+    let mut stream = UnixStream::connect(path)
+        .await
+        .with_context(|| format!("connect to {} (does gantry-cri run?)", path.display()))?;
+    let request = json!({"verb": verb, "subject": subject, "name": name});
+    stream.write_all(format!("{request}\n").as_bytes()).await?;
+    let mut lines = BufReader::new(stream).lines();
+    let bar = std::io::stderr().is_terminal().then(|| indicatif::ProgressBar::new(0));
+    while let Some(line) = lines.next_line().await? {
+        let step: Value = serde_json::from_str(&line)?;
+        if let Some(error) = step["error"].as_str() {
+            anyhow::bail!("{error}");
+        }
+        if let Some(images) = step["images"].as_array() {
+            if let Some(bar) = &bar {
+                bar.finish_and_clear();
+            }
+            for image in images {
+                let tags: Vec<&str> =
+                    image["tags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                println!("{}  {:>12}  {}", image["id"].as_str().unwrap_or_default(), image["size"], tags.join(" "));
+            }
+            return Ok(());
+        }
+        if let Some(bar) = &bar {
+            bar.set_length(step["total"].as_u64().unwrap_or(0));
+            bar.set_position(step["done"].as_u64().unwrap_or(0));
+        }
+    }
+    anyhow::bail!("the daemon hung up in the middle")
+}

@@ -1,0 +1,211 @@
+//! Pod networks: runs CNI plugins by the CNI protocol for one configuration list.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::io::AsyncWriteExt;
+
+use crate::error::{Error, Result};
+
+const SLOW: Duration = Duration::from_secs(60);
+
+/// Who is attached to what.
+#[derive(Debug, Clone)]
+pub struct Attachment<'a> {
+    /// Container id for CNI (the sandbox id).
+    pub id: &'a str,
+    /// Pinned network namespace; none when it is gone already.
+    pub netns: Option<&'a Path>,
+    /// Further `CNI_ARGS`.
+    pub args: String,
+    /// Runtime capabilities, such as `portMappings`.
+    pub capabilities: Map<String, Value>,
+    /// Folders with plugins.
+    pub bin_dirs: &'a [PathBuf],
+}
+
+/// The first configuration list of a folder, by file name.
+///
+/// # Errors
+/// There is none, or the first is broken (both in words for NetworkReady).
+pub fn load(folder: &Path) -> Result<Value, String> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map_err(|e| format!("no network configuration in {}: {e}", folder.display()))?
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "conflist" || e == "conf" || e == "json"))
+        .collect();
+    files.sort();
+    let path = files.first().ok_or_else(|| format!("no network configuration in {}", folder.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+    as_list(value).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn as_list(value: Value) -> Result<Value, &'static str> {
+    let name = value["name"].as_str().filter(|n| !n.is_empty()).ok_or("the name is missing")?;
+    if value["plugins"].as_array().is_some_and(|p| !p.is_empty() && p.iter().all(|p| p["type"].is_string())) {
+        return Ok(value);
+    }
+    if value["type"].is_string() {
+        let version = value.get("cniVersion").cloned().unwrap_or_else(|| json!("1.0.0"));
+        return Ok(json!({"cniVersion": version, "name": name, "plugins": [value]}));
+    }
+    Err("neither plugins nor a type with each plugin")
+}
+
+/// The standard input of plugin `index`.
+fn plugin_config(list: &Value, index: usize, previous: Option<&Value>, capabilities: &Map<String, Value>) -> Value {
+    let mut config = list["plugins"][index].clone();
+    if let Some(config) = config.as_object_mut() {
+        config.insert("name".into(), list["name"].clone());
+        config.insert("cniVersion".into(), list.get("cniVersion").cloned().unwrap_or_else(|| json!("1.0.0")));
+        if let Some(wanted) = config.remove("capabilities") {
+            let given: Map<String, Value> = capabilities
+                .iter()
+                .filter(|(name, _)| wanted[name.as_str()] == json!(true))
+                .map(|(n, v)| (n.clone(), v.clone()))
+                .collect();
+            if !given.is_empty() {
+                config.insert("runtimeConfig".into(), Value::Object(given));
+            }
+        }
+        if let Some(previous) = previous {
+            config.insert("prevResult".into(), previous.clone());
+        }
+    }
+    config
+}
+
+/// Attaches to every plugin of the list in order and to the loopback; on failure what was attached is detached again.
+///
+/// # Errors
+/// A plugin is missing or fails (in its own words).
+pub async fn add(list: &Value, to: &Attachment<'_>) -> Result<Value> {
+    let added = try_add(list, to).await;
+    if added.is_err() {
+        for fault in del(list, None, to).await {
+            tracing::warn!(sandbox = to.id, %fault, "undo of a failed network attachment");
+        }
+    }
+    added
+}
+
+async fn try_add(list: &Value, to: &Attachment<'_>) -> Result<Value> {
+    let loopback = json!({"cniVersion": "1.0.0", "name": "cni-loopback", "type": "loopback"});
+    invoke("ADD", "lo", &loopback, to).await?;
+    let mut result = None;
+    for index in 0..list["plugins"].as_array().map_or(0, Vec::len) {
+        let config = plugin_config(list, index, result.as_ref(), &to.capabilities);
+        result = Some(invoke("ADD", "eth0", &config, to).await?);
+    }
+    Ok(result.unwrap_or_default())
+}
+
+/// Detaches from every plugin in reverse order; never stops early, answers what failed.
+pub async fn del(list: &Value, result: Option<&Value>, to: &Attachment<'_>) -> Vec<String> {
+    let mut faults = Vec::new();
+    for index in (0..list["plugins"].as_array().map_or(0, Vec::len)).rev() {
+        let config = plugin_config(list, index, result, &to.capabilities);
+        if let Err(e) = invoke("DEL", "eth0", &config, to).await {
+            faults.push(e.to_string());
+        }
+    }
+    faults
+}
+
+async fn invoke(command: &str, interface: &str, config: &Value, to: &Attachment<'_>) -> Result<Value> {
+    let kind = config["type"].as_str().unwrap_or_default();
+    let bad = kind.is_empty() || kind.contains('/');
+    let program = to.bin_dirs.iter().map(|d| d.join(kind)).find(|p| !bad && p.exists());
+    let program = program.ok_or_else(|| Error::Failed(format!("CNI plugin {kind:?} is not in {:?}", to.bin_dirs)))?;
+    let what = format!("CNI plugin {kind} {command}");
+    let path: Vec<_> = to.bin_dirs.iter().map(|d| d.to_string_lossy()).collect();
+    let mut child = tokio::process::Command::new(&program)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", to.id)
+        .env("CNI_NETNS", to.netns.map(Path::as_os_str).unwrap_or_default())
+        .env("CNI_IFNAME", interface)
+        .env("CNI_ARGS", &to.args)
+        .env("CNI_PATH", path.join(":"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(Error::failed(&what))?;
+    if let Some(mut input) = child.stdin.take() {
+        let _ = input.write_all(config.to_string().as_bytes()).await;
+    }
+    let output = tokio::time::timeout(SLOW, child.wait_with_output())
+        .await
+        .map_err(|_| Error::Timeout(format!("{what}: no end after {} s", SLOW.as_secs())))?
+        .map_err(Error::failed(&what))?;
+    if output.status.success() {
+        return Ok(serde_json::from_slice(&output.stdout).unwrap_or_default());
+    }
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let why = match said["msg"].as_str() {
+        Some(text) => match said["details"].as_str().filter(|d| !d.is_empty()) {
+            Some(details) => format!("{text}: {details}"),
+            None => text.to_owned(),
+        },
+        None => format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()),
+    };
+    Err(Error::Failed(format!("{what}: {why}")))
+}
+
+/// The addresses of a result that belong to the pod, in order.
+pub fn addresses(result: &Value) -> Vec<String> {
+    let interfaces = result["interfaces"].as_array();
+    let inside = |ip: &Value| match (ip["interface"].as_u64(), interfaces) {
+        (Some(index), Some(all)) => {
+            all.get(index as usize).is_none_or(|i| i["sandbox"].as_str().is_some_and(|s| !s.is_empty()))
+        }
+        _ => true,
+    };
+    let ips = result["ips"].as_array().into_iter().flatten().filter(|ip| inside(ip));
+    ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse::<IpAddr>().ok())
+        .map(|ip| ip.to_string())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_asked_capabilities_are_given_and_the_previous_result_is_passed() {
+        let list = json!({"name": "n", "cniVersion": "1.0.0", "plugins": [
+            {"type": "portmap", "capabilities": {"portMappings": true}}]});
+        let mut given = Map::new();
+        given.insert("portMappings".into(), json!([1]));
+        given.insert("bandwidth".into(), json!({}));
+        let config = plugin_config(&list, 0, Some(&json!({"ips": []})), &given);
+        assert_eq!(
+            config,
+            json!({"type": "portmap", "name": "n", "cniVersion": "1.0.0",
+                   "runtimeConfig": {"portMappings": [1]}, "prevResult": {"ips": []}})
+        );
+    }
+
+    #[test]
+    fn pod_addresses_are_those_of_interfaces_inside() {
+        let result = json!({"interfaces": [{"name": "br"}, {"name": "eth0", "sandbox": "/x"}],
+            "ips": [{"address": "10.0.0.1/24", "interface": 0}, {"address": "10.0.0.2/24", "interface": 1}]});
+        assert_eq!(addresses(&result), ["10.0.0.2"]);
+    }
+
+    #[test]
+    fn a_folder_without_configuration_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(load(dir.path()).unwrap_err().contains("no network configuration"));
+        std::fs::write(dir.path().join("a.conflist"), r#"{"name":"x"}"#).unwrap();
+        assert!(load(dir.path()).unwrap_err().contains("a.conflist"));
+    }
+}

@@ -1,0 +1,112 @@
+//! /etc/gantry/cri.toml and what flags change of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// All settings of the daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Unix socket that is served.
+    pub socket: PathBuf,
+    /// Persistent state: images, ledger.
+    pub root: PathBuf,
+    /// State that a reboot clears: namespaces, mounts, sockets.
+    pub state: PathBuf,
+    /// The OCI runtime's own state folder.
+    pub runtime_root: PathBuf,
+    /// OCI runtime; empty: gantry-run beside this program, then in PATH.
+    pub runtime: PathBuf,
+    /// Monitor program; empty: gantry-monitor beside this program, then in PATH.
+    pub monitor: PathBuf,
+    /// RuntimeClass handlers: name to OCI runtime.
+    pub runtime_handlers: BTreeMap<String, PathBuf>,
+    /// Address of the exec/attach/port-forward server.
+    pub streaming_address: String,
+    /// Folders with CNI plugins.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// Folder with CNI configuration lists.
+    pub cni_conf_dir: PathBuf,
+    /// Folder of registry settings (`certs.d`).
+    pub registry_config: PathBuf,
+    /// Images that are never collected.
+    pub pinned_images: Vec<String>,
+    /// Folder of localhost seccomp profiles.
+    pub seccomp_profile_root: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket: "/run/gantry/cri.sock".into(),
+            root: "/var/lib/gantry/cri".into(),
+            state: "/run/gantry/cri".into(),
+            runtime_root: "/run/gantry/run".into(),
+            runtime: PathBuf::new(),
+            monitor: PathBuf::new(),
+            runtime_handlers: BTreeMap::new(),
+            streaming_address: "127.0.0.1:0".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            registry_config: "/etc/gantry/certs.d".into(),
+            pinned_images: Vec::new(),
+            seccomp_profile_root: "/var/lib/kubelet/seccomp".into(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file; a missing file is only fine at the default place.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has an unknown key or a wrong value (named).
+    pub fn load(path: &Path, required: bool) -> anyhow::Result<Self> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => Ok(Self::default()),
+            Err(e) => Err(anyhow::anyhow!("read {}: {e}", path.display())),
+        }
+    }
+
+    /// The OCI runtime of a RuntimeClass handler; none when it is unknown.
+    pub fn handler(&self, name: &str) -> Option<PathBuf> {
+        if let Some(path) = self.runtime_handlers.get(name) {
+            return Some(path.clone());
+        }
+        name.is_empty().then(|| program(&self.runtime, "gantry-run"))
+    }
+
+    /// The monitor program.
+    pub fn monitor_program(&self) -> PathBuf {
+        program(&self.monitor, "gantry-monitor")
+    }
+}
+
+fn program(set: &Path, name: &str) -> PathBuf {
+    if !set.as_os_str().is_empty() {
+        return set.to_path_buf();
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|dir| dir.join(name)));
+    beside.filter(|p| p.exists()).unwrap_or_else(|| PathBuf::from(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_reads_back_and_unknown_keys_are_named() {
+        let text = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap().socket, Config::default().socket);
+        assert!(toml::from_str::<Config>("sokket = 1").unwrap_err().to_string().contains("sokket"));
+    }
+
+    #[test]
+    fn only_known_handlers_have_a_runtime() {
+        let mut config = Config::default();
+        config.runtime_handlers.insert("runc".into(), "/usr/bin/runc".into());
+        assert!(config.handler("").is_some() && config.handler("runc").is_some() && config.handler("x").is_none());
+    }
+}

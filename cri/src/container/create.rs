@@ -1,0 +1,268 @@
+//! CreateContainer: record, snapshot, configuration, then the monitor's create; failures undo in reverse.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use gantry_monitor::protocol::{Create, Request};
+use gantry_sys::root::Root;
+use proto::cri;
+use rustix::fs::{Mode, OFlags};
+use serde_json::{Value, json};
+
+use super::life::release;
+use super::{default_parent, log_path};
+use crate::daemon::{Container, Daemon, Sandbox, new_id, now};
+use crate::error::{Error, Result};
+use crate::events::emit;
+use crate::ledger::{ContainerRecord, Wire};
+use crate::monitors;
+use crate::oci::{capabilities, seccomp, spec, user};
+
+/// Makes a container, or answers the one that has the same metadata in this sandbox already.
+///
+/// # Errors
+/// What failed; nothing is left then.
+pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerConfig) -> Result<String> {
+    let sandbox = daemon.sandbox(sandbox)?;
+    let metadata = config.metadata.clone().ok_or_else(|| Error::Invalid("the container has no metadata".to_owned()))?;
+    let _turn = daemon.name_turn(&format!("{}_{}_{}", sandbox.id, metadata.name, metadata.attempt)).await;
+    let same = |c: &Arc<Container>| c.record().config.0.metadata.as_ref() == Some(&metadata);
+    if let Some(existing) = daemon.containers_of(&sandbox.id).into_iter().find(same) {
+        return Ok(existing.id.clone());
+    }
+    let pod = sandbox.record();
+    if pod.stopped {
+        return Err(Error::State(format!("sandbox {} is not ready", sandbox.id)));
+    }
+    let name = config.image.clone().unwrap_or_default().image;
+    let image = daemon.images.get(&name).ok_or_else(|| Error::NotFound(format!("image {name:?}")))?;
+    let id = new_id();
+    let parent = pod.config.0.linux.as_ref().map(|l| l.cgroup_parent.clone()).filter(|p| !p.is_empty());
+    let parent = parent.unwrap_or_else(|| default_parent(&sandbox.id));
+    let resources = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
+    let stop_signal = match config.stop_signal() {
+        cri::Signal::RuntimeDefault if image.config.stop_signal.is_empty() => "SIGTERM".to_owned(),
+        cri::Signal::RuntimeDefault => image.config.stop_signal.clone(),
+        other => other.as_str_name().to_owned(),
+    };
+    let record = ContainerRecord {
+        id: id.clone(),
+        sandbox: sandbox.id.clone(),
+        image_id: image.id.clone(),
+        image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+        created_at: now(),
+        started_at: 0,
+        complete: false,
+        cgroup: format!("{}/{id}", parent.trim_end_matches('/')),
+        log_path: log_path(&pod.config.0.log_directory, &config.log_path),
+        stop_signal,
+        user: Default::default(),
+        resources: Wire(resources),
+        exit: None,
+        reason: String::new(),
+        message: String::new(),
+        views: Vec::new(),
+        config: Wire(config),
+    };
+    let container = Arc::new(Container::new(record));
+    container.change(&daemon.ledger, |_| {})?;
+    if let Err(error) = make(daemon, &sandbox, &container, &image).await {
+        let faults = release(daemon, &container).await;
+        for fault in &faults {
+            tracing::warn!(container = %id, %fault, "undo of a failed container");
+        }
+        if faults.is_empty() {
+            let _ = daemon.ledger.remove_container(&id);
+        }
+        return Err(error);
+    }
+    daemon.add_container(container);
+    emit(daemon, &id, &sandbox.id, cri::ContainerEventType::ContainerCreatedEvent);
+    tracing::info!(container = %id, sandbox = %sandbox.id, name = %metadata.name, "container created");
+    Ok(id)
+}
+
+async fn make(
+    daemon: &Arc<Daemon>,
+    sandbox: &Arc<Sandbox>,
+    container: &Arc<Container>,
+    image: &cri_images::Image,
+) -> Result<()> {
+    let (task_daemon, task_sandbox, task_container, task_image) =
+        (daemon.clone(), sandbox.clone(), container.clone(), image.clone());
+    tokio::task::spawn_blocking(move || prepare(&task_daemon, &task_sandbox, &task_container, &task_image)).await??;
+    let record = container.record();
+    let request = Request::Create(Box::new(Create {
+        id: record.id.clone(),
+        bundle: daemon.bundle(&record.id),
+        terminal: record.config.0.tty,
+        stdin: record.config.0.stdin,
+        log: (!record.log_path.is_empty()).then(|| record.log_path.clone().into()),
+        exit_file: daemon.ledger.exit_file(&record.id),
+        cgroup: record.cgroup.clone().into(),
+    }));
+    monitors::call(daemon, &sandbox.id, request).await?;
+    container.change(&daemon.ledger, |r| r.complete = true)
+}
+
+/// A file of the image as text, found without leaving its root; empty when missing.
+fn read_in(rootfs: &Root, path: &str) -> String {
+    let mut text = Vec::new();
+    if let Ok(fd) = rootfs.open_in(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
+        let _ = fs::File::from(fd).take(4 << 20).read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cri_images::Image) -> Result<()> {
+    let (pod, record) = (sandbox.record(), container.record());
+    let config = &record.config.0;
+    let bundle = daemon.bundle(&record.id);
+    let rootfs = bundle.join("rootfs");
+    fs::create_dir_all(&bundle).map_err(Error::failed(format!("create {}", bundle.display())))?;
+    daemon.images.prepare(&record.id, &record.image_id)?;
+    daemon.images.mount(&record.id, &rootfs, &cri_images::MountOptions::default())?;
+    let linux = config.linux.clone().unwrap_or_default();
+    let security = linux.security_context.clone().unwrap_or_default();
+    let root = Root::open(&rootfs).map_err(Error::failed(format!("open {}", rootfs.display())))?;
+    let wanted = user::Wanted {
+        uid: security.run_as_user.as_ref().map(|v| v.value),
+        name: &security.run_as_username,
+        gid: security.run_as_group.as_ref().map(|v| v.value),
+        image: &image.config.user,
+        groups: &security.supplemental_groups,
+        strict: security.supplemental_groups_policy() == cri::SupplementalGroupsPolicy::Strict,
+    };
+    let who =
+        user::resolve(&wanted, &read_in(&root, "etc/passwd"), &read_in(&root, "etc/group")).map_err(Error::Invalid)?;
+    let asked = security.capabilities.clone().unwrap_or_default();
+    let bounding = gantry_sys::capability::bounding();
+    let held = capabilities::plan(security.privileged, &asked.add_capabilities, &asked.drop_capabilities, bounding)
+        .map_err(Error::Invalid)?;
+    let mut mounts = config.mounts.clone();
+    let mut views = Vec::new();
+    for (index, mount) in mounts.iter_mut().enumerate() {
+        if let Some(wanted) = mount.image.clone().filter(|i| !i.image.is_empty()) {
+            let volume =
+                daemon.images.get(&wanted.image).ok_or_else(|| Error::NotFound(format!("image {}", wanted.image)))?;
+            let view = format!("{}-v{index}", record.id);
+            let folder = bundle.join(format!("volume-{index}"));
+            daemon.images.prepare_view(&view, &volume.id)?;
+            views.push(view.clone());
+            container.change(&daemon.ledger, |r| r.views = views.clone())?;
+            daemon.images.mount(&view, &folder, &cri_images::MountOptions { read_only: true, ..Default::default() })?;
+            let sub = mount.image_sub_path.trim_start_matches('/');
+            if sub.split('/').any(|part| part == "..") {
+                return Err(Error::Invalid(format!("image sub path {sub:?} leaves the image")));
+            }
+            mount.host_path = folder.join(sub).display().to_string();
+            mount.readonly = true;
+        } else if !Path::new(&mount.host_path).exists() {
+            return Err(Error::Invalid(format!("mount source {} does not exist", mount.host_path)));
+        }
+    }
+    let options = security.namespace_options.clone().unwrap_or_default();
+    let pid_namespace = match options.pid() {
+        cri::NamespaceMode::Node => Some(String::new()),
+        cri::NamespaceMode::Pod => pod.pid_init.map(|pid| format!("/proc/{pid}/ns/pid")),
+        cri::NamespaceMode::Target => {
+            let target = monitor_pid(daemon, &options.target_id)?;
+            Some(format!("/proc/{target}/ns/pid"))
+        }
+        cri::NamespaceMode::Container => None,
+    };
+    let own_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let facts = spec::Facts {
+        id: &record.id,
+        sandbox: &pod.config.0,
+        sandbox_dir: &daemon.sandbox_dir(&sandbox.id),
+        container: config,
+        image: &image.config,
+        rootfs: &rootfs,
+        cgroup: &record.cgroup,
+        user: &who,
+        seccomp: profile(daemon, &security, &held)?,
+        capabilities: &held,
+        pid_namespace,
+        lowest_oom_score: own_score.trim().parse().unwrap_or(0),
+        devices: devices(&config.devices, security.privileged)?,
+        mounts: &mounts,
+    };
+    let text = spec::generate(&facts).map_err(Error::Invalid)?;
+    if let Some(cwd) = text["process"]["cwd"].as_str().filter(|d| *d != "/") {
+        root.make_dir(Path::new(cwd.trim_start_matches('/')))
+            .map_err(Error::failed(format!("create working directory {cwd}")))?;
+    }
+    fs::write(bundle.join("config.json"), text.to_string()).map_err(Error::failed("write config.json"))?;
+    container.change(&daemon.ledger, |r| r.user = (who.uid, who.gid, who.groups.clone()))
+}
+
+/// The host pid of a container's init.
+fn monitor_pid(daemon: &Daemon, id: &str) -> Result<i32> {
+    let container = daemon.container(id)?;
+    let file = daemon.bundle(&container.id).join("pid");
+    let text = fs::read_to_string(&file).map_err(Error::failed(format!("read {}", file.display())))?;
+    text.trim().parse().map_err(|e| Error::Failed(format!("read {}: {e}", file.display())))
+}
+
+fn profile(daemon: &Daemon, security: &cri::LinuxContainerSecurityContext, held: &[String]) -> Result<Value> {
+    use cri::security_profile::ProfileType;
+    let Some(wanted) = security.seccomp.as_ref().filter(|_| !security.privileged) else { return Ok(Value::Null) };
+    match wanted.profile_type() {
+        ProfileType::Unconfined => Ok(Value::Null),
+        ProfileType::RuntimeDefault => Ok(seccomp::default_profile(held)),
+        ProfileType::Localhost => {
+            let path = daemon.config.seccomp_profile_root.join(wanted.localhost_ref.trim_start_matches("localhost/"));
+            let text = fs::read(&path).map_err(Error::failed(format!("seccomp profile {}", path.display())))?;
+            serde_json::from_slice(&text)
+                .map_err(|e| Error::Invalid(format!("seccomp profile {}: {e}", path.display())))
+        }
+    }
+}
+
+/// Device nodes of a request; a privileged container gets all of the host's.
+fn devices(asked: &[cri::Device], privileged: bool) -> Result<Vec<Value>> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let mut all = Vec::new();
+    let mut node = |host: &Path, inside: &str, access: &str| -> std::io::Result<()> {
+        let meta = fs::metadata(host)?;
+        let kind = match meta.file_type() {
+            t if t.is_char_device() => "c",
+            t if t.is_block_device() => "b",
+            _ => return Ok(()),
+        };
+        let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+        all.push(json!({"path": inside, "type": kind, "major": major, "minor": minor,
+            "fileMode": meta.mode() & 0o7777, "access": access}));
+        Ok(())
+    };
+    for device in asked {
+        let host = Path::new(&device.host_path);
+        let entries = if host.is_dir() {
+            fs::read_dir(host)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|e| (e.path(), format!("{}/{}", device.container_path, e.file_name().display())))
+                .collect()
+        } else {
+            vec![(host.to_path_buf(), device.container_path.clone())]
+        };
+        for (host, inside) in entries {
+            node(&host, &inside, &device.permissions).map_err(Error::failed(format!("device {}", host.display())))?;
+        }
+    }
+    if privileged {
+        let skip = ["pts", "shm", "mqueue", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty"];
+        for entry in fs::read_dir("/dev").into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if !skip.iter().any(|s| name == **s) && !asked.iter().any(|d| Path::new(&d.container_path) == entry.path())
+            {
+                let _ = node(&entry.path(), &entry.path().to_string_lossy(), "rwm");
+            }
+        }
+    }
+    Ok(all)
+}

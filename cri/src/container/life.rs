@@ -1,0 +1,220 @@
+//! Start, stop, remove and resize.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gantry_cgroup::{HugepageLimit, Resources};
+use gantry_monitor::protocol::Request;
+use gantry_monitor::record::ExitRecord;
+use proto::cri;
+
+use super::{ended, signal_number};
+use crate::daemon::{Container, Daemon, now};
+use crate::error::{Error, Result};
+use crate::events::emit;
+use crate::ledger::Wire;
+use crate::monitors;
+
+/// Starts a created container; started already is fine.
+///
+/// # Errors
+/// It has ended, or the runtime fails (it counts as ended with 128 then).
+pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let container = daemon.container(id)?;
+    let _turn = container.turn.lock().await;
+    match container.state() {
+        cri::ContainerState::ContainerRunning => return Ok(()),
+        cri::ContainerState::ContainerCreated => {}
+        _ => return Err(Error::State(format!("container {} has ended already", container.id))),
+    }
+    container.change(&daemon.ledger, |r| r.started_at = now())?;
+    if let Err(error) = monitors::call(daemon, &container.sandbox, Request::Start { id: container.id.clone() }).await {
+        let _ = monitors::call(
+            daemon,
+            &container.sandbox,
+            Request::Kill { id: container.id.clone(), signal: 9, all: false },
+        )
+        .await;
+        let exit = ExitRecord { code: 128, finished_at: now(), oom_killed: false };
+        ended(daemon, &container.id, exit, "StartError", &error.to_string());
+        return Err(error);
+    }
+    emit(daemon, &container.id, &container.sandbox, cri::ContainerEventType::ContainerStartedEvent);
+    tracing::info!(container = %container.id, "container started");
+    Ok(())
+}
+
+/// Waits until a container has ended; false at the time limit.
+async fn wait(container: &Container, limit: Duration) -> bool {
+    let ended = async {
+        loop {
+            let notified = container.ended.notified();
+            if container.state() == cri::ContainerState::ContainerExited {
+                return;
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(500), notified).await;
+        }
+    };
+    tokio::time::timeout(limit, ended).await.is_ok()
+}
+
+/// Asks a container to end and kills it after `grace` seconds.
+///
+/// # Errors
+/// It does not even die by SIGKILL.
+pub async fn stop(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: i64) -> Result<()> {
+    if container.state() == cri::ContainerState::ContainerExited {
+        return Ok(());
+    }
+    let record = container.record();
+    let kill = |signal| Request::Kill { id: record.id.clone(), signal, all: false };
+    if record.started_at > 0 && grace > 0 {
+        let asked = monitors::call(daemon, &record.sandbox, kill(signal_number(&record.stop_signal))).await;
+        if asked.is_ok() && wait(container, Duration::from_secs(grace.unsigned_abs())).await {
+            return Ok(());
+        }
+    }
+    if let Err(error) = monitors::call(daemon, &record.sandbox, kill(9)).await {
+        if monitors::call(daemon, &record.sandbox, Request::Ping).await.is_err() {
+            monitors::lost(daemon, &record.sandbox).await;
+        } else {
+            return Err(error);
+        }
+    }
+    if wait(container, Duration::from_secs(20)).await {
+        return Ok(());
+    }
+    Err(Error::Timeout(format!("container {} does not end after SIGKILL", container.id)))
+}
+
+/// Lets go of everything a container holds but its record. Answers what failed.
+pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Vec<String> {
+    let mut faults = Vec::new();
+    let record = container.record();
+    let delete = Request::Delete { id: record.id.clone() };
+    if let Err(e) = monitors::call(daemon, &record.sandbox, delete).await {
+        if monitors::call(daemon, &record.sandbox, Request::Ping).await.is_ok() {
+            faults.push(e.to_string());
+        } else if let Some(runtime) =
+            daemon.sandbox(&record.sandbox).ok().and_then(|s| daemon.config.handler(&s.record().handler))
+        {
+            let root = &daemon.config.runtime_root;
+            let run = tokio::process::Command::new(runtime)
+                .arg("--root")
+                .arg(root)
+                .args(["delete", "--force", &record.id])
+                .output();
+            let _ = tokio::time::timeout(Duration::from_secs(30), run).await;
+        }
+    }
+    let (task_daemon, task_record) = (daemon.clone(), record.clone());
+    let local = tokio::task::spawn_blocking(move || {
+        let mut faults = Vec::new();
+        for snapshot in std::iter::once(&task_record.id).chain(&task_record.views) {
+            if let Err(e) = task_daemon.images.remove_snapshot(snapshot) {
+                faults.push(e.to_string());
+            }
+        }
+        if let Ok(cgroup) = task_daemon.host.cgroup(&task_record.cgroup)
+            && cgroup.exists()
+        {
+            let _ = cgroup.kill();
+            if let Err(e) = cgroup.destroy() {
+                faults.push(e.to_string());
+            }
+        }
+        let bundle = task_daemon.bundle(&task_record.id);
+        if faults.is_empty()
+            && let Err(e) = fs::remove_dir_all(&bundle)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            faults.push(format!("remove {}: {e}", bundle.display()));
+        }
+        faults
+    });
+    match local.await {
+        Ok(more) => faults.extend(more),
+        Err(e) => faults.push(e.to_string()),
+    }
+    faults
+}
+
+/// Removes a container, by force when it runs. Unknown is fine.
+///
+/// # Errors
+/// What could not be let go of; a later call tries again.
+pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let Ok(container) = daemon.container(id) else { return Ok(()) };
+    let _turn = container.turn.lock().await;
+    stop(daemon, &container, 0).await?;
+    let faults = release(daemon, &container).await;
+    if !faults.is_empty() {
+        return Err(Error::Failed(format!("remove container {}: {}", container.id, faults.join("; "))));
+    }
+    daemon.ledger.remove_container(&container.id).map_err(Error::failed("forget the container"))?;
+    daemon.drop_container(&container.id);
+    emit(daemon, &container.id, &container.sandbox, cri::ContainerEventType::ContainerDeletedEvent);
+    tracing::info!(container = %container.id, "container removed");
+    Ok(())
+}
+
+/// Changes a live container's limits; zero and empty leave a limit as it is.
+///
+/// # Errors
+/// It has ended, or the kernel refuses a value.
+pub async fn update_resources(daemon: &Arc<Daemon>, id: &str, new: cri::LinuxContainerResources) -> Result<()> {
+    let container = daemon.container(id)?;
+    let _turn = container.turn.lock().await;
+    if container.state() == cri::ContainerState::ContainerExited {
+        return Err(Error::State(format!("container {} has ended", container.id)));
+    }
+    let cgroup = daemon.host.cgroup(container.record().cgroup).map_err(|e| Error::Failed(e.to_string()))?;
+    let wanted = to_cgroup(&new);
+    tokio::task::spawn_blocking(move || cgroup.apply(&wanted)).await?.map_err(|e| Error::Failed(e.to_string()))?;
+    container.change(&daemon.ledger, |r| {
+        let now = std::mem::take(&mut r.resources.0);
+        r.resources = Wire(merge(now, new));
+    })
+}
+
+fn to_cgroup(r: &cri::LinuxContainerResources) -> Resources {
+    let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
+    let set = |n: i64| Some(n).filter(|n| *n != 0);
+    let text = |s: &String| Some(s.clone()).filter(|s| !s.is_empty());
+    Resources {
+        cpu_shares: positive(r.cpu_shares),
+        cpu_quota: set(r.cpu_quota),
+        cpu_period: positive(r.cpu_period),
+        cpuset_cpus: text(&r.cpuset_cpus),
+        cpuset_mems: text(&r.cpuset_mems),
+        memory_limit: set(r.memory_limit_in_bytes),
+        memory_swap: set(r.memory_swap_limit_in_bytes),
+        hugepages: r
+            .hugepage_limits
+            .iter()
+            .map(|h| HugepageLimit { page_size: h.page_size.clone(), limit: h.limit })
+            .collect(),
+        unified: r.unified.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        ..Resources::default()
+    }
+}
+
+fn merge(mut old: cri::LinuxContainerResources, new: cri::LinuxContainerResources) -> cri::LinuxContainerResources {
+    let pick = |old: &mut i64, new: i64| *old = if new == 0 { *old } else { new };
+    pick(&mut old.cpu_shares, new.cpu_shares);
+    pick(&mut old.cpu_quota, new.cpu_quota);
+    pick(&mut old.cpu_period, new.cpu_period);
+    pick(&mut old.memory_limit_in_bytes, new.memory_limit_in_bytes);
+    pick(&mut old.memory_swap_limit_in_bytes, new.memory_swap_limit_in_bytes);
+    pick(&mut old.oom_score_adj, new.oom_score_adj);
+    if !new.cpuset_cpus.is_empty() {
+        old.cpuset_cpus = new.cpuset_cpus;
+    }
+    if !new.cpuset_mems.is_empty() {
+        old.cpuset_mems = new.cpuset_mems;
+    }
+    old.unified.extend(new.unified);
+    old
+}

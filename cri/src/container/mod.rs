@@ -1,0 +1,144 @@
+//! Containers: made over an image's snapshot, held by the pod's monitor.
+
+mod create;
+mod exec;
+mod life;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use gantry_monitor::record::ExitRecord;
+use proto::cri;
+
+pub use create::create;
+pub use exec::{Exec, exec, exec_sync, exit_code};
+pub use life::{remove, start, stop, update_resources};
+
+use crate::daemon::{Container, Daemon};
+use crate::events::emit;
+
+/// Cgroup parent of pods that name none.
+pub fn default_parent(sandbox: &str) -> String {
+    format!("/gantry-{sandbox}")
+}
+
+/// A container has ended: recorded once, then told.
+pub fn ended(daemon: &Daemon, id: &str, exit: ExitRecord, reason: &str, message: &str) {
+    let Ok(container) = daemon.container(id) else { return };
+    if container.record().exit.is_some() {
+        return;
+    }
+    let code = exit.code;
+    let recorded = container.change(&daemon.ledger, |r| {
+        r.exit = Some(exit);
+        r.reason = reason.to_owned();
+        r.message = message.to_owned();
+    });
+    if let Err(error) = recorded {
+        tracing::warn!(container = id, %error, "could not record an exit");
+    }
+    container.ended.notify_waiters();
+    emit(daemon, id, &container.sandbox, cri::ContainerEventType::ContainerStoppedEvent);
+    tracing::info!(container = id, code, "container ended");
+}
+
+/// CRI status.
+pub fn status(daemon: &Daemon, container: &Container) -> cri::ContainerStatus {
+    let record = container.record();
+    let config = record.config.0.clone();
+    let exit = record.exit.clone();
+    let reason = match &exit {
+        None => String::new(),
+        Some(_) if !record.reason.is_empty() => record.reason.clone(),
+        Some(e) if e.oom_killed => "OOMKilled".to_owned(),
+        Some(e) if e.code == 0 => "Completed".to_owned(),
+        Some(_) => "Error".to_owned(),
+    };
+    let stop = format!("SIG{}", record.stop_signal.trim_start_matches("SIG"));
+    let linux_user = cri::LinuxContainerUser {
+        uid: record.user.0.into(),
+        gid: record.user.1.into(),
+        supplemental_groups: record.user.2.iter().map(|g| i64::from(*g)).collect(),
+    };
+    let _ = daemon;
+    cri::ContainerStatus {
+        id: record.id.clone(),
+        metadata: config.metadata,
+        state: container.state().into(),
+        created_at: record.created_at,
+        started_at: record.started_at,
+        finished_at: exit.as_ref().map_or(0, |e| e.finished_at),
+        exit_code: exit.as_ref().map_or(0, |e| e.code),
+        image: config.image,
+        image_ref: record.image_ref.clone(),
+        reason,
+        message: record.message.clone(),
+        labels: config.labels,
+        annotations: config.annotations,
+        mounts: config.mounts,
+        log_path: record.log_path.clone(),
+        resources: Some(cri::ContainerResources { linux: Some(record.resources.0.clone()), windows: None }),
+        image_id: record.image_id.clone(),
+        user: Some(cri::ContainerUser { linux: Some(linux_user) }),
+        stop_signal: cri::Signal::from_str_name(&stop).unwrap_or_default().into(),
+    }
+}
+
+/// CRI list entry.
+pub fn summary(container: &Container) -> cri::Container {
+    let record = container.record();
+    let config = record.config.0;
+    cri::Container {
+        id: record.id,
+        pod_sandbox_id: record.sandbox,
+        metadata: config.metadata,
+        image: config.image,
+        image_ref: record.image_ref,
+        state: container.state().into(),
+        created_at: record.created_at,
+        labels: config.labels,
+        annotations: config.annotations,
+        image_id: record.image_id,
+    }
+}
+
+/// Every wanted label is there with its value.
+pub fn labels_match(wanted: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+    wanted.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+/// The full path of a container's log; empty for none.
+fn log_path(folder: &str, file: &str) -> String {
+    if file.is_empty() || folder.is_empty() {
+        String::new()
+    } else {
+        Path::new(folder).join(file).display().to_string()
+    }
+}
+
+/// A signal number for `SIGTERM`, `TERM` or `15`.
+fn signal_number(name: &str) -> i32 {
+    use std::str::FromStr;
+    let full = format!("SIG{}", name.trim_start_matches("SIG"));
+    let parsed = name.parse().ok().or_else(|| nix::sys::signal::Signal::from_str(&full).ok().map(|s| s as i32));
+    let real_time = || match full.strip_prefix("SIGRTMIN") {
+        Some("") => Some(34),
+        Some(rest) => rest.trim_start_matches("PLUS").trim_start_matches('+').parse::<i32>().ok().map(|n| 34 + n),
+        None => None,
+    };
+    parsed.or_else(real_time).unwrap_or(15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        assert_eq!(signal_number("SIGQUIT"), 3);
+        assert_eq!(signal_number("HUP"), 1);
+        assert_eq!(signal_number("9"), 9);
+        assert_eq!(signal_number("SIGRTMIN+3"), 37);
+        assert_eq!(signal_number(""), 15);
+    }
+}

@@ -1,0 +1,255 @@
+//! The daemon's memory: sandboxes and containers by id, each with its own lock; there is no global one.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use cri_images::Images;
+use gantry_cgroup::Host;
+use gantry_monitor::client::Client;
+use proto::cri;
+use tokio::sync::{Notify, broadcast};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::ledger::{ContainerRecord, Ledger, SandboxRecord};
+
+/// A pod sandbox.
+pub struct Sandbox {
+    /// Id.
+    pub id: String,
+    /// Operations on this pod take turns.
+    pub turn: tokio::sync::Mutex<()>,
+    record: Mutex<SandboxRecord>,
+}
+
+/// A container.
+pub struct Container {
+    /// Id.
+    pub id: String,
+    /// Its sandbox.
+    pub sandbox: String,
+    /// Operations on this container take turns.
+    pub turn: tokio::sync::Mutex<()>,
+    /// Told when it ends.
+    pub ended: Notify,
+    record: Mutex<ContainerRecord>,
+}
+
+/// Everything the daemon has.
+pub struct Daemon {
+    /// Settings.
+    pub config: Config,
+    /// The image store.
+    pub images: Images,
+    /// Records on disk.
+    pub ledger: Ledger,
+    /// This boot's id.
+    pub boot: String,
+    /// The host's cgroups.
+    pub host: Host,
+    /// Container events.
+    pub events: broadcast::Sender<cri::ContainerEventResponse>,
+    /// Sandboxes by id.
+    pub sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
+    /// Containers by id.
+    pub containers: RwLock<HashMap<String, Arc<Container>>>,
+    /// Creations in progress, by the name of what is created.
+    names: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// The exec/attach/port-forward server.
+    pub streaming: std::sync::OnceLock<crate::streams::Urls>,
+    /// Pod CIDR as told by the kubelet.
+    pub pod_cidr: Mutex<String>,
+}
+
+/// Locks whatever a panicking holder left.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Nanoseconds since the epoch.
+pub fn now() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)
+}
+
+/// A new id of 64 hex digits.
+pub fn new_id() -> String {
+    format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>())
+}
+
+impl Sandbox {
+    /// From its record.
+    pub fn new(record: SandboxRecord) -> Self {
+        Self { id: record.id.clone(), turn: tokio::sync::Mutex::new(()), record: Mutex::new(record) }
+    }
+
+    /// A copy of the record.
+    pub fn record(&self) -> SandboxRecord {
+        lock(&self.record).clone()
+    }
+
+    /// Changes the record, on disk first.
+    ///
+    /// # Errors
+    /// The record cannot be written; nothing has changed then.
+    pub fn change(&self, ledger: &Ledger, change: impl FnOnce(&mut SandboxRecord)) -> Result<()> {
+        let mut record = lock(&self.record);
+        let mut next = record.clone();
+        change(&mut next);
+        ledger.put_sandbox(&next).map_err(Error::failed(format!("record sandbox {}", self.id)))?;
+        *record = next;
+        Ok(())
+    }
+}
+
+impl Container {
+    /// From its record.
+    pub fn new(record: ContainerRecord) -> Self {
+        Self {
+            id: record.id.clone(),
+            sandbox: record.sandbox.clone(),
+            turn: tokio::sync::Mutex::new(()),
+            ended: Notify::new(),
+            record: Mutex::new(record),
+        }
+    }
+
+    /// A copy of the record.
+    pub fn record(&self) -> ContainerRecord {
+        lock(&self.record).clone()
+    }
+
+    /// Changes the record, on disk first.
+    ///
+    /// # Errors
+    /// The record cannot be written; nothing has changed then.
+    pub fn change(&self, ledger: &Ledger, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
+        let mut record = lock(&self.record);
+        let mut next = record.clone();
+        change(&mut next);
+        ledger.put_container(&next).map_err(Error::failed(format!("record container {}", self.id)))?;
+        *record = next;
+        Ok(())
+    }
+
+    /// CRI state.
+    pub fn state(&self) -> cri::ContainerState {
+        let record = lock(&self.record);
+        match (&record.exit, record.started_at) {
+            (Some(_), _) => cri::ContainerState::ContainerExited,
+            (None, 0) => cri::ContainerState::ContainerCreated,
+            _ => cri::ContainerState::ContainerRunning,
+        }
+    }
+}
+
+impl Daemon {
+    /// With nothing in it yet; see [`crate::reconcile`].
+    pub fn new(config: Config, images: Images, ledger: Ledger, host: Host) -> Self {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        Self {
+            config,
+            images,
+            ledger,
+            boot,
+            host,
+            events: broadcast::channel(1024).0,
+            sandboxes: RwLock::default(),
+            containers: RwLock::default(),
+            names: Mutex::default(),
+            streaming: std::sync::OnceLock::new(),
+            pod_cidr: Mutex::default(),
+        }
+    }
+
+    /// Volatile folder of a sandbox.
+    pub fn sandbox_dir(&self, id: &str) -> PathBuf {
+        self.config.state.join("sandboxes").join(id)
+    }
+
+    /// Bundle folder of a container.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.config.state.join("containers").join(id)
+    }
+
+    /// Client of a pod's monitor. The path is short: unix socket paths are.
+    pub fn monitor(&self, sandbox: &str) -> Client {
+        Client::new(self.config.state.join("m").join(format!("{}.sock", &sandbox[..sandbox.len().min(13)])))
+    }
+
+    /// All sandboxes, oldest first.
+    pub fn all_sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        let mut all: Vec<_> = self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.sort_by_key(|s| lock(&s.record).created_at);
+        all
+    }
+
+    /// All containers, oldest first.
+    pub fn all_containers(&self) -> Vec<Arc<Container>> {
+        let mut all: Vec<_> =
+            self.containers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.sort_by_key(|c| lock(&c.record).created_at);
+        all
+    }
+
+    /// Containers of a sandbox, oldest first.
+    pub fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
+        self.all_containers().into_iter().filter(|c| c.sandbox == sandbox).collect()
+    }
+
+    /// A sandbox by id or a unique beginning of it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
+        find(&self.sandboxes.read().unwrap_or_else(PoisonError::into_inner), id)
+            .ok_or_else(|| Error::NotFound(format!("pod sandbox {id}")))
+    }
+
+    /// A container by id or a unique beginning of it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        find(&self.containers.read().unwrap_or_else(PoisonError::into_inner), id)
+            .ok_or_else(|| Error::NotFound(format!("container {id}")))
+    }
+
+    /// Adds a sandbox.
+    pub fn add_sandbox(&self, sandbox: Arc<Sandbox>) {
+        self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).insert(sandbox.id.clone(), sandbox);
+    }
+
+    /// Adds a container.
+    pub fn add_container(&self, container: Arc<Container>) {
+        self.containers.write().unwrap_or_else(PoisonError::into_inner).insert(container.id.clone(), container);
+    }
+
+    /// Forgets a sandbox.
+    pub fn drop_sandbox(&self, id: &str) {
+        self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Forgets a container.
+    pub fn drop_container(&self, id: &str) {
+        self.containers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// The turn of those who create something with this name, so that a retry joins the first.
+    pub async fn name_turn(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut names = lock(&self.names);
+            names.retain(|_, turn| Arc::strong_count(turn) > 1);
+            names.entry(name.to_owned()).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+}
+
+fn find<T>(map: &HashMap<String, Arc<T>>, id: &str) -> Option<Arc<T>> {
+    if let Some(found) = map.get(id) {
+        return Some(found.clone());
+    }
+    let mut matching = map.iter().filter(|(key, _)| !id.is_empty() && key.starts_with(id));
+    matching.next().filter(|_| matching.next().is_none()).map(|(_, v)| v.clone())
+}

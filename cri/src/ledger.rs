@@ -1,0 +1,223 @@
+//! What was decided, on disk: one JSON file per sandbox and container, written before anything is done about it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use gantry_monitor::record::{ExitRecord, write_atomically};
+use prost::Message;
+use proto::cri;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A protobuf message inside a record.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wire<T>(pub T);
+
+impl<T: Message> Serialize for Wire<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(self.0.encode_to_vec()))
+    }
+}
+
+impl<'de, T: Message + Default> Deserialize<'de> for Wire<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = STANDARD.decode(text).map_err(serde::de::Error::custom)?;
+        T::decode(bytes.as_slice()).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A pod sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// Id.
+    pub id: String,
+    /// What was asked for.
+    pub config: Wire<cri::PodSandboxConfig>,
+    /// RuntimeClass handler.
+    pub handler: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// The boot in which it was made.
+    pub boot: String,
+    /// All parts were made; false while being made.
+    pub complete: bool,
+    /// Stopped (or lost to a reboot).
+    pub stopped: bool,
+    /// Pod addresses, the first the main one.
+    pub ips: Vec<String>,
+    /// The CNI configuration list used, for DEL.
+    pub cni_config: Option<serde_json::Value>,
+    /// The last CNI result.
+    pub cni_result: Option<serde_json::Value>,
+    /// Init of the pod's PID namespace.
+    pub pid_init: Option<i32>,
+}
+
+/// A container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Id.
+    pub id: String,
+    /// Its sandbox.
+    pub sandbox: String,
+    /// What was asked for.
+    pub config: Wire<cri::ContainerConfig>,
+    /// Image id.
+    pub image_id: String,
+    /// Image reference with digest, where known.
+    pub image_ref: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// Nanoseconds since the epoch; 0 when not started.
+    pub started_at: i64,
+    /// All parts were made.
+    pub complete: bool,
+    /// Cgroup path.
+    pub cgroup: String,
+    /// Full log path, empty for none.
+    pub log_path: String,
+    /// Signal for stopping, as the image or the request says.
+    pub stop_signal: String,
+    /// User id, group id and further groups it runs as.
+    pub user: (u32, u32, Vec<u32>),
+    /// Current resources.
+    pub resources: Wire<cri::LinuxContainerResources>,
+    /// How it ended.
+    pub exit: Option<ExitRecord>,
+    /// Why, when it is not the exit code that says it.
+    pub reason: String,
+    /// In words.
+    pub message: String,
+    /// Snapshots of image volumes.
+    #[serde(default)]
+    pub views: Vec<String>,
+}
+
+/// The folders of the ledger.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    root: PathBuf,
+}
+
+impl Ledger {
+    /// Opens (makes) the ledger below the persistent root.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        fs::create_dir_all(root.join("sandboxes"))?;
+        fs::create_dir_all(root.join("containers"))?;
+        Ok(Self { root: root.to_path_buf() })
+    }
+
+    fn file(&self, kind: &str, id: &str) -> PathBuf {
+        self.root.join(kind).join(format!("{id}.json"))
+    }
+
+    /// Where a container's exit record goes.
+    pub fn exit_file(&self, id: &str) -> PathBuf {
+        self.root.join("containers").join(format!("{id}.exit"))
+    }
+
+    /// Writes a sandbox.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn put_sandbox(&self, record: &SandboxRecord) -> io::Result<()> {
+        write_atomically(&self.file("sandboxes", &record.id), &serde_json::to_vec(record)?)
+    }
+
+    /// Writes a container.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn put_container(&self, record: &ContainerRecord) -> io::Result<()> {
+        write_atomically(&self.file("containers", &record.id), &serde_json::to_vec(record)?)
+    }
+
+    /// Forgets a sandbox.
+    ///
+    /// # Errors
+    /// The file system's; not there is fine.
+    pub fn remove_sandbox(&self, id: &str) -> io::Result<()> {
+        remove(&self.file("sandboxes", id))
+    }
+
+    /// Forgets a container with its exit record.
+    ///
+    /// # Errors
+    /// The file system's; not there is fine.
+    pub fn remove_container(&self, id: &str) -> io::Result<()> {
+        remove(&self.exit_file(id)).and_then(|()| remove(&self.file("containers", id)))
+    }
+
+    /// All sandboxes; unreadable records are told.
+    pub fn sandboxes(&self) -> (Vec<SandboxRecord>, Vec<String>) {
+        read_all(&self.root.join("sandboxes"))
+    }
+
+    /// All containers; unreadable records are told.
+    pub fn containers(&self) -> (Vec<ContainerRecord>, Vec<String>) {
+        read_all(&self.root.join("containers"))
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn read_all<T: DeserializeOwned>(folder: &Path) -> (Vec<T>, Vec<String>) {
+    let (mut records, mut faults) = (Vec::new(), Vec::new());
+    for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()) {
+        if path.extension().is_none_or(|e| e != "json") {
+            continue;
+        }
+        match fs::read(&path)
+            .map_err(|e| e.to_string())
+            .and_then(|b| serde_json::from_slice(&b).map_err(|e| e.to_string()))
+        {
+            Ok(record) => records.push(record),
+            Err(e) => faults.push(format!("{}: {e}", path.display())),
+        }
+    }
+    (records, faults)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_and_broken_ones_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        let config = cri::PodSandboxConfig { hostname: "h".into(), ..Default::default() };
+        let record = SandboxRecord {
+            id: "a".into(),
+            config: Wire(config),
+            handler: String::new(),
+            created_at: 1,
+            boot: "b".into(),
+            complete: true,
+            stopped: false,
+            ips: vec![],
+            cni_config: None,
+            cni_result: None,
+            pid_init: None,
+        };
+        ledger.put_sandbox(&record).unwrap();
+        fs::write(dir.path().join("sandboxes/broken.json"), "{").unwrap();
+        let (records, faults) = ledger.sandboxes();
+        assert_eq!((records.len(), faults.len()), (1, 1));
+        assert_eq!(records[0].config.0.hostname, "h");
+        ledger.remove_sandbox("a").unwrap();
+        ledger.remove_sandbox("a").unwrap();
+    }
+}

@@ -1,0 +1,244 @@
+//! gantry-cri: daemon and command line.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use cri::config::Config;
+use cri::daemon::Daemon;
+use cri::ledger::Ledger;
+use cri::service::Service;
+use cri_images::Images;
+use cri_images::build::{BuildConfig, archive_from_rootfs};
+use proto::cri::image_service_server::ImageServiceServer;
+use proto::cri::runtime_service_server::RuntimeServiceServer;
+
+const CONFIG: &str = "/etc/gantry/cri.toml";
+
+/// The Container Runtime Interface daemon of Gantry.
+#[derive(Parser)]
+#[command(name = "gantry-cri", version)]
+struct Flags {
+    /// Configuration file.
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    /// Unix socket to serve.
+    #[arg(long, global = true)]
+    socket: Option<PathBuf>,
+    /// Persistent state.
+    #[arg(long, global = true)]
+    root: Option<PathBuf>,
+    /// Volatile state.
+    #[arg(long, global = true)]
+    state: Option<PathBuf>,
+    /// State folder of the OCI runtime.
+    #[arg(long)]
+    runtime_root: Option<PathBuf>,
+    /// Folder of CNI configuration.
+    #[arg(long)]
+    cni_conf_dir: Option<PathBuf>,
+    /// Folder of CNI plugins (repeatable).
+    #[arg(long)]
+    cni_bin_dir: Vec<PathBuf>,
+    /// OCI runtime.
+    #[arg(long)]
+    runtime: Option<PathBuf>,
+    /// Monitor program.
+    #[arg(long)]
+    monitor: Option<PathBuf>,
+    /// Address for exec, attach and port-forward sessions.
+    #[arg(long)]
+    streaming_address: Option<String>,
+    /// Level or filter.
+    #[arg(long, global = true, default_value = "info")]
+    log_level: String,
+    /// text or json.
+    #[arg(long, global = true, default_value = "text")]
+    log_format: gantry_telemetry::log::Format,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Images of the node.
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// The configuration.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum ImageCommand {
+    /// Imports an OCI layout or archive or a `docker save` archive, while the daemon runs.
+    Import {
+        /// The archive or folder.
+        path: PathBuf,
+        /// Name for a single image.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Lists images.
+    Ls,
+    /// Pulls an image.
+    Pull {
+        /// Reference.
+        name: String,
+    },
+    /// Removes an image.
+    Rm {
+        /// Reference, id or digest.
+        name: String,
+    },
+    /// Packs a folder as an OCI archive; needs no daemon.
+    Build {
+        /// Root folder of the image.
+        rootfs: PathBuf,
+        /// Archive to write.
+        #[arg(long, short)]
+        output: PathBuf,
+        /// Name of the image.
+        #[arg(long)]
+        name: String,
+        /// Word of the entry point (repeatable).
+        #[arg(long, allow_hyphen_values = true)]
+        entrypoint: Vec<String>,
+        /// Word of the default arguments (repeatable).
+        #[arg(long, allow_hyphen_values = true)]
+        cmd: Vec<String>,
+        /// NAME=value (repeatable).
+        #[arg(long)]
+        env: Vec<String>,
+        /// user[:group].
+        #[arg(long, default_value = "")]
+        user: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Prints the defaults.
+    Default,
+    /// Checks the file.
+    Check,
+}
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    let path = flags.config.clone().unwrap_or_else(|| CONFIG.into());
+    if let Some(Command::Config { command: ConfigCommand::Default }) = &flags.command {
+        print!("{}", toml::to_string(&Config::default())?);
+        return Ok(());
+    }
+    let mut config = Config::load(&path, flags.config.is_some())?;
+    let set = |to: &mut PathBuf, from: &Option<PathBuf>| {
+        if let Some(path) = from {
+            to.clone_from(path);
+        }
+    };
+    set(&mut config.socket, &flags.socket);
+    set(&mut config.root, &flags.root);
+    set(&mut config.state, &flags.state);
+    set(&mut config.runtime_root, &flags.runtime_root);
+    set(&mut config.cni_conf_dir, &flags.cni_conf_dir);
+    set(&mut config.runtime, &flags.runtime);
+    set(&mut config.monitor, &flags.monitor);
+    if !flags.cni_bin_dir.is_empty() {
+        config.cni_bin_dirs = flags.cni_bin_dir;
+    }
+    if let Some(address) = flags.streaming_address {
+        config.streaming_address = address;
+    }
+    match flags.command {
+        None => {
+            gantry_telemetry::log::init(&flags.log_level, flags.log_format).map_err(anyhow::Error::msg)?;
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(config))
+        }
+        Some(Command::Config { .. }) => {
+            println!("{}: ok", path.display());
+            Ok(())
+        }
+        Some(Command::Image { command }) => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(image(config, command))
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    for folder in [&config.root, &config.state, &config.runtime_root] {
+        std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))?;
+    }
+    let mut store = cri_images::Config::new(config.root.join("images"));
+    store.config_path.clone_from(&config.registry_config);
+    store.pinned.clone_from(&config.pinned_images);
+    let images = tokio::task::spawn_blocking(move || Images::open(store)).await??;
+    let ledger = Ledger::open(&config.root).with_context(|| format!("open the ledger in {}", config.root.display()))?;
+    let host = gantry_cgroup::Host::detect().context("find cgroups")?;
+    let socket = config.socket.clone();
+    let daemon = Arc::new(Daemon::new(config, images, ledger, host));
+    cri::reconcile::run(&daemon).await;
+    if let Some(folder) = socket.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        anyhow::bail!("{} is served by another process", socket.display());
+    }
+    let _ = std::fs::remove_file(&socket);
+    let listener = tokio::net::UnixListener::bind(&socket).with_context(|| format!("bind {}", socket.display()))?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+    let _ = gantry_telemetry::notify::ready();
+    tracing::info!(socket = %socket.display(), "serving");
+    let imports = cri::admin::serve(&daemon, &socket.with_extension("admin")).context("serve imports")?;
+    let service = Service::new(daemon);
+    let stop = async {
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+        let term = async {
+            match &mut term {
+                Some(term) => drop(term.recv().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! { () = term => {}, _ = tokio::signal::ctrl_c() => {} }
+    };
+    let limit = 16 << 20;
+    let serving = tonic::transport::Server::builder()
+        .add_service(
+            RuntimeServiceServer::new(service.clone())
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(limit),
+        )
+        .add_service(ImageServiceServer::new(service).max_decoding_message_size(limit).max_encoding_message_size(limit))
+        .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener));
+    tokio::select! { done = serving => done?, () = stop => {} }
+    imports.abort();
+    let _ = std::fs::remove_file(&socket);
+    let _ = std::fs::remove_file(socket.with_extension("admin"));
+    Ok(())
+}
+
+async fn image(config: Config, command: ImageCommand) -> anyhow::Result<()> {
+    let (verb, path, name) = match command {
+        ImageCommand::Build { rootfs, output, name, entrypoint, cmd, env, user } => {
+            let settings = BuildConfig { entrypoint, cmd, env, user, ..Default::default() };
+            archive_from_rootfs(&rootfs, &name, &settings, &output)?;
+            println!("{}", output.display());
+            return Ok(());
+        }
+        ImageCommand::Import { path, name } => {
+            let path = std::fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
+            ("import", path.display().to_string(), name)
+        }
+        ImageCommand::Ls => ("ls", String::new(), None),
+        ImageCommand::Pull { name } => ("pull", name, None),
+        ImageCommand::Rm { name } => ("rm", name, None),
+    };
+    cri::admin::ask(&config.socket.with_extension("admin"), verb, &path, name.as_deref()).await
+}

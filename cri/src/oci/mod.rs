@@ -1,0 +1,6 @@
+//! The OCI configuration of a container, decided from CRI and image settings without touching the host.
+
+pub mod capabilities;
+pub mod seccomp;
+pub mod spec;
+pub mod user;

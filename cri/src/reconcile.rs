@@ -1,0 +1,59 @@
+//! A start is a recovery: the ledger is compared with monitors, mounts and this boot.
+
+use std::sync::Arc;
+
+use gantry_monitor::protocol::Request;
+use gantry_monitor::record::ExitRecord;
+
+use crate::daemon::{Container, Daemon, Sandbox};
+use crate::{container, monitors, sandbox};
+
+/// Takes over what an earlier run left.
+pub async fn run(daemon: &Arc<Daemon>) {
+    let (sandboxes, mut faults) = daemon.ledger.sandboxes();
+    let (containers, more) = daemon.ledger.containers();
+    faults.extend(more);
+    for fault in faults {
+        tracing::error!(%fault, "unreadable ledger record left alone");
+    }
+    for record in sandboxes {
+        daemon.add_sandbox(Arc::new(Sandbox::new(record)));
+    }
+    for record in containers {
+        let entry = Arc::new(Container::new(record));
+        if let (None, Some(exit)) = (entry.record().exit, ExitRecord::read(&daemon.ledger.exit_file(&entry.id))) {
+            let _ = entry.change(&daemon.ledger, |r| r.exit = Some(exit));
+        }
+        daemon.add_container(entry);
+    }
+    for entry in daemon.all_sandboxes() {
+        let record = entry.record();
+        if monitors::call(daemon, &record.id, Request::Ping).await.is_ok() {
+            monitors::follow(daemon, &record.id);
+        } else {
+            monitors::lost(daemon, &record.id).await;
+        }
+        if !record.complete {
+            tracing::info!(sandbox = %record.id, "removing a half-made sandbox");
+            if let Err(error) = sandbox::remove(daemon, &record.id).await {
+                tracing::warn!(sandbox = %record.id, %error, "half-made sandbox stays");
+            }
+        } else if record.boot != daemon.boot {
+            if let Err(error) = sandbox::stop(daemon, &record.id).await {
+                tracing::warn!(sandbox = %record.id, %error, "sandbox of an earlier boot is not quite stopped");
+            }
+            let faults = sandbox::release(daemon, &entry).await;
+            if !faults.is_empty() {
+                tracing::warn!(sandbox = %record.id, ?faults, "sandbox of an earlier boot still holds things");
+            }
+        }
+    }
+    for entry in daemon.all_containers() {
+        let orphan = daemon.sandbox(&entry.sandbox).is_err();
+        if (orphan || !entry.record().complete)
+            && let Err(error) = container::remove(daemon, &entry.id).await
+        {
+            tracing::warn!(container = %entry.id, %error, "half-made container stays");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Pod sandboxes: pinned namespaces, network, shared files and one monitor; no pause process unless asked for.
+
+mod files;
+mod network;
+mod run;
+mod stop;
+
+use proto::cri;
+
+pub use run::run;
+pub(crate) use stop::release;
+pub use stop::{remove, stop};
+
+use crate::daemon::Sandbox;
+use crate::ledger::SandboxRecord;
+
+/// Namespace options of a sandbox request.
+pub fn options(record: &SandboxRecord) -> cri::NamespaceOption {
+    let linux = record.config.0.linux.as_ref();
+    linux.and_then(|l| l.security_context.as_ref()?.namespace_options.clone()).unwrap_or_default()
+}
+
+fn state(record: &SandboxRecord) -> cri::PodSandboxState {
+    if record.stopped { cri::PodSandboxState::SandboxNotready } else { cri::PodSandboxState::SandboxReady }
+}
+
+/// CRI status.
+pub fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
+    let record = sandbox.record();
+    let config = &record.config.0;
+    let mut ips = record.ips.iter().cloned();
+    let network = cri::PodSandboxNetworkStatus {
+        ip: ips.next().unwrap_or_default(),
+        additional_ips: ips.map(|ip| cri::PodIp { ip }).collect(),
+    };
+    let namespaces = cri::Namespace { options: Some(options(&record)) };
+    cri::PodSandboxStatus {
+        id: record.id.clone(),
+        metadata: config.metadata.clone(),
+        state: state(&record).into(),
+        created_at: record.created_at,
+        network: Some(network),
+        linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(namespaces) }),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+        runtime_handler: record.handler.clone(),
+    }
+}
+
+/// CRI list entry.
+pub fn summary(sandbox: &Sandbox) -> cri::PodSandbox {
+    let record = sandbox.record();
+    let config = record.config.0.clone();
+    cri::PodSandbox {
+        id: record.id.clone(),
+        metadata: config.metadata,
+        state: state(&record).into(),
+        created_at: record.created_at,
+        labels: config.labels,
+        annotations: config.annotations,
+        runtime_handler: record.handler,
+    }
+}

@@ -1,0 +1,110 @@
+//! RunPodSandbox: record, then make; what fails is undone in reverse and forgotten.
+
+use std::sync::Arc;
+
+use gantry_monitor::protocol::{Answer, Request};
+use gantry_sys::namespaces::{Kind, create_pinned};
+use proto::cri;
+
+use super::{files, network, options, release};
+use crate::cni;
+use crate::daemon::{Daemon, Sandbox, new_id, now};
+use crate::error::{Error, Result};
+use crate::events::emit;
+use crate::ledger::{SandboxRecord, Wire};
+use crate::monitors;
+use crate::oci::spec::is_node;
+
+/// Makes a sandbox, or answers the one that has the same metadata already.
+///
+/// # Errors
+/// What failed; nothing is left then.
+pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: String) -> Result<String> {
+    let metadata = config.metadata.clone().ok_or_else(|| Error::Invalid("the sandbox has no metadata".to_owned()))?;
+    if daemon.config.handler(&handler).is_none() {
+        return Err(Error::Invalid(format!("runtime handler {handler:?} is not in the configuration")));
+    }
+    let name = format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt);
+    let _turn = daemon.name_turn(&name).await;
+    let same = |s: &Arc<Sandbox>| s.record().config.0.metadata.as_ref() == Some(&metadata);
+    if let Some(existing) = daemon.all_sandboxes().into_iter().find(same) {
+        return Ok(existing.id.clone());
+    }
+    let record = SandboxRecord {
+        id: new_id(),
+        config: Wire(config),
+        handler,
+        created_at: now(),
+        boot: daemon.boot.clone(),
+        complete: false,
+        stopped: false,
+        ips: Vec::new(),
+        cni_config: None,
+        cni_result: None,
+        pid_init: None,
+    };
+    let sandbox = Arc::new(Sandbox::new(record));
+    let result = make(daemon, &sandbox).await;
+    if let Err(error) = result {
+        let faults = release(daemon, &sandbox).await;
+        for fault in &faults {
+            tracing::warn!(sandbox = %sandbox.id, %fault, "undo of a failed sandbox");
+        }
+        if faults.is_empty() {
+            let _ = daemon.ledger.remove_sandbox(&sandbox.id);
+        }
+        return Err(error);
+    }
+    daemon.add_sandbox(sandbox.clone());
+    monitors::follow(daemon, &sandbox.id);
+    emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerCreatedEvent);
+    emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerStartedEvent);
+    tracing::info!(pod = %name, sandbox = %sandbox.id, "sandbox ready");
+    Ok(sandbox.id.clone())
+}
+
+async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
+    let record = sandbox.record();
+    let options = options(&record);
+    let config = record.config.0.clone();
+    let linux = config.linux.clone().unwrap_or_default();
+    let (host_network, host_ipc) = (is_node(options.network), is_node(options.ipc));
+    let list = if host_network { None } else { Some(cni::load(&daemon.config.cni_conf_dir).map_err(Error::Failed)?) };
+    sandbox.change(&daemon.ledger, |r| r.cni_config = list.clone())?;
+    let dir = daemon.sandbox_dir(&record.id);
+    let (folder, request) = (dir.clone(), config.clone());
+    tokio::task::spawn_blocking(move || files::make(&folder, &request, host_network, host_ipc))
+        .await?
+        .map_err(Error::failed(format!("files of sandbox {}", record.id)))?;
+    let mut kinds = Vec::new();
+    if !host_network {
+        kinds.push((Kind::Network, dir.join("ns/net")));
+        kinds.push((Kind::Uts, dir.join("ns/uts")));
+    }
+    if !host_ipc {
+        kinds.push((Kind::Ipc, dir.join("ns/ipc")));
+    }
+    if !kinds.is_empty() {
+        let hostname = (!host_network && !config.hostname.is_empty()).then(|| config.hostname.clone());
+        let sysctls: Vec<(String, String)> = linux.sysctls.into_iter().collect();
+        tokio::task::spawn_blocking(move || create_pinned(&kinds, hostname.as_deref(), &sysctls))
+            .await?
+            .map_err(Error::failed(format!("namespaces of sandbox {}", record.id)))?;
+    }
+    if let Some(list) = &list {
+        let netns = dir.join("ns/net");
+        let result = cni::add(list, &network::attachment(daemon, &record, Some(&netns))).await?;
+        let ips = cni::addresses(&result);
+        sandbox.change(&daemon.ledger, |r| {
+            r.ips = ips;
+            r.cni_result = Some(result);
+        })?;
+    }
+    monitors::spawn(daemon, sandbox).await?;
+    if options.pid() == cri::NamespaceMode::Pod {
+        if let Answer::Created { pid } = monitors::call(daemon, &record.id, Request::PidNamespace).await? {
+            sandbox.change(&daemon.ledger, |r| r.pid_init = Some(pid))?;
+        }
+    }
+    sandbox.change(&daemon.ledger, |r| r.complete = true)
+}

@@ -1,0 +1,127 @@
+//! StopPodSandbox and RemovePodSandbox: every step is done, however often it is asked for; faults are gathered.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use gantry_monitor::protocol::Request;
+use gantry_sys::namespaces::unpin;
+use proto::cri;
+
+use super::network;
+use crate::daemon::{Daemon, Sandbox};
+use crate::error::{Error, Result};
+use crate::events::emit;
+use crate::{cni, container, monitors};
+
+/// Stops all containers and lets go of the network.
+///
+/// # Errors
+/// What could not be let go of; a later call tries again.
+pub async fn stop(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let Ok(sandbox) = daemon.sandbox(id) else { return Ok(()) };
+    let _turn = sandbox.turn.lock().await;
+    for container in daemon.containers_of(&sandbox.id) {
+        container::stop(daemon, &container, 0).await?;
+    }
+    let was_stopped = sandbox.record().stopped;
+    let faults = leave_network(daemon, &sandbox).await;
+    if !faults.is_empty() {
+        return Err(Error::Failed(format!("stop sandbox {}: {}", sandbox.id, faults.join("; "))));
+    }
+    sandbox.change(&daemon.ledger, |r| r.stopped = true)?;
+    if !was_stopped {
+        emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerStoppedEvent);
+        tracing::info!(sandbox = %sandbox.id, "sandbox stopped");
+    }
+    Ok(())
+}
+
+/// CNI DEL and unpinning of the network namespace.
+async fn leave_network(daemon: &Daemon, sandbox: &Sandbox) -> Vec<String> {
+    let record = sandbox.record();
+    let mut faults = Vec::new();
+    let netns = daemon.sandbox_dir(&sandbox.id).join("ns/net");
+    if let Some(list) = &record.cni_config {
+        let there = gantry_sys::namespaces::is_pinned(&netns).then_some(netns.as_path());
+        let attachment = network::attachment(daemon, &record, there);
+        faults.extend(cni::del(list, record.cni_result.as_ref(), &attachment).await);
+    }
+    if faults.is_empty() {
+        if let Err(e) = unpin(&netns) {
+            faults.push(format!("unpin {}: {e}", netns.display()));
+        } else if let Err(e) = sandbox.change(&daemon.ledger, |r| r.cni_config = None) {
+            faults.push(e.to_string());
+        }
+    }
+    faults
+}
+
+/// Lets go of everything a sandbox holds but its record. Answers what failed.
+pub(crate) async fn release(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Vec<String> {
+    let mut faults = leave_network(daemon, sandbox).await;
+    let client = daemon.monitor(&sandbox.id);
+    if let Err(e) = monitors::call(daemon, &sandbox.id, Request::Shutdown).await {
+        // Gone is what is wanted; refused is not.
+        if client.socket().exists() && monitors::call(daemon, &sandbox.id, Request::Ping).await.is_ok() {
+            faults.push(e.to_string());
+        } else if let Some(pid) = sandbox.record().pid_init.filter(|_| sandbox.record().boot == daemon.boot) {
+            kill_pause(pid);
+        }
+    }
+    let _ = fs::remove_file(client.socket());
+    let dir = daemon.sandbox_dir(&sandbox.id);
+    for name in ["uts", "ipc", "net"] {
+        if let Err(e) = unpin(&dir.join("ns").join(name)) {
+            faults.push(format!("unpin {name} of sandbox {}: {e}", sandbox.id));
+        }
+    }
+    let shm = dir.join("shm");
+    let unmounted = if shm.exists() { gantry_sys::mount::unmount_all(&shm) } else { Ok(()) };
+    if let Err(e) = unmounted {
+        faults.push(format!("unmount {}: {e}", shm.display()));
+    }
+    if faults.is_empty()
+        && let Err(e) = fs::remove_dir_all(&dir)
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        faults.push(format!("remove {}: {e}", dir.display()));
+    }
+    let own_parent = sandbox.record().config.0.linux.is_none_or(|l| l.cgroup_parent.is_empty());
+    if own_parent && let Ok(cgroup) = daemon.host.cgroup(container::default_parent(&sandbox.id)) {
+        let _ = cgroup.destroy();
+    }
+    faults
+}
+
+/// Kills a pod's orphaned init, after making sure that the pid is one.
+fn kill_pause(pid: i32) {
+    use std::os::fd::AsFd;
+    let Ok(pidfd) = gantry_sys::process::pidfd_open(pid) else { return };
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if line.ends_with(b"\0pause\0") {
+        let _ = gantry_sys::process::pidfd_send_signal(pidfd.as_fd(), nix::libc::SIGKILL);
+    }
+}
+
+/// Stops, then removes the sandbox with all its containers. Unknown is fine.
+///
+/// # Errors
+/// What could not be let go of; a later call tries again.
+pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let Ok(sandbox) = daemon.sandbox(id) else { return Ok(()) };
+    stop(daemon, &sandbox.id).await?;
+    for container in daemon.containers_of(&sandbox.id) {
+        container::remove(daemon, &container.id).await?;
+    }
+    let _turn = sandbox.turn.lock().await;
+    let faults = release(daemon, &sandbox).await;
+    if !faults.is_empty() {
+        return Err(Error::Failed(format!("remove sandbox {}: {}", sandbox.id, faults.join("; "))));
+    }
+    daemon.ledger.remove_sandbox(&sandbox.id).map_err(Error::failed("forget the sandbox"))?;
+    daemon.drop_sandbox(&sandbox.id);
+    emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerDeletedEvent);
+    tracing::info!(sandbox = %sandbox.id, "sandbox removed");
+    Ok(())
+}

@@ -1,0 +1,380 @@
+//! RuntimeService.
+
+use std::collections::HashMap;
+
+use gantry_monitor::protocol::Request as Ask;
+use proto::cri;
+use proto::cri::runtime_service_server::RuntimeService;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::BroadcastStream;
+use tonic::{Request, Response, Status};
+
+use super::{Service, Streaming, once};
+use crate::container::labels_match;
+use crate::error::Error;
+use crate::{cni, container, monitors, sandbox, stats};
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn no_streaming(what: &str) -> Status {
+    Status::unimplemented(format!(
+        "{what} sessions need the streaming server, which this build does not have; ExecSync works"
+    ))
+}
+
+impl Service {
+    fn list_sandboxes(&self, filter: Option<cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
+        let filter = filter.unwrap_or_default();
+        let state = filter.state.as_ref().map(|s| s.state);
+        let all = self.daemon.all_sandboxes();
+        all.iter()
+            .map(|s| sandbox::summary(s))
+            .filter(|s| s.id.starts_with(&filter.id) && state.is_none_or(|w| s.state == w))
+            .filter(|s| labels_match(&filter.label_selector, &s.labels))
+            .collect()
+    }
+
+    fn list(&self, filter: Option<cri::ContainerFilter>) -> Vec<cri::Container> {
+        let filter = filter.unwrap_or_default();
+        let state = filter.state.as_ref().map(|s| s.state);
+        let all = self.daemon.all_containers();
+        all.iter()
+            .map(|c| container::summary(c))
+            .filter(|c| c.id.starts_with(&filter.id) && state.is_none_or(|w| c.state == w))
+            .filter(|c| c.pod_sandbox_id.starts_with(&filter.pod_sandbox_id))
+            .filter(|c| labels_match(&filter.label_selector, &c.labels))
+            .collect()
+    }
+
+    async fn container_stats_list(
+        &self,
+        filter: Option<cri::ContainerStatsFilter>,
+    ) -> Result<Vec<cri::ContainerStats>, Status> {
+        let f = filter.unwrap_or_default();
+        let daemon = self.daemon.clone();
+        let work = move || {
+            let all = daemon.all_containers().into_iter().filter(|c| {
+                c.id.starts_with(&f.id)
+                    && c.sandbox.starts_with(&f.pod_sandbox_id)
+                    && c.state() == cri::ContainerState::ContainerRunning
+                    && labels_match(&f.label_selector, &c.record().config.0.labels)
+            });
+            all.map(|c| stats::container(&daemon, &c)).collect()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))
+    }
+
+    async fn sandbox_stats_list(
+        &self,
+        filter: Option<cri::PodSandboxStatsFilter>,
+    ) -> Result<Vec<cri::PodSandboxStats>, Status> {
+        let f = filter.unwrap_or_default();
+        let daemon = self.daemon.clone();
+        let work = move || {
+            let all = daemon.all_sandboxes().into_iter().filter(|s| {
+                let record = s.record();
+                s.id.starts_with(&f.id) && !record.stopped && labels_match(&f.label_selector, &record.config.0.labels)
+            });
+            all.map(|s| stats::sandbox(&daemon, &s)).collect()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))
+    }
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Service {
+    type StreamPodSandboxesStream = Streaming<cri::StreamPodSandboxesResponse>;
+    type StreamContainersStream = Streaming<cri::StreamContainersResponse>;
+    type StreamContainerStatsStream = Streaming<cri::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Streaming<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Streaming<cri::StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = Streaming<cri::ContainerEventResponse>;
+
+    async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
+        Ok(Response::new(cri::VersionResponse {
+            version: "0.1.0".to_owned(),
+            runtime_name: "gantry-cri".to_owned(),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_api_version: "v1".to_owned(),
+        }))
+    }
+
+    async fn status(&self, r: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
+        let config = &self.daemon.config;
+        let network = cni::load(&config.cni_conf_dir);
+        let conditions = vec![
+            cri::RuntimeCondition { r#type: "RuntimeReady".to_owned(), status: true, ..Default::default() },
+            cri::RuntimeCondition {
+                r#type: "NetworkReady".to_owned(),
+                status: network.is_ok(),
+                reason: if network.is_ok() { String::new() } else { "NetworkPluginNotReady".to_owned() },
+                message: network.err().unwrap_or_default(),
+            },
+        ];
+        let mut info = HashMap::new();
+        if r.into_inner().verbose {
+            info.insert("config".to_owned(), serde_json::to_string(config).unwrap_or_default());
+        }
+        let names = std::iter::once(String::new()).chain(config.runtime_handlers.keys().cloned());
+        let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        Ok(Response::new(cri::StatusResponse {
+            status: Some(cri::RuntimeStatus { conditions }),
+            info,
+            runtime_handlers: names.map(|name| cri::RuntimeHandler { name, features: Some(features) }).collect(),
+            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        }))
+    }
+
+    async fn runtime_config(&self, _: Request<cri::RuntimeConfigRequest>) -> Answer<cri::RuntimeConfigResponse> {
+        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+        Ok(Response::new(cri::RuntimeConfigResponse { linux: Some(linux) }))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        r: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Answer<cri::UpdateRuntimeConfigResponse> {
+        let network = r.into_inner().runtime_config.and_then(|c| c.network_config);
+        *crate::daemon::lock(&self.daemon.pod_cidr) = network.map(|n| n.pod_cidr).unwrap_or_default();
+        Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn run_pod_sandbox(&self, r: Request<cri::RunPodSandboxRequest>) -> Answer<cri::RunPodSandboxResponse> {
+        let r = r.into_inner();
+        let daemon = self.daemon.clone();
+        let config = r.config.ok_or_else(|| Status::invalid_argument("the sandbox has no configuration"))?;
+        let work = async move { sandbox::run(&daemon, config, r.runtime_handler).await };
+        Ok(Response::new(cri::RunPodSandboxResponse { pod_sandbox_id: self.detached(work).await? }))
+    }
+
+    async fn stop_pod_sandbox(&self, r: Request<cri::StopPodSandboxRequest>) -> Answer<cri::StopPodSandboxResponse> {
+        let (daemon, id) = (self.daemon.clone(), r.into_inner().pod_sandbox_id);
+        self.detached(async move { sandbox::stop(&daemon, &id).await }).await?;
+        Ok(Response::new(cri::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        r: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
+        let (daemon, id) = (self.daemon.clone(), r.into_inner().pod_sandbox_id);
+        self.detached(async move { sandbox::remove(&daemon, &id).await }).await?;
+        Ok(Response::new(cri::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        r: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
+        let r = r.into_inner();
+        let found = self.daemon.sandbox(&r.pod_sandbox_id)?;
+        let mut info = HashMap::new();
+        if r.verbose {
+            let record = found.record();
+            let more = serde_json::json!({"cniResult": record.cni_result, "pidInit": record.pid_init,
+                "dir": self.daemon.sandbox_dir(&found.id), "monitor": self.daemon.monitor(&found.id).socket()});
+            info.insert("info".to_owned(), more.to_string());
+        }
+        let containers = self.daemon.containers_of(&found.id);
+        Ok(Response::new(cri::PodSandboxStatusResponse {
+            status: Some(sandbox::status(&found)),
+            info,
+            containers_statuses: containers.iter().map(|c| container::status(&self.daemon, c)).collect(),
+            timestamp: crate::daemon::now(),
+        }))
+    }
+
+    async fn list_pod_sandbox(&self, r: Request<cri::ListPodSandboxRequest>) -> Answer<cri::ListPodSandboxResponse> {
+        Ok(Response::new(cri::ListPodSandboxResponse { items: self.list_sandboxes(r.into_inner().filter) }))
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        r: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        Ok(once(cri::StreamPodSandboxesResponse { pod_sandboxes: self.list_sandboxes(r.into_inner().filter) }))
+    }
+
+    async fn create_container(&self, r: Request<cri::CreateContainerRequest>) -> Answer<cri::CreateContainerResponse> {
+        let r = r.into_inner();
+        let daemon = self.daemon.clone();
+        let config = r.config.ok_or_else(|| Status::invalid_argument("the container has no configuration"))?;
+        let work = async move { container::create(&daemon, &r.pod_sandbox_id, config).await };
+        Ok(Response::new(cri::CreateContainerResponse { container_id: self.detached(work).await? }))
+    }
+
+    async fn start_container(&self, r: Request<cri::StartContainerRequest>) -> Answer<cri::StartContainerResponse> {
+        let (daemon, id) = (self.daemon.clone(), r.into_inner().container_id);
+        self.detached(async move { container::start(&daemon, &id).await }).await?;
+        Ok(Response::new(cri::StartContainerResponse {}))
+    }
+
+    async fn stop_container(&self, r: Request<cri::StopContainerRequest>) -> Answer<cri::StopContainerResponse> {
+        let r = r.into_inner();
+        if let Ok(found) = self.daemon.container(&r.container_id) {
+            container::stop(&self.daemon, &found, r.timeout).await?;
+        }
+        Ok(Response::new(cri::StopContainerResponse {}))
+    }
+
+    async fn remove_container(&self, r: Request<cri::RemoveContainerRequest>) -> Answer<cri::RemoveContainerResponse> {
+        let (daemon, id) = (self.daemon.clone(), r.into_inner().container_id);
+        self.detached(async move { container::remove(&daemon, &id).await }).await?;
+        Ok(Response::new(cri::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(&self, r: Request<cri::ListContainersRequest>) -> Answer<cri::ListContainersResponse> {
+        Ok(Response::new(cri::ListContainersResponse { containers: self.list(r.into_inner().filter) }))
+    }
+
+    async fn stream_containers(
+        &self,
+        r: Request<cri::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        Ok(once(cri::StreamContainersResponse { containers: self.list(r.into_inner().filter) }))
+    }
+
+    async fn container_status(&self, r: Request<cri::ContainerStatusRequest>) -> Answer<cri::ContainerStatusResponse> {
+        let r = r.into_inner();
+        let found = self.daemon.container(&r.container_id)?;
+        let mut info = HashMap::new();
+        if r.verbose {
+            let bundle = self.daemon.bundle(&found.id);
+            let pid = std::fs::read_to_string(bundle.join("pid")).ok().and_then(|p| p.trim().parse::<i32>().ok());
+            let spec = std::fs::read(bundle.join("config.json")).ok();
+            let spec: serde_json::Value = spec.and_then(|s| serde_json::from_slice(&s).ok()).unwrap_or_default();
+            let more = serde_json::json!({"sandboxID": found.sandbox, "pid": pid, "runtimeSpec": spec});
+            info.insert("info".to_owned(), more.to_string());
+        }
+        Ok(Response::new(cri::ContainerStatusResponse { status: Some(container::status(&self.daemon, &found)), info }))
+    }
+
+    async fn update_container_resources(
+        &self,
+        r: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        let r = r.into_inner();
+        container::update_resources(&self.daemon, &r.container_id, r.linux.unwrap_or_default()).await?;
+        Ok(Response::new(cri::UpdateContainerResourcesResponse {}))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        r: Request<cri::ReopenContainerLogRequest>,
+    ) -> Answer<cri::ReopenContainerLogResponse> {
+        let found = self.daemon.container(&r.into_inner().container_id)?;
+        if found.state() != cri::ContainerState::ContainerRunning {
+            return Err(Error::State(format!("container {} is not running", found.id)).into());
+        }
+        monitors::call(&self.daemon, &found.sandbox, Ask::ReopenLog { id: found.id.clone() }).await?;
+        Ok(Response::new(cri::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(&self, r: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
+        let r = r.into_inner();
+        Ok(Response::new(container::exec_sync(&self.daemon, &r.container_id, r.cmd, r.timeout).await?))
+    }
+
+    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        Err(no_streaming("exec"))
+    }
+
+    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        Err(no_streaming("attach"))
+    }
+
+    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        Err(no_streaming("port-forward"))
+    }
+
+    async fn container_stats(&self, r: Request<cri::ContainerStatsRequest>) -> Answer<cri::ContainerStatsResponse> {
+        let found = self.daemon.container(&r.into_inner().container_id)?;
+        let daemon = self.daemon.clone();
+        let work = tokio::task::spawn_blocking(move || stats::container(&daemon, &found));
+        let stats = work.await.map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(cri::ContainerStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        r: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
+        let stats = self.container_stats_list(r.into_inner().filter).await?;
+        Ok(Response::new(cri::ListContainerStatsResponse { stats }))
+    }
+
+    async fn stream_container_stats(
+        &self,
+        r: Request<cri::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        let container_stats = self.container_stats_list(r.into_inner().filter).await?;
+        Ok(once(cri::StreamContainerStatsResponse { container_stats }))
+    }
+
+    async fn pod_sandbox_stats(&self, r: Request<cri::PodSandboxStatsRequest>) -> Answer<cri::PodSandboxStatsResponse> {
+        let found = self.daemon.sandbox(&r.into_inner().pod_sandbox_id)?;
+        let daemon = self.daemon.clone();
+        let work = tokio::task::spawn_blocking(move || stats::sandbox(&daemon, &found));
+        let stats = work.await.map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(cri::PodSandboxStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        r: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        let stats = self.sandbox_stats_list(r.into_inner().filter).await?;
+        Ok(Response::new(cri::ListPodSandboxStatsResponse { stats }))
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        r: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        let pod_sandbox_stats = self.sandbox_stats_list(r.into_inner().filter).await?;
+        Ok(once(cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<cri::CheckpointContainerRequest>,
+    ) -> Answer<cri::CheckpointContainerResponse> {
+        Err(Status::unimplemented("checkpoints are not supported"))
+    }
+
+    async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+        let events = BroadcastStream::new(self.daemon.events.subscribe());
+        // Who is too slow is cut off, so that it lists anew instead of missing events silently.
+        let events = events.map(|e| e.map_err(|_| Status::data_loss("events were missed: list again")));
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
+        Ok(Response::new(cri::ListMetricDescriptorsResponse { descriptors: Vec::new() }))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics: Vec::new() }))
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Ok(once(cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics: Vec::new() }))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        r: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+        self.daemon.sandbox(&r.into_inner().pod_sandbox_id)?;
+        Ok(Response::new(cri::UpdatePodSandboxResourcesResponse {}))
+    }
+}
