@@ -356,3 +356,43 @@ fn a_list_of_allowed_calls_is_enough_to_run() {
     };
     prints("", change, "filtered");
 }
+
+#[test]
+fn namespaces_pinned_for_a_pod_are_joined_also_with_mapped_ids() {
+    if !usable() {
+        return;
+    }
+    use gantry_sys::namespaces::{Kind, create_pinned, unpin};
+    for mapped in [false, true] {
+        if mapped && !common::ours() {
+            continue;
+        }
+        let pins = tempfile::tempdir().unwrap();
+        let all: Vec<_> =
+            [Kind::Network, Kind::Ipc, Kind::Uts].map(|k| (k, pins.path().join(k.proc_name()))).into_iter().collect();
+        create_pinned(&all, Some("pod"), &[]).unwrap();
+        let mut case = Case::new("hostname; readlink /proc/self/ns/net");
+        case.config["hostname"] = json!("pod");
+        let network =
+            |kind: &str| json!({"type": kind, "path": pins.path().join(if kind == "network" { "net" } else { kind })});
+        let mut list = vec![json!({"type": "pid"}), json!({"type": "mount"})];
+        list.extend(["network", "ipc", "uts"].map(network));
+        if mapped {
+            list.push(json!({"type": "user"}));
+            let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+            case.config["linux"]["uidMappings"] = map.clone();
+            case.config["linux"]["gidMappings"] = map;
+            // sysfs belongs to the network namespace, which the mapped root does not own.
+            case.config["mounts"].as_array_mut().unwrap().retain(|m| m["destination"] != "/sys");
+        }
+        case.config["linux"]["namespaces"] = json!(list);
+        let ran = case.once();
+        use std::os::unix::fs::MetadataExt;
+        let inode = fs::metadata(&all[0].1).unwrap().ino();
+        let wanted = format!("pod\nnet:[{inode}]\n");
+        for (_, path) in &all {
+            unpin(path).unwrap();
+        }
+        assert_eq!(ran.out, wanted, "{ran:?}");
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::io::Read;
 
+use serde_json::Value;
+
 use super::Globals;
 use super::args::Words;
 use crate::cgroups;
@@ -51,16 +53,26 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     }
     group.apply(&limits).context(|| "update".to_owned())?;
     let linux = container.state.spec.linux.get_or_insert_with(Default::default);
-    let kept = linux.resources.get_or_insert_with(Default::default);
-    for (new, old) in [(asked.memory.is_some(), 0), (asked.cpu.is_some(), 1), (asked.pids.is_some(), 2)] {
-        match (new, old) {
-            (true, 0) => kept.memory.clone_from(&asked.memory),
-            (true, 1) => kept.cpu.clone_from(&asked.cpu),
-            (true, 2) => kept.pids.clone_from(&asked.pids),
-            _ => {}
+    linux.resources = Some(merged(linux.resources.as_ref(), &asked)?);
+    container.save().map(|()| 0)
+}
+
+/// The limits that hold now: the old ones, with the new ones field by field in their place.
+fn merged(old: Option<&Resources>, new: &Resources) -> Result<Resources> {
+    fn put(into: &mut Value, from: Value) {
+        match (into, from) {
+            (Value::Object(into), Value::Object(from)) => {
+                for (key, value) in from {
+                    put(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+            (into, from) => *into = from,
         }
     }
-    container.save().map(|()| 0)
+    let what = || "remember the limits".to_owned();
+    let mut all = serde_json::to_value(old.unwrap_or(&Resources::default())).context(what)?;
+    put(&mut all, serde_json::to_value(new).context(what)?);
+    serde_json::from_value(all).context(what)
 }
 
 fn asked(words: &Words) -> Result<Resources> {
@@ -99,4 +111,20 @@ fn asked(words: &Words) -> Result<Resources> {
         block_io: weight.map(|w| BlockIo { weight: Some(w), ..BlockIo::default() }),
         ..Resources::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_limits_replace_old_ones_field_by_field() {
+        let memory = |limit, swap| Resources {
+            memory: Some(Memory { limit, swap, ..Memory::default() }),
+            ..Resources::default()
+        };
+        let all = merged(Some(&memory(Some(1), Some(2))), &memory(Some(3), None)).unwrap();
+        assert_eq!(all, memory(Some(3), Some(2)));
+        assert_eq!(merged(None, &Resources::default()).unwrap(), Resources::default());
+    }
 }

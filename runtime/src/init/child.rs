@@ -78,12 +78,7 @@ fn set_up(job: &Job<'_>, c: &Container<'_>) -> Result<std::convert::Infallible> 
     if c.namespaces.makes(Kind::Network) {
         gantry_sys::namespaces::loopback_up().context(|| "bring the loopback link up".to_owned())?;
     }
-    if let Some(name) = c.spec.hostname.as_deref().filter(|n| !n.is_empty()) {
-        nix::unistd::sethostname(name).context(|| format!("set the host name to {name}"))?;
-    }
-    if let Some(name) = c.spec.domainname.as_deref().filter(|n| !n.is_empty()) {
-        rustix::system::setdomainname(name.as_bytes()).context(|| format!("set the domain name to {name}"))?;
-    }
+    set_names(c.spec)?;
     let linux = c.spec.linux();
     for (key, value) in &linux.sysctl {
         let path = sysctl_path(key).context(|| "linux.sysctl".to_owned())?;
@@ -139,6 +134,21 @@ fn set_up(job: &Job<'_>, c: &Container<'_>) -> Result<std::convert::Infallible> 
         hooks::run("startContainer", &h.start_container, c.state)?;
     }
     run(&program, &argv, &envp)
+}
+
+/// Sets the host's and domain's name. A joined namespace has its names already, and may not let this process set them.
+fn set_names(spec: &Spec) -> Result<()> {
+    let now = rustix::system::uname();
+    if let Some(name) = spec.hostname.as_deref().filter(|n| !n.is_empty() && n.as_bytes() != now.nodename().to_bytes())
+    {
+        nix::unistd::sethostname(name).context(|| format!("set the host name to {name}"))?;
+    }
+    if let Some(name) =
+        spec.domainname.as_deref().filter(|n| !n.is_empty() && n.as_bytes() != now.domainname().to_bytes())
+    {
+        rustix::system::setdomainname(name.as_bytes()).context(|| format!("set the domain name to {name}"))?;
+    }
+    Ok(())
 }
 
 /// The last privileges go; what is left is what the program will have.

@@ -120,6 +120,17 @@ fn start_child(
     if namespaces.makes(Kind::Time) {
         make_time_namespace(&linux.time_offsets)?;
     }
+    // A process in a new user namespace has no rights over namespaces that others own: this one joins them for it.
+    let mut lent = Vec::new();
+    if namespaces.makes(Kind::User) {
+        let (now, later): (Vec<_>, Vec<_>) = joined.into_iter().partition(|(kind, _)| *kind != Kind::Mount);
+        joined = later;
+        for (kind, file) in now {
+            let own = format!("/proc/self/ns/{}", kind.proc_name());
+            lent.push((kind, File::open(&own).context(|| format!("open {own}"))?));
+            enter(&file, kind).context(|| format!("join the {} namespace", kind.proc_name()))?;
+        }
+    }
     let (ours, theirs) = Channel::pair()?;
     let state = container.public(Status::Creating);
     let cgroup_fd = group.map(Cgroup::open_v2).transpose().context(|| "open the cgroup".to_owned())?.flatten();
@@ -129,6 +140,7 @@ fn start_child(
     let (pid, pidfd) = match clone3(flags, into).context(|| "clone the container's first process".to_owned())? {
         Cloned::Child => {
             drop(ours);
+            container.unlock();
             container.leave_lock();
             let job = Job { channel: theirs, process, caps, filter, console: ask.console, preserved: ask.preserved };
             let parts = child::Container {
@@ -148,6 +160,9 @@ fn start_child(
     };
     drop(theirs);
     let followed = (|| {
+        for (kind, file) in &lent {
+            enter(file, *kind).context(|| format!("go back to the {} namespace", kind.proc_name()))?;
+        }
         container.state.pid = pid;
         container.state.start_time = process_start(pid).unwrap_or(0);
         container.save()?;
