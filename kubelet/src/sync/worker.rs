@@ -55,6 +55,8 @@ pub(crate) struct Worker {
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     waits: Backoff,
     errors: BTreeMap<String, (String, String)>,
+    /// When pulls failed last.
+    pulls: BTreeMap<String, Timestamp>,
     failed: Option<(String, String)>,
     refreshed: Timestamp,
     first_seen: Timestamp,
@@ -85,6 +87,7 @@ impl Worker {
             reports: mpsc::channel(64),
             waits: Backoff::default(),
             errors: BTreeMap::new(),
+            pulls: BTreeMap::new(),
             failed: None,
             refreshed: Timestamp::now(),
             first_seen: Timestamp::now(),
@@ -343,6 +346,10 @@ impl Worker {
         let Some(sandbox) = observed.ready_sandbox() else { return Acted::Yes };
         let name = &spec.name;
         if let Some(at) = self.waits.waiting(name, now) {
+            let shown = self.pulls.get(name).map(|failed| backoff::after(*failed, SHOW)).filter(|shown| *shown > now);
+            if let Some(shown) = shown {
+                return Acted::Later(shown);
+            }
             let image = spec.image.as_deref().unwrap_or_default();
             if let Some((reason, message)) = self.errors.get_mut(name).filter(|(r, _)| r == "ErrImagePull") {
                 *message = format!("Back-off pulling image {image:?}: ErrImagePull: {message}");
@@ -365,6 +372,7 @@ impl Worker {
                 let at = match e.reason {
                     "ErrImagePull" => {
                         self.waits.failed(name, now, backoff::FIRST, backoff::LONGEST);
+                        self.pulls.insert(name.clone(), now);
                         backoff::after(now, SHOW)
                     }
                     // What ran for a moment waits by the rules of restarts.
