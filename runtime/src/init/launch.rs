@@ -140,7 +140,6 @@ fn start_child(
     let (pid, pidfd) = match clone3(flags, into).context(|| "clone the container's first process".to_owned())? {
         Cloned::Child => {
             drop(ours);
-            container.unlock();
             container.leave_lock();
             let job = Job { channel: theirs, process, caps, filter, console: ask.console, preserved: ask.preserved };
             let parts = child::Container {

@@ -355,6 +355,19 @@ mod tests {
     }
 
     #[test]
+    fn the_most_scattered_profile_still_fits() {
+        let names = TABLE.iter().step_by(2).map(|row| row.0.to_owned()).collect();
+        let rule = crate::spec::SeccompRule { names, action: "SCMP_ACT_ALLOW".to_owned(), ..Default::default() };
+        let profile = Seccomp {
+            default_action: "SCMP_ACT_ERRNO".to_owned(),
+            architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"].map(str::to_owned).to_vec(),
+            syscalls: vec![rule],
+            ..Seccomp::default()
+        };
+        assert!(compile(&profile).unwrap().len() < 4096);
+    }
+
+    #[test]
     fn the_table_is_sorted_for_the_look_up() {
         assert!(TABLE.windows(2).all(|w| w[0].0 < w[1].0));
     }

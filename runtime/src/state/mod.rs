@@ -219,11 +219,6 @@ impl Container {
         write().context(|| format!("write {}", path.display()))
     }
 
-    /// Lets go of the lock. A forked child must: it would hold its parent's until it becomes the program.
-    pub(crate) fn unlock(&mut self) {
-        self.lock = None;
-    }
-
     /// The fifo at which a created container waits for `start`.
     pub(crate) fn fifo(&self) -> PathBuf {
         self.folder.join("exec.fifo")
