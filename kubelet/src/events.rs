@@ -93,10 +93,10 @@ impl Recorder {
     }
 
     fn put(&self, item: Item) {
-        if let Some(queue) = &self.queue {
-            if queue.try_send(item).is_err() {
-                tracing::warn!("too many events wait for the apiserver; one was dropped");
-            }
+        if let Some(queue) = &self.queue
+            && queue.try_send(item).is_err()
+        {
+            tracing::warn!("too many events wait for the apiserver; one was dropped");
         }
     }
 }

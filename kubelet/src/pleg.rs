@@ -64,11 +64,10 @@ pub(crate) async fn run(cri: Cri, changed: mpsc::Sender<String>, health: Health)
             tokio::select! {
                 event = stream.message() => match event {
                     Ok(Some(event)) => {
-                        if let Some(uid) = uid_of(&event) {
-                            if changed.send(uid).await.is_err() {
+                        if let Some(uid) = uid_of(&event)
+                            && changed.send(uid).await.is_err() {
                                 return;
                             }
-                        }
                     }
                     Ok(None) => break,
                     Err(e) => {

@@ -170,10 +170,10 @@ async fn runtime_name(cri: &Cri, config: &KubeletConfiguration) -> String {
         );
         "cri".to_owned()
     });
-    if !config.pod_cidr.is_empty() {
-        if let Err(e) = cri.update_pod_cidr(&config.pod_cidr).await {
-            tracing::warn!(error = %e, "the runtime did not take the pod CIDR");
-        }
+    if !config.pod_cidr.is_empty()
+        && let Err(e) = cri.update_pod_cidr(&config.pod_cidr).await
+    {
+        tracing::warn!(error = %e, "the runtime did not take the pod CIDR");
     }
     name
 }

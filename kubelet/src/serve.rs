@@ -317,12 +317,10 @@ impl Node for Served {
                 "cpu": {"time": now, "usageCoreNanoSeconds": (cpu * 1e9) as u64},
                 "memory": {"time": now, "workingSetBytes": memory, "availableBytes": metrics::meminfo("MemAvailable")},
             });
-            if !only_cpu_and_memory {
-                if let Ok(disk) = nix::sys::statvfs::statvfs(&self.shared.root) {
-                    let unit = disk.fragment_size();
-                    node["fs"] = json!({"time": now, "capacityBytes": disk.blocks() * unit, "availableBytes": disk.blocks_available() * unit,
+            if !only_cpu_and_memory && let Ok(disk) = nix::sys::statvfs::statvfs(&self.shared.root) {
+                let unit = disk.fragment_size();
+                node["fs"] = json!({"time": now, "capacityBytes": disk.blocks() * unit, "availableBytes": disk.blocks_available() * unit,
                         "usedBytes": (disk.blocks() - disk.blocks_free()) * unit, "inodes": disk.files(), "inodesFree": disk.files_free()});
-                }
             }
             Ok(json!({"node": node, "pods": pods}))
         })

@@ -15,8 +15,8 @@ pub(crate) fn parse(text: &str, path: &str, node: &str, now: jiff::Timestamp) ->
     if (at("apiVersion").as_str(), at("kind").as_str()) != ("v1", "Pod") {
         return Err(format!("it is a {:?} of {:?}, not a Pod of v1", at("kind"), at("apiVersion")));
     }
-    let mut pod: Pod = serde_path_to_error::deserialize(value)
-        .map_err(|e| format!("field {}: {}", e.path().to_string(), e.inner()))?;
+    let mut pod: Pod =
+        serde_path_to_error::deserialize(value).map_err(|e| format!("field {}: {}", e.path(), e.inner()))?;
     check(&pod)?;
     let hash: String =
         Sha256::digest([node, path, text].join("\0").as_bytes()).iter().take(16).map(|b| format!("{b:02x}")).collect();

@@ -301,7 +301,8 @@ mod tests {
         let init = json!([{"name": "i", "image": "x"}, {"name": "j", "image": "x"}]);
         let side = json!([{"name": "s1", "image": "x", "restartPolicy": "Always"}, {"name": "i", "image": "x"}]);
         let up = Some(true);
-        let table: &[(&str, &serde_json::Value, Option<bool>, &[&str], &str)] = &[
+        type Row<'a> = (&'a str, &'a serde_json::Value, Option<bool>, &'a [&'a str], &'a str);
+        let table: &[Row<'_>] = &[
             // Start: sandbox, init containers in order, then all main containers.
             ("Always", &none, None, &[], "sandbox0"),
             ("Always", &none, up, &[], "start-a0 start-b0"),

@@ -122,10 +122,10 @@ async fn run(
         // It stays as a container that has ended where the runtime keeps it: its exit code counts for the back-off.
         let error = failed("RunContainerError", e.to_string());
         let state = shared.cri.container_status(&id).await.map(|s| s.state());
-        if !matches!(state, Ok(proto::cri::ContainerState::ContainerExited)) {
-            if let Err(e) = shared.cri.remove_container(&id).await {
-                tracing::warn!(pod = %pod::key(pod), container = %id, error = %e, "container that did not start not removed");
-            }
+        if !matches!(state, Ok(proto::cri::ContainerState::ContainerExited))
+            && let Err(e) = shared.cri.remove_container(&id).await
+        {
+            tracing::warn!(pod = %pod::key(pod), container = %id, error = %e, "container that did not start not removed");
         }
         return Err(error);
     }

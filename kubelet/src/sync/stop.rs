@@ -63,10 +63,10 @@ pub(crate) async fn container(
     let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
     let spec = pod::all_containers(pod).find(|c| c.name == seen.name);
     let found = spec.and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
-    if let Some((spec, pre_stop)) = found.filter(|_| !grace.is_zero()) {
-        if let Err(why) = hook(shared, pre_stop, spec, &seen.id, ip, grace).await {
-            shared.events.pod(pod, Some(&seen.name), true, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
-        }
+    if let Some((spec, pre_stop)) = found.filter(|_| !grace.is_zero())
+        && let Err(why) = hook(shared, pre_stop, spec, &seen.id, ip, grace).await
+    {
+        shared.events.pod(pod, Some(&seen.name), true, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
     }
     let rest = if grace.is_zero() { grace } else { grace.saturating_sub(begin.elapsed()).max(LEAST.min(grace)) };
     shared.cri.stop_container(&seen.id, rest).await

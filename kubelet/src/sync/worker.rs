@@ -569,10 +569,10 @@ fn remove_logs(path: &str) {
     };
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let found = entry.file_name().to_string_lossy().into_owned();
-        if found == name || found.starts_with(&format!("{name}.")) {
-            if let Err(e) = std::fs::remove_file(entry.path()) {
-                tracing::warn!(path = %entry.path().display(), error = %e, "old log not removed");
-            }
+        if (found == name || found.starts_with(&format!("{name}.")))
+            && let Err(e) = std::fs::remove_file(entry.path())
+        {
+            tracing::warn!(path = %entry.path().display(), error = %e, "old log not removed");
         }
     }
 }
