@@ -1,96 +1,103 @@
-//! Exec, attach and port-forward streams: what the kubelet and the apiserver pass upgraded bytes through to.
+//! Exec, attach and port-forward streams over SPDY/3.1 and WebSocket.
 //!
-//! Served today: exec and attach over WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`). SPDY/3.1 and
-//! port-forward requests are refused with an error that says so.
+//! [`Server`] listens where the kubelet can reach it, hands out single-use addresses and serves each once. What a session
+//! does is the caller's: it implements [`Runtime`] and gets plain byte streams, whichever protocol the client spoke.
 
 mod server;
 mod session;
+mod spdy;
+mod status;
+mod websocket;
 
-pub use server::Server;
+use std::fmt;
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-/// Why a stream could not be served.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StreamError(pub String);
+pub use server::Server;
 
-/// A terminal's size in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct TermSize {
-    /// Columns.
-    pub width: u16,
-    /// Rows.
-    pub height: u16,
-}
-
-/// A command to run in a container.
-#[derive(Debug, Clone, Default)]
-pub struct ExecRequest {
-    /// The container's id.
-    pub container_id: String,
-    /// Program and arguments.
-    pub cmd: Vec<String>,
-    /// Whether the command gets a terminal.
-    pub tty: bool,
-    /// Whether the client sends standard input.
-    pub stdin: bool,
-    /// Whether the client wants standard output.
-    pub stdout: bool,
-    /// Whether the client wants standard error.
-    pub stderr: bool,
-}
-
-/// A container's main process to attach to.
-#[derive(Debug, Clone, Default)]
-pub struct AttachRequest {
-    /// The container's id.
-    pub container_id: String,
-    /// Whether the container has a terminal.
-    pub tty: bool,
-    /// Whether the client sends standard input.
-    pub stdin: bool,
-    /// Whether the client wants standard output.
-    pub stdout: bool,
-    /// Whether the client wants standard error.
-    pub stderr: bool,
-}
-
-/// A readable end.
-pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
-/// A writable end.
-pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+/// Bytes from the client.
+pub type Input = Box<dyn AsyncRead + Send + Unpin>;
+/// Bytes to the client; dropping it tells the client that there is no more.
+pub type Output = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Both directions of one forwarded connection.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// The streams of one exec or attach; those that were not asked for are absent.
+/// A terminal's new size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TermSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// The streams of an exec or attach session, as far as the client asked for them.
 pub struct Io {
-    /// What the client types.
-    pub stdin: Option<Reader>,
-    /// Where output goes.
-    pub stdout: Option<Writer>,
-    /// Where error output goes; absent with a terminal.
-    pub stderr: Option<Writer>,
-    /// New terminal sizes.
+    /// Standard input.
+    pub stdin: Option<Input>,
+    /// Standard output (of a terminal: everything).
+    pub stdout: Option<Output>,
+    /// Standard error.
+    pub stderr: Option<Output>,
+    /// Terminal sizes as they change.
     pub resize: mpsc::Receiver<TermSize>,
 }
 
-/// What the server calls for a stream; implemented by gantry-cri.
+/// An exec session as CRI asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Container id.
+    pub container_id: String,
+    /// Program and arguments.
+    pub cmd: Vec<String>,
+    /// With a terminal.
+    pub tty: bool,
+    /// With standard input.
+    pub stdin: bool,
+    /// With standard output.
+    pub stdout: bool,
+    /// With standard error (never with a terminal).
+    pub stderr: bool,
+}
+
+/// An attach session as CRI asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Container id.
+    pub container_id: String,
+    /// The container has a terminal.
+    pub tty: bool,
+    /// With standard input.
+    pub stdin: bool,
+    /// With standard output.
+    pub stdout: bool,
+    /// With standard error (never with a terminal).
+    pub stderr: bool,
+}
+
+/// Why a session failed, in words for the person at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamError(pub String);
+
+impl fmt::Display for StreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StreamError {}
+
+/// What sessions do.
 pub trait Runtime: Send + Sync + 'static {
-    /// Runs the command and returns its exit code.
-    fn exec(&self, req: ExecRequest, io: Io) -> BoxFuture<'_, Result<i32, StreamError>>;
-    /// Connects to the container's main process until either side ends.
-    fn attach(&self, req: AttachRequest, io: Io) -> BoxFuture<'_, Result<(), StreamError>>;
-    /// Joins `stream` with `port` inside the sandbox.
-    fn port_forward(
-        &self,
-        sandbox_id: &str,
-        port: u16,
-        stream: Box<dyn Duplex>,
-    ) -> BoxFuture<'_, Result<(), StreamError>>;
+    /// Runs a command to its end; answers its exit code. Dropping the future ends the command.
+    fn exec(&self, request: ExecRequest, io: Io) -> BoxFuture<'_, Result<i32, StreamError>>;
+    /// Joins a container's streams until it ends or the client leaves.
+    fn attach(&self, request: AttachRequest, io: Io) -> BoxFuture<'_, Result<(), StreamError>>;
+    /// Carries one connection to a port of a pod until either end closes.
+    fn port_forward(&self, sandbox: &str, port: u16, stream: Box<dyn Duplex>)
+    -> BoxFuture<'_, Result<(), StreamError>>;
 }

@@ -1,102 +1,278 @@
-//! The listener and its single-use tokens: a URL is worth one stream within a minute.
+//! The HTTP server: single-use addresses, protocol choice, upgrade.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    UPGRADE,
+};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::{AttachRequest, ExecRequest, Runtime, session};
+use crate::session::{self, Wanted};
+use crate::{AttachRequest, ExecRequest, Runtime, websocket};
 
-const TOKEN_LIFE: Duration = Duration::from_secs(60);
+/// How long an address is good for, as upstream's.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// Addresses that may wait at once.
+const MOST_WAITING: usize = 1000;
 
-#[derive(Clone)]
-pub(crate) enum Request {
+/// What an address is for.
+#[derive(Clone, Debug)]
+pub(crate) enum Pending {
     Exec(ExecRequest),
     Attach(AttachRequest),
-    PortForward,
+    PortForward(String),
 }
 
-#[derive(Clone)]
 struct Shared {
-    tokens: Arc<Mutex<HashMap<String, (Instant, Request)>>>,
     runtime: Arc<dyn Runtime>,
+    waiting: Mutex<HashMap<String, (Pending, Instant)>>,
 }
 
-/// The streaming server.
+/// The streaming server; cheap to clone.
+#[derive(Clone)]
 pub struct Server {
-    listener: std::net::TcpListener,
-    addr: SocketAddr,
-    shared: Shared,
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    listener: Arc<TcpListener>,
 }
 
 impl Server {
-    /// Binds the listener; port 0 lets the kernel choose.
-    pub fn bind(addr: SocketAddr, runtime: Arc<dyn Runtime>) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind(addr)?;
-        listener.set_nonblocking(true)?;
-        let addr = listener.local_addr()?;
-        Ok(Self { listener, addr, shared: Shared { tokens: Arc::default(), runtime } })
+    /// Listens on `address` (port 0: any free one).
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub async fn bind(address: SocketAddr, runtime: Arc<dyn Runtime>) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared { runtime, waiting: Mutex::default() });
+        Ok(Self { shared, address, listener: Arc::new(listener) })
     }
 
-    /// A URL that serves this exec once.
-    pub fn exec_url(&self, req: ExecRequest) -> String {
-        self.url("exec", Request::Exec(req))
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
     }
 
-    /// A URL that serves this attach once.
-    pub fn attach_url(&self, req: AttachRequest) -> String {
-        self.url("attach", Request::Attach(req))
+    /// An address for one exec session.
+    ///
+    /// # Errors
+    /// Too many addresses wait to be used.
+    pub fn exec_url(&self, request: ExecRequest) -> io::Result<String> {
+        self.url("exec", Pending::Exec(request))
     }
 
-    /// A URL for port-forwarding; opening it answers 501 for now.
-    pub fn port_forward_url(&self, _sandbox: &str, _ports: &[u16]) -> String {
-        self.url("portforward", Request::PortForward)
+    /// An address for one attach session.
+    ///
+    /// # Errors
+    /// As [`Server::exec_url`].
+    pub fn attach_url(&self, request: AttachRequest) -> io::Result<String> {
+        self.url("attach", Pending::Attach(request))
     }
 
-    fn url(&self, verb: &str, req: Request) -> String {
+    /// An address for one port-forward session to a sandbox.
+    ///
+    /// # Errors
+    /// As [`Server::exec_url`].
+    pub fn port_forward_url(&self, sandbox: &str) -> io::Result<String> {
+        self.url("portforward", Pending::PortForward(sandbox.to_owned()))
+    }
+
+    fn url(&self, verb: &str, pending: Pending) -> io::Result<String> {
+        let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|_, (_, since)| since.elapsed() < LIFETIME);
+        if waiting.len() >= MOST_WAITING {
+            return Err(io::Error::other("too many streaming sessions wait to be opened"));
+        }
         let token = format!("{:032x}", rand::random::<u128>());
-        let mut tokens = self.shared.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.retain(|_, (made, _)| made.elapsed() < TOKEN_LIFE);
-        tokens.insert(token.clone(), (Instant::now(), req));
-        format!("http://{}/{verb}/{token}", self.addr)
+        let url = format!("http://{}/{verb}/{token}", self.address);
+        waiting.insert(token, (pending, Instant::now()));
+        Ok(url)
     }
 
-    /// Serves until the listener fails; the shared handle goes on making URLs.
-    pub async fn serve(self: Arc<Self>) -> io::Result<()> {
-        let listener = tokio::net::TcpListener::from_std(self.listener.try_clone()?)?;
-        let app = Router::new().route("/{verb}/{token}", any(open)).with_state(self.shared.clone());
-        axum::serve(listener, app).await
+    /// Serves until the task is dropped.
+    pub async fn serve(self) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let shared = self.shared.clone();
+                    tokio::spawn(async move { connection(shared, stream).await });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept on the streaming server");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
     }
 }
 
-async fn open(
-    State(shared): State<Shared>,
-    Path((_, token)): Path<(String, String)>,
-    ws: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Response {
-    let found = shared.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
-    let Some((_, req)) = found.filter(|(made, _)| made.elapsed() < TOKEN_LIFE) else {
-        return (StatusCode::NOT_FOUND, "this stream's token is unknown, used or expired").into_response();
-    };
-    if matches!(req, Request::PortForward) {
-        return (StatusCode::NOT_IMPLEMENTED, "port-forward is not supported yet").into_response();
+async fn connection(shared: Arc<Shared>, stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(answer(&shared, request)) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(30))
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "streaming connection");
     }
-    let Ok(ws) = ws else {
-        return (StatusCode::NOT_IMPLEMENTED, "only WebSocket streams are supported; SPDY/3.1 is not yet")
-            .into_response();
+}
+
+/// Which protocol a session is carried by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carrier {
+    Spdy { structured: bool },
+    WebSocket,
+    Tunnel,
+}
+
+fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let refuse = |status: StatusCode, why: &str| {
+        let mut response = Response::new(Full::new(Bytes::from(format!("{why}\n"))));
+        *response.status_mut() = status;
+        response
     };
-    let ws = ws.protocols(["v5.channel.k8s.io", "v4.channel.k8s.io"]);
-    if ws.selected_protocol().is_none() {
-        return (StatusCode::BAD_REQUEST, "offer v5.channel.k8s.io or v4.channel.k8s.io").into_response();
+    let token = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+    let forward = request.uri().path().starts_with("/portforward/");
+    let (carrier, headers) = match choose(request.headers(), forward) {
+        Ok(chosen) => chosen,
+        Err(why) => return refuse(StatusCode::BAD_REQUEST, &why),
+    };
+    let found = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
+    let Some((pending, _)) = found.filter(|(_, since)| since.elapsed() < LIFETIME) else {
+        return refuse(StatusCode::NOT_FOUND, "no such session: addresses are good for one use within a minute");
+    };
+    let runtime = shared.runtime.clone();
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(socket) => serve(carrier, TokioIo::new(socket), runtime, pending).await,
+            Err(error) => tracing::debug!(%error, "upgrade"),
+        }
+    });
+    let mut response = Response::new(Full::new(Bytes::new()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = headers;
+    response
+}
+
+async fn serve(
+    carrier: Carrier,
+    socket: TokioIo<hyper::upgrade::Upgraded>,
+    runtime: Arc<dyn Runtime>,
+    pending: Pending,
+) {
+    let served = match (carrier, Wanted::of(&pending), pending) {
+        (Carrier::Spdy { .. }, None, Pending::PortForward(sandbox)) => {
+            session::forward_over_spdy(socket, runtime, sandbox).await
+        }
+        (_, None, Pending::PortForward(sandbox)) => {
+            session::forward_over_spdy(websocket::tunnel(socket).await, runtime, sandbox).await
+        }
+        (Carrier::Spdy { structured }, Some(wanted), pending) => {
+            session::over_spdy(socket, runtime, pending, wanted, structured).await
+        }
+        (_, Some(wanted), pending) => websocket::session(socket, runtime, pending, wanted).await,
+        (_, None, _) => Ok(()),
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "streaming session");
     }
-    ws.on_upgrade(move |socket| session::run(socket, req, shared.runtime))
+}
+
+/// The protocol for a request, and the headers that accept it.
+fn choose(headers: &HeaderMap, forward: bool) -> Result<(Carrier, HeaderMap), String> {
+    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let mut accept = HeaderMap::new();
+    accept.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    if text(&UPGRADE).eq_ignore_ascii_case("websocket") {
+        let known: &[&'static str] =
+            if forward { &["SPDY/3.1+portforward.k8s.io"] } else { &["v5.channel.k8s.io", "v4.channel.k8s.io"] };
+        let offered: Vec<&str> = headers
+            .get_all(SEC_WEBSOCKET_PROTOCOL)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .flat_map(|v| v.split(','))
+            .map(str::trim)
+            .collect();
+        let Some(chosen) = known.iter().find(|k| offered.contains(k)) else {
+            return Err(format!("none of the WebSocket protocols {offered:?} is served here: want one of {known:?}"));
+        };
+        let key = text(&SEC_WEBSOCKET_KEY);
+        if key.is_empty() {
+            return Err("Sec-WebSocket-Key is missing".to_owned());
+        }
+        let derived = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
+        accept.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        accept.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(chosen));
+        if let Ok(value) = HeaderValue::from_str(&derived) {
+            accept.insert(SEC_WEBSOCKET_ACCEPT, value);
+        }
+        return Ok((if forward { Carrier::Tunnel } else { Carrier::WebSocket }, accept));
+    }
+    if !text(&UPGRADE).to_ascii_uppercase().starts_with("SPDY/3.1") {
+        return Err("unable to upgrade: want Upgrade: websocket or SPDY/3.1".to_owned());
+    }
+    let version = HeaderName::from_static("x-stream-protocol-version");
+    let known: &[&'static str] = if forward {
+        &["portforward.k8s.io"]
+    } else {
+        &["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"]
+    };
+    let offered: Vec<&str> = headers
+        .get_all(&version)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(str::trim)
+        .collect();
+    // A client that names no version speaks the first one.
+    let fallback = known[known.len() - 1];
+    let chosen = known.iter().find(|k| offered.contains(k)).copied().or(offered.is_empty().then_some(fallback));
+    let Some(chosen) = chosen else {
+        return Err(format!("none of the protocols {offered:?} is served here: want one of {known:?}"));
+    };
+    accept.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+    accept.insert(version, HeaderValue::from_static(chosen));
+    Ok((Carrier::Spdy { structured: chosen == "v4.channel.k8s.io" }, accept))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(all: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(n, v): &(&str, &str)| (n.parse::<HeaderName>().unwrap(), v.parse::<HeaderValue>().unwrap());
+        all.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn the_newest_protocol_that_both_know_is_chosen() {
+        let spdy = |v: &str| choose(&headers(&[("upgrade", "SPDY/3.1"), ("x-stream-protocol-version", v)]), false);
+        let (carrier, accept) = spdy("v2.channel.k8s.io, v4.channel.k8s.io").unwrap();
+        assert_eq!(carrier, Carrier::Spdy { structured: true });
+        assert_eq!(accept["x-stream-protocol-version"], "v4.channel.k8s.io");
+        assert!(spdy("v9.channel.k8s.io").is_err());
+        let ws =
+            [("upgrade", "websocket"), ("sec-websocket-key", "x"), ("sec-websocket-protocol", "v5.channel.k8s.io")];
+        assert_eq!(choose(&headers(&ws), false).unwrap().0, Carrier::WebSocket);
+        assert!(choose(&headers(&ws), true).is_err(), "exec's protocol does not forward ports");
+        assert!(choose(&headers(&[]), false).unwrap_err().contains("upgrade"));
+    }
 }

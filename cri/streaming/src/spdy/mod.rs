@@ -1,0 +1,7 @@
+//! SPDY/3.1, the server's side, as far as Kubernetes clients use it: streams opened by the client, data both ways.
+
+mod connection;
+mod dictionary;
+mod frame;
+
+pub(crate) use connection::{Connection, Stream, Writer};
