@@ -1,1 +1,19 @@
 //! gantry-apiserver: the Kubernetes API over an embedded store.
+//!
+//! `store` keeps objects and their history; `server` speaks TLS and HTTP; `router` finds what a path means; `read`,
+//! `write` and `watch` are the verbs; `api-machinery` holds the rules of the objects themselves.
+
+pub mod admission;
+pub mod auth;
+pub mod binder;
+pub mod controllers;
+pub mod http_util;
+pub mod pki;
+pub mod pods;
+pub mod read;
+pub mod reviews;
+pub mod router;
+pub mod server;
+pub mod store;
+pub mod watch;
+pub mod write;
