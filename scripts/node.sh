@@ -52,11 +52,9 @@ EOF
 socket = "$CRI_SOCKET"
 root = "$STATE/cri"
 state = "$RUN/cri"
-
-[cni]
-conf_dir = "$STATE/cni/net.d"
-bin_dirs = ["$STATE/cni/bin"]
-cache_dir = "$STATE/cni/cache"
+runtime_root = "$RUN/run"
+cni_conf_dir = "$STATE/cni/net.d"
+cni_bin_dirs = ["$STATE/cni/bin"]
 EOF
   put "$STATE/kubelet.yaml" <<EOF
 apiVersion: kubelet.config.k8s.io/v1beta1

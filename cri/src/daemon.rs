@@ -57,7 +57,7 @@ pub struct Daemon {
     /// Creations in progress, by the name of what is created.
     names: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// The exec/attach/port-forward server.
-    pub streaming: std::sync::OnceLock<crate::streams::Urls>,
+    pub streaming: std::sync::OnceLock<cri_streaming::Server>,
     /// Pod CIDR as told by the kubelet.
     pub pod_cidr: Mutex<String>,
 }

@@ -185,6 +185,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let socket = config.socket.clone();
     let daemon = Arc::new(Daemon::new(config, images, ledger, host));
     cri::reconcile::run(&daemon).await;
+    cri::streams::start(&daemon).await.context("start the streaming server")?;
     if let Some(folder) = socket.parent() {
         std::fs::create_dir_all(folder)?;
     }

@@ -1,7 +1,7 @@
 //! Containers: made over an image's snapshot, held by the pod's monitor.
 
 mod create;
-mod exec;
+pub mod exec;
 mod life;
 
 use std::collections::HashMap;

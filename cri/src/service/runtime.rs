@@ -12,15 +12,9 @@ use tonic::{Request, Response, Status};
 use super::{Service, Streaming, once};
 use crate::container::labels_match;
 use crate::error::Error;
-use crate::{cni, container, monitors, sandbox, stats};
+use crate::{cni, container, monitors, sandbox, stats, streams};
 
 type Answer<T> = Result<Response<T>, Status>;
-
-fn no_streaming(what: &str) -> Status {
-    Status::unimplemented(format!(
-        "{what} sessions need the streaming server, which this build does not have; ExecSync works"
-    ))
-}
 
 impl Service {
     fn list_sandboxes(&self, filter: Option<cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
@@ -275,16 +269,42 @@ impl RuntimeService for Service {
         Ok(Response::new(container::exec_sync(&self.daemon, &r.container_id, r.cmd, r.timeout).await?))
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
-        Err(no_streaming("exec"))
+    async fn exec(&self, r: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        let ask = r.into_inner();
+        let container = streams::running(&self.daemon, &ask.container_id)?;
+        if ask.cmd.is_empty() {
+            return Err(Status::invalid_argument("no command"));
+        }
+        let session = cri_streaming::ExecRequest {
+            container_id: container.id.clone(),
+            cmd: ask.cmd,
+            tty: ask.tty,
+            stdin: ask.stdin,
+            stdout: ask.stdout,
+            stderr: ask.stderr,
+        };
+        let url = streams::url(&self.daemon, |server| server.exec_url(session))?;
+        Ok(Response::new(cri::ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
-        Err(no_streaming("attach"))
+    async fn attach(&self, r: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        let ask = r.into_inner();
+        let container = streams::running(&self.daemon, &ask.container_id)?;
+        let session = cri_streaming::AttachRequest {
+            container_id: container.id.clone(),
+            tty: ask.tty,
+            stdin: ask.stdin,
+            stdout: ask.stdout,
+            stderr: ask.stderr,
+        };
+        let url = streams::url(&self.daemon, |server| server.attach_url(session))?;
+        Ok(Response::new(cri::AttachResponse { url }))
     }
 
-    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
-        Err(no_streaming("port-forward"))
+    async fn port_forward(&self, r: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        let sandbox = self.daemon.sandbox(&r.into_inner().pod_sandbox_id)?;
+        let url = streams::url(&self.daemon, |server| server.port_forward_url(&sandbox.id))?;
+        Ok(Response::new(cri::PortForwardResponse { url }))
     }
 
     async fn container_stats(&self, r: Request<cri::ContainerStatsRequest>) -> Answer<cri::ContainerStatsResponse> {

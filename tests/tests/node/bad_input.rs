@@ -190,14 +190,12 @@ fn full_disk(node: &Node) -> Result<Verdict> {
     run(mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&disk), "", Duration::from_secs(5))?.ok()?;
     let config = folder.join("cri.toml");
     let good = fs::read_to_string(node.state().join("cri.toml"))?;
-    let rest: String = good.lines().skip_while(|l| !l.starts_with('[')).map(|l| format!("{l}\n")).collect();
-    fs::write(
-        &config,
-        format!(
-            "socket = \"{0}/cri.sock\"\nroot = \"{0}/disk/root\"\nstate = \"{0}/state\"\n\n{rest}",
-            folder.display()
-        ),
-    )?;
+    let rest: String = good.lines().filter(|l| l.starts_with("cni_")).map(|l| format!("{l}\n")).collect();
+    let own = format!(
+        "socket = \"{0}/cri.sock\"\nroot = \"{0}/disk/root\"\nstate = \"{0}/state\"\nruntime_root = \"{0}/run\"\n{rest}",
+        folder.display()
+    );
+    fs::write(&config, own)?;
     let mut daemon = node.inside(&node.programs.join("gantry-cri").to_string_lossy());
     let mut running = node.background(daemon.arg("--config").arg(&config))?;
     let client = |words: &[&str]| {

@@ -82,12 +82,12 @@ impl Runtime {
 /// The last message in a JSON log.
 fn last_error(log: &Path) -> Option<String> {
     let text = fs::read_to_string(log).ok()?;
-    let messages = text.lines().filter_map(|line| {
+    let mut messages = text.lines().filter_map(|line| {
         let value: serde_json::Value = serde_json::from_str(line).ok()?;
         let error = matches!(value["level"].as_str(), Some("error" | "fatal") | None);
         error.then(|| value["msg"].as_str().map(str::to_owned)).flatten()
     });
-    messages.last()
+    messages.next_back()
 }
 
 /// Waits on a console socket for the terminal's master. The runtime has connected already when it succeeded.
