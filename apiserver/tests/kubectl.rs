@@ -1,0 +1,64 @@
+//! The real kubectl against the real server: create, read, apply, patch, delete, and a kill -9 that loses nothing.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+fn start(data: &Path, port: u16) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_gantry-apiserver"))
+        .args(["--data-dir", &data.to_string_lossy(), "--secure-port", &port.to_string()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn kubectl(data: &Path, args: &[&str]) -> (bool, String) {
+    let out = Command::new("kubectl").env("KUBECONFIG", data.join("admin.kubeconfig")).args(args).output().unwrap();
+    (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+}
+
+fn wait_ready(data: &Path) {
+    for _ in 0..100 {
+        if data.join("admin.kubeconfig").exists() && kubectl(data, &["get", "--raw", "/readyz"]).0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("the server did not become ready");
+}
+
+#[test]
+fn kubectl_creates_applies_patches_and_deletes_and_a_kill_loses_nothing() {
+    if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
+        println!("skipped: no kubectl");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut server = start(dir.path(), port);
+    wait_ready(dir.path());
+    let manifest = dir.path().join("cm.yaml");
+    std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {x: y}\n").unwrap();
+    let file = manifest.to_string_lossy().into_owned();
+    let steps: &[(&[&str], &str)] = &[
+        (&["apply", "-f", &file], "configmap/a created"),
+        (&["apply", "-f", &file], "configmap/a unchanged"),
+        (&["apply", "--server-side", "--force-conflicts", "-f", &file], "serverside-applied"),
+        (&["patch", "cm", "a", "--type", "merge", "-p", r#"{"data":{"m":"1"}}"#], "patched"),
+        (&["label", "cm", "a", "k=v"], "labeled"),
+        (&["get", "cm", "-l", "k=v"], "a "),
+    ];
+    for (args, wanted) in steps {
+        let (_, text) = kubectl(dir.path(), args);
+        assert!(text.contains(wanted), "{args:?}: {text}");
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let mut server = start(dir.path(), port);
+    wait_ready(dir.path());
+    let (_, text) = kubectl(dir.path(), &["get", "cm", "a", "-o", "jsonpath={.data.m}"]);
+    let deleted = kubectl(dir.path(), &["delete", "cm", "a"]).1;
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!((text.as_str(), deleted.contains("deleted")), ("1", true));
+}
