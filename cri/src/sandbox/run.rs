@@ -101,10 +101,10 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
         })?;
     }
     monitors::spawn(daemon, sandbox).await?;
-    if options.pid() == cri::NamespaceMode::Pod {
-        if let Answer::Created { pid } = monitors::call(daemon, &record.id, Request::PidNamespace).await? {
-            sandbox.change(&daemon.ledger, |r| r.pid_init = Some(pid))?;
-        }
+    if options.pid() == cri::NamespaceMode::Pod
+        && let Answer::Created { pid } = monitors::call(daemon, &record.id, Request::PidNamespace).await?
+    {
+        sandbox.change(&daemon.ledger, |r| r.pid_init = Some(pid))?;
     }
     sandbox.change(&daemon.ledger, |r| r.complete = true)
 }
