@@ -4,7 +4,7 @@
 # Everything that the node makes lies below $STATE (what survives) and $RUN (sockets, volatile state):
 #   STATE/apiserver  store, certificates, admin.kubeconfig      STATE/cri      images, snapshots, sandboxes
 #   STATE/kubelet    pods' volumes, kubelet's certificates      STATE/pod-logs containers' logs
-#   STATE/cni        plugins, network configuration, addresses  STATE/logs     one log per daemon
+#   STATE/cni        network configuration, addresses  STATE/logs     one log per daemon
 
 STATE=${GANTRY_STATE:-/var/lib/gantry-up}
 RUN=${GANTRY_RUN:-/run/gantry-up}
@@ -15,6 +15,8 @@ HEALTHZ_PORT=${GANTRY_HEALTHZ_PORT:-10248}
 BRIDGE=${GANTRY_BRIDGE:-gantry0}
 POD_CIDR=${GANTRY_POD_CIDR:-10.88.0.0/16}
 CGROUP_ROOT=${GANTRY_CGROUP_ROOT:-/}
+# Until cni-plugins has plugins of its own, the node runs on Debian's (package containernetworking-plugins).
+CNI_BIN=${GANTRY_CNI_BIN:-/usr/lib/cni}
 API_URL=https://127.0.0.1:$API_PORT
 CRI_SOCKET=$RUN/cri.sock
 export KUBECONFIG=$STATE/apiserver/admin.kubeconfig
@@ -23,12 +25,11 @@ export KUBECONFIG=$STATE/apiserver/admin.kubeconfig
 put() { mkdir -p "$(dirname "$1")" && cat >"$1.tmp" && mv "$1.tmp" "$1"; }
 
 write_node_config() {
-  mkdir -p "$STATE"/{apiserver,cri,kubelet,pod-logs,manifests,cni/bin,logs} "$RUN"
+  mkdir -p "$STATE"/{apiserver,cri,kubelet,pod-logs,manifests,cni,logs} "$RUN"
   chmod 700 "$STATE" "$RUN"
-  "$BIN_DIR/gantry-cni" install "$STATE/cni/bin" >/dev/null
   put "$STATE/cni/net.d/10-gantry.conflist" <<EOF
 {
-  "cniVersion": "1.1.0",
+  "cniVersion": "1.0.0",
   "name": "gantry",
   "plugins": [
     {
@@ -54,7 +55,7 @@ root = "$STATE/cri"
 state = "$RUN/cri"
 runtime_root = "$RUN/run"
 cni_conf_dir = "$STATE/cni/net.d"
-cni_bin_dirs = ["$STATE/cni/bin"]
+cni_bin_dirs = ["$CNI_BIN"]
 EOF
   put "$STATE/kubelet.yaml" <<EOF
 apiVersion: kubelet.config.k8s.io/v1beta1

@@ -13,7 +13,7 @@ case ${1:-} in -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;; '') ;; *) di
 
 step "Requirements"
 need_root
-need_packages ca-certificates gcc libc6-dev iproute2
+need_packages ca-certificates gcc libc6-dev iproute2 iptables containernetworking-plugins
 command -v kubectl >/dev/null || need_packages kubernetes-client
 ip link show "$BRIDGE" >/dev/null 2>&1 && [ ! -d "$STATE" ] && die "a link named $BRIDGE exists already: set GANTRY_BRIDGE to another name"
 good "ready"
@@ -24,7 +24,7 @@ if [ -z "${GANTRY_BIN_DIR:-}" ]; then
   note "building (the first time takes some minutes)"
   long "$(mktemp /tmp/gantry-build.XXXXXX.log)" "$ROOT/scripts/build.sh"
 fi
-for p in gantry-apiserver gantry-cri kubelet gantry-run gantry-monitor gantry-cni gantry-demo; do
+for p in gantry-apiserver gantry-cri kubelet gantry-run gantry-monitor gantry-demo; do
   [ -x "$BIN_DIR/$p" ] || die "$BIN_DIR/$p is missing: run scripts/build.sh"
 done
 good "$BIN_DIR"
@@ -47,7 +47,7 @@ if ! "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image ls 2>/dev/null | gre
   rootfs=$(mktemp -d) || die "no temporary folder"
   mkdir -p "$rootfs"/{bin,tmp,srv} && chmod 1777 "$rootfs/tmp" && cp "$BIN_DIR/gantry-demo" "$rootfs/bin/gantry-demo"
   archive=$(mktemp)
-  "$BIN_DIR/gantry-cri" image build --rootfs "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo \
+  "$BIN_DIR/gantry-cri" image build "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo \
     --env PATH=/bin --output "$archive" || die "cannot pack the demo image"
   "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image import "$archive" || die "cannot import the demo image" "$STATE/logs/gantry-cri.log"
   rm -rf "$rootfs" "$archive"

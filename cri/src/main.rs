@@ -63,6 +63,17 @@ struct Flags {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Pods, through the daemon.
+    Pods {
+        /// What to do.
+        #[command(subcommand)]
+        command: PodsCommand,
+    },
+    /// Prints what the daemon holds for a container or sandbox.
+    Explain {
+        /// Its id.
+        id: String,
+    },
     /// Images of the node.
     Image {
         #[command(subcommand)]
@@ -123,6 +134,16 @@ enum ImageCommand {
 }
 
 #[derive(Subcommand)]
+enum PodsCommand {
+    /// Stops and removes pods.
+    Rm {
+        /// All of them.
+        #[arg(long, required = true)]
+        all: bool,
+    },
+}
+
+#[derive(Subcommand)]
 enum ConfigCommand {
     /// Prints the defaults.
     Default,
@@ -164,6 +185,14 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Config { .. }) => {
             println!("{}: ok", path.display());
             Ok(())
+        }
+        Some(Command::Pods { command: PodsCommand::Rm { .. } }) => {
+            let work = cri::client::remove_all_pods(&config.socket);
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+        }
+        Some(Command::Explain { id }) => {
+            let work = cri::client::explain(&config.socket, &id);
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
         }
         Some(Command::Image { command }) => {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(image(config, command))

@@ -23,7 +23,7 @@ fi
 write_node_config && start_apiserver && wait_for 30 apiserver api_ready && start_cri && wait_for 30 gantry-cri cri_ready &&
   start_kubelet && wait_for 60 node node_ready || die "the node does not come up" "$STATE/logs/kubelet.log"
 rootfs=$(mktemp -d) && mkdir -p "$rootfs/bin" && cp "$BIN_DIR/gantry-demo" "$rootfs/bin/" &&
-  "$BIN_DIR/gantry-cri" image build --rootfs "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo --output "$rootfs.tar" >/dev/null &&
+  "$BIN_DIR/gantry-cri" image build "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo --output "$rootfs.tar" >/dev/null &&
   "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image import "$rootfs.tar" >/dev/null || die "no demo image" "$STATE/logs/gantry-cri.log"
 rm -rf "$rootfs" "$rootfs.tar"
 kubectl config view --raw -o 'jsonpath={.users[0].user.client-certificate-data}' | base64 -d >"$STATE/bench.crt"

@@ -61,7 +61,7 @@ fn build(programs: &Path, folder: &Path, rootfs: &Path, name: &str, words: &[&st
     let short = name.rsplit('/').next().unwrap_or(name).split(':').next().unwrap_or(name);
     let archive = folder.join(format!("{short}.tar"));
     let mut command = Command::new(programs.join("gantry-cri"));
-    command.args(["image", "build", "--name", name, "--rootfs"]).arg(rootfs).arg("--output").arg(&archive).args(words);
+    command.args(["image", "build", "--name", name]).arg(rootfs).arg("--output").arg(&archive).args(words);
     run(&mut command, "", Duration::from_secs(60))?.ok().with_context(|| format!("build {name}"))?;
     let layout = folder.join(format!("{short}-layout"));
     fs::create_dir_all(&layout)?;
