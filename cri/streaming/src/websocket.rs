@@ -10,7 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 use crate::server::Pending;
 use crate::session::{Wanted, run, sizes};
@@ -81,9 +82,10 @@ pub(crate) async fn session(
             match *channel {
                 STDIN => {
                     if let Some(stdin) = &mut to_stdin
-                        && stdin.write_all(rest).await.is_err() {
-                            to_stdin = None;
-                        }
+                        && stdin.write_all(rest).await.is_err()
+                    {
+                        to_stdin = None;
+                    }
                 }
                 RESIZE => drop(to_sizes.write_all(rest).await),
                 CLOSE if rest.first() == Some(&STDIN) => to_stdin = None,
@@ -106,7 +108,9 @@ pub(crate) async fn session(
     let mut last = vec![ERROR];
     last.extend_from_slice(status::of(&outcome).to_string().as_bytes());
     let _ = messages.send(Message::Binary(Bytes::from(last))).await;
-    let _ = messages.send(Message::Close(None)).await;
+    // Clients take a close without this code for a broken connection.
+    let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    let _ = messages.send(Message::Close(Some(normal))).await;
     drop(messages);
     let _ = tokio::time::timeout(Duration::from_secs(10), writing).await;
     Ok(())
