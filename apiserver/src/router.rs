@@ -176,7 +176,7 @@ pub async fn handle(api: &Arc<Api>, peer: &Peer, request: Request<Incoming>) -> 
     if resource.namespaced
         && call.namespace.is_empty()
         && !matches!(verb, "list" | "watch" | "deletecollection")
-        && !(verb == "create" && !resource.stored())
+        && (verb != "create" || resource.stored())
     {
         return Err(status::method_not_allowed());
     }

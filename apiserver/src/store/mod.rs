@@ -86,6 +86,9 @@ pub struct Page {
     pub remaining: usize,
 }
 
+/// What a new watch gets: the events that it missed, and those to come.
+pub type Watching = (Vec<Arc<Event>>, mpsc::Receiver<Arc<Event>>);
+
 impl Store {
     /// Opens (or makes) the store in a file.
     ///
@@ -134,11 +137,7 @@ impl Store {
     ///
     /// # Errors
     /// The revision is compacted.
-    pub fn watch(
-        &self,
-        prefix: &str,
-        revision: u64,
-    ) -> Result<(Vec<Arc<Event>>, mpsc::Receiver<Arc<Event>>), StoreError> {
+    pub fn watch(&self, prefix: &str, revision: u64) -> Result<Watching, StoreError> {
         let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let past = state.since(prefix, revision)?;
         let (sender, receiver) = mpsc::channel(WATCHER_QUEUE);

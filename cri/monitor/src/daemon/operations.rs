@@ -355,6 +355,10 @@ mod tests {
         kill_tree(pid);
         shell.wait().unwrap();
         let alive = |p: &i32| fs::read_to_string(format!("/proc/{p}/stat")).is_ok_and(|s| !s.contains(") Z"));
+        // The signal is sent; dying takes its own time.
+        while tree[1..].iter().any(alive) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         assert!(!tree[1..].iter().any(alive));
     }
 }
