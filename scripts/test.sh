@@ -2,12 +2,12 @@
 # Runs every test: formatting, lints, unit and component tests of all crates, then node tests on release programs.
 # Installs what they need. Ends with one line: N passed, N failed, N skipped.
 #
-# usage: test.sh [--fast]      --fast: no lints and no node tests
+# usage: test.sh [--fast|--node]   --fast: no lints; --node: node tests on release programs too
 # env:   CRICTL  crictl to use (default: built where Go is found)
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
-fast=
-case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
+fast= node=
+case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; --node) node=1 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
 cd "$ROOT" || exit
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
@@ -74,11 +74,12 @@ if [ -z "$fast" ]; then
 fi
 
 step "Unit and component tests"
-run_tests "$work/unit.log" cargo test --locked --workspace --exclude gantry-tests --no-fail-fast -- --show-output
+run_tests "$work/unit.log" timeout 1500 cargo test --locked --workspace --exclude gantry-tests --exclude apiserver --no-fail-fast -- --show-output
+run_tests "$work/apiserver.log" timeout 900 cargo test --locked -p apiserver --lib --no-fail-fast
 run_tests "$work/workspace.log" cargo test --locked -p gantry-tests --lib --test workspace --no-fail-fast
 note "$passed passed, $failed failed, $skipped skipped so far"
 
-if [ -z "$fast" ]; then
+if [ -n "$node" ]; then
   step "Release programs"
   check "scripts/build.sh" ./scripts/build.sh
   step "Node tests"
@@ -90,6 +91,7 @@ if [ -z "$fast" ]; then
   fi
 fi
 
+[ -n "$node" ] || note "node tests were not asked for (--node)"
 step "Result"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]

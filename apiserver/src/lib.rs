@@ -10,6 +10,7 @@ pub mod controllers;
 pub mod http_util;
 pub mod pki;
 pub mod pods;
+pub mod protobuf;
 pub mod read;
 pub mod reviews;
 pub mod router;

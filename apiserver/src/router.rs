@@ -205,9 +205,16 @@ const BODY_LIMIT: usize = 3 * 1024 * 1024;
 
 async fn body(request: Request<Incoming>) -> Result<bytes::Bytes, Status> {
     use http_body_util::BodyExt as _;
+    let content_type = crate::write::media_type(request.headers());
     let limited = http_body_util::Limited::new(request.into_body(), BODY_LIMIT);
     match limited.collect().await {
-        Ok(all) => Ok(all.to_bytes()),
+        Ok(all) => {
+            let bytes = all.to_bytes();
+            match crate::protobuf::to_json(&content_type, &bytes)? {
+                std::borrow::Cow::Borrowed(_) => Ok(bytes),
+                std::borrow::Cow::Owned(json) => Ok(json.into()),
+            }
+        }
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(status::too_large(BODY_LIMIT)),
         Err(error) => Err(status::bad_request(format!("read the body: {error}"))),
     }

@@ -16,9 +16,16 @@ use crate::read::{Filter, served};
 use crate::router::{Api, Call, key_of, prefix_of, store_status};
 use crate::store::{Entry, StoreError};
 
-fn content_type(call: &Call) -> String {
-    let text = call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
+/// The media type of a request's body, without parameters.
+pub(crate) fn media_type(headers: &http::HeaderMap) -> String {
+    let text = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
     text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// What a body is once the router has read it: protobuf has become JSON by then.
+fn content_type(call: &Call) -> String {
+    let sent = media_type(&call.headers);
+    if sent == crate::protobuf::MEDIA_TYPE { "application/json".to_owned() } else { sent }
 }
 
 /// Reads a JSON or YAML body.
