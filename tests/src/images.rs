@@ -1,6 +1,7 @@
 //! Images for the tests, made from what is on the machine: the demo program, and Debian's busybox.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,6 +56,19 @@ pub fn busybox(programs: &Path, folder: &Path) -> Result<Image> {
     fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home:/bin/sh\n")?;
     fs::write(rootfs.join("etc/group"), "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n")?;
     build(programs, folder, &rootfs, BUSYBOX, &["--cmd", "/bin/sh", "--env", "PATH=/bin:/usr/bin"])
+}
+
+/// Packs an image below `folder` whose one file, 300 KB that do not compress, is like no other image's.
+///
+/// # Errors
+/// `gantry-cri image build` fails.
+pub fn noise(programs: &Path, folder: &Path) -> Result<Image> {
+    let rootfs = folder.join("noise-rootfs");
+    fs::create_dir_all(&rootfs)?;
+    let mut bytes = vec![0; 300_000];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    fs::write(rootfs.join("noise"), bytes)?;
+    build(programs, folder, &rootfs, "gantry.local/noise:latest", &["--cmd", "/noise"])
 }
 
 fn build(programs: &Path, folder: &Path, rootfs: &Path, name: &str, words: &[&str]) -> Result<Image> {

@@ -57,7 +57,9 @@ impl Node {
             shell(&format!("ip netns add {ns} && ip -n {ns} link set lo up"))?;
         }
         shell(&format!(
+            // Without link-local IPv6 addresses, which would come up in the middle of a comparison.
             "ip -n {netns} link add uplink type veth peer name uplink netns {outside} && \
+             ip -n {netns} link set uplink addrgenmode none && ip -n {outside} link set uplink addrgenmode none && \
              ip -n {netns} addr add {NODE_ADDRESS}/24 dev uplink && ip -n {netns} link set uplink up && \
              ip -n {outside} addr add {OUTSIDE_ADDRESS}/24 dev uplink && ip -n {outside} link set uplink up && \
              ip -n {netns} route add default via {OUTSIDE_ADDRESS}"

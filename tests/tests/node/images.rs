@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use gantry_tests::command::eventually;
+use gantry_tests::images;
 use gantry_tests::node::Node;
 use gantry_tests::registry::Registry;
 use gantry_tests::runner::{Case, Verdict};
@@ -55,17 +56,12 @@ fn wrong_name(node: &Node) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
+/// The layer is in no other image, so that it must be fetched.
 fn corrupt(node: &Node) -> Result<Verdict> {
-    let registry = Registry::start(&node.netns, &node.scratch("registry-corrupt")?, 5003)?;
-    registry.push(&node.busybox.layout, "test/corrupt", "1")?;
-    // Layers already held are not fetched again, so what is held goes first.
-    node.cri(&["image", "rm", "gantry.local/busybox:latest"])?.ok()?;
-    let outcome = refused(node, &registry);
-    node.cri(&["image", "import", &node.busybox.archive.to_string_lossy()])?.ok()?;
-    outcome
-}
-
-fn refused(node: &Node, registry: &Registry) -> Result<Verdict> {
+    let folder = node.scratch("registry-corrupt")?;
+    let registry = Registry::start(&node.netns, &folder, 5003)?;
+    let image = images::noise(&node.programs, &folder)?;
+    registry.push(&image.layout, "test/corrupt", "1")?;
     let before = node.cri(&["image", "ls"])?.ok()?;
     registry.corrupt(|bytes| bytes.len() > 100_000)?;
     let reference = format!("{}/test/corrupt:1", registry.address);
