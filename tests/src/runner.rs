@@ -43,7 +43,10 @@ pub fn run<C>(context: &C, cases: &[Case<C>], on_failure: impl Fn(&C, &str)) -> 
                 println!("test {} ... ignored, {why}", case.name);
             }
             Err(error) => {
-                println!("test {} ... FAILED ({:.1} s)\n    {error:?}", case.name, begun.elapsed().as_secs_f32());
+                println!("test {} ... FAILED ({:.1} s)", case.name, begun.elapsed().as_secs_f32());
+                for cause in error.chain() {
+                    println!("    {}", cause.to_string().replace('\n', "\n    "));
+                }
                 on_failure(context, case.name);
                 failed.push(case.name);
             }
