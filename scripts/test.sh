@@ -74,8 +74,7 @@ if [ -z "$fast" ]; then
 fi
 
 step "Unit and component tests"
-run_tests "$work/unit.log" timeout 1500 cargo test --locked --workspace --exclude gantry-tests --exclude apiserver --no-fail-fast -- --show-output
-run_tests "$work/apiserver.log" timeout 900 cargo test --locked -p apiserver --lib --no-fail-fast
+run_tests "$work/unit.log" timeout 1500 cargo test --locked --workspace --exclude gantry-tests --no-fail-fast -- --show-output
 run_tests "$work/workspace.log" cargo test --locked -p gantry-tests --lib --test workspace --no-fail-fast
 note "$passed passed, $failed failed, $skipped skipped so far"
 

@@ -19,14 +19,6 @@ fn list(value: &Value) -> Vec<String> {
 
 /// Answers a review.
 pub fn create(api: &Api, call: &Call, bytes: &Bytes) -> Answer {
-    let protobuf = call
-        .headers
-        .get(http::header::CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok())
-        .is_some_and(|v| v.contains("protobuf"));
-    if protobuf {
-        return Err(status::unsupported_media_type(&["application/json", "application/yaml"]));
-    }
     let mut body = parse(bytes, true)?;
     body["apiVersion"] = json!(call.resource.api_version());
     body["kind"] = json!(call.resource.kind);

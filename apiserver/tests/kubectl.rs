@@ -4,12 +4,24 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-fn start(data: &Path, port: u16) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_gantry-apiserver"))
+/// A server that ends with the test, however that ends: one left behind would hold the test runner's output open.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(data: &Path, port: u16) -> Server {
+    let child = Command::new(env!("CARGO_BIN_EXE_gantry-apiserver"))
         .args(["--data-dir", &data.to_string_lossy(), "--secure-port", &port.to_string()])
+        .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap()
+        .unwrap();
+    Server(child)
 }
 
 fn kubectl(data: &Path, args: &[&str]) -> (bool, String) {
@@ -35,10 +47,10 @@ fn kubectl_creates_applies_patches_and_deletes_and_a_kill_loses_nothing() {
     }
     let dir = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut server = start(dir.path(), port);
+    let server = start(dir.path(), port);
     wait_ready(dir.path());
     let manifest = dir.path().join("cm.yaml");
-    std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {x: y}\n").unwrap();
+    std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {x: z}\n").unwrap();
     let file = manifest.to_string_lossy().into_owned();
     let steps: &[(&[&str], &str)] = &[
         (&["apply", "-f", &file], "configmap/a created"),
@@ -52,13 +64,10 @@ fn kubectl_creates_applies_patches_and_deletes_and_a_kill_loses_nothing() {
         let (_, text) = kubectl(dir.path(), args);
         assert!(text.contains(wanted), "{args:?}: {text}");
     }
-    server.kill().unwrap();
-    server.wait().unwrap();
-    let mut server = start(dir.path(), port);
+    drop(server);
+    let _server = start(dir.path(), port);
     wait_ready(dir.path());
     let (_, text) = kubectl(dir.path(), &["get", "cm", "a", "-o", "jsonpath={.data.m}"]);
     let deleted = kubectl(dir.path(), &["delete", "cm", "a"]).1;
-    server.kill().unwrap();
-    server.wait().unwrap();
     assert_eq!((text.as_str(), deleted.contains("deleted")), ("1", true));
 }
