@@ -1,1 +1,15 @@
 //! Synchronous netlink: links, addresses, routes, neighbours, nf_tables and conntrack.
+//!
+//! A request is built by a function of [`link`], [`ip`] or [`nft`] and sent by a [`Socket`]; several go in one system call.
+//! A socket speaks to the network namespace in which its thread was when it was opened, and keeps to it.
+
+pub mod conntrack;
+pub mod ip;
+pub mod link;
+pub mod message;
+pub mod nft;
+pub mod socket;
+
+pub use ip::{Prefix, Route};
+pub use link::Link;
+pub use socket::Socket;

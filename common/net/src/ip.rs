@@ -1,0 +1,301 @@
+//! Addresses and routes.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::message::{CREATE, DUMP, EXCL, Message, REPLACE, Received, u32_at};
+use crate::socket::Socket;
+
+const NEW_ADDRESS: u16 = 20;
+const DELETE_ADDRESS: u16 = 21;
+const GET_ADDRESS: u16 = 22;
+const NEW_ROUTE: u16 = 24;
+const DELETE_ROUTE: u16 = 25;
+const GET_ROUTE: u16 = 26;
+
+const MAIN_TABLE: u32 = 254;
+const PROTOCOL_STATIC: u8 = 4;
+const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_LINK: u8 = 253;
+const UNICAST: u8 = 1;
+const ONLINK: u32 = 4;
+
+fn family(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 2 } else { 10 }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+/// An address of a device with the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The address.
+    pub ip: IpAddr,
+    /// Bits of the network.
+    pub length: u8,
+}
+
+impl Prefix {
+    /// An address with a length that fits its family.
+    pub fn new(ip: IpAddr, length: u8) -> Option<Self> {
+        (length <= if ip.is_ipv4() { 32 } else { 128 }).then_some(Self { ip, length })
+    }
+
+    /// The address alone.
+    pub fn host(ip: IpAddr) -> Self {
+        Self { ip, length: if ip.is_ipv4() { 32 } else { 128 } }
+    }
+
+    /// The network that the address is in.
+    pub fn network(self) -> Self {
+        let ip = match self.ip {
+            IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & mask32(self.length)).into(),
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & mask128(self.length)).into(),
+        };
+        Self { ip, length: self.length }
+    }
+
+    /// The highest address of the network.
+    pub fn last(self) -> IpAddr {
+        match self.ip {
+            IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() | !mask32(self.length)).into(),
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() | !mask128(self.length)).into(),
+        }
+    }
+
+    /// Whether an address is in the network.
+    pub fn contains(self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == self.ip.is_ipv4() && Self { ip, length: self.length }.network() == self.network()
+    }
+}
+
+fn mask32(length: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)
+}
+
+fn mask128(length: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
+}
+
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.ip, self.length)
+    }
+}
+
+impl std::str::FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not an address with a prefix length, such as 10.88.0.1/16");
+        let (ip, length) = text.split_once('/').ok_or_else(wrong)?;
+        Self::new(ip.parse().map_err(|_| wrong())?, length.parse().map_err(|_| wrong())?).ok_or_else(wrong)
+    }
+}
+
+fn address_message(kind: u16, flags: u16, index: u32, prefix: Prefix) -> Message {
+    let no_dad = if prefix.ip.is_ipv6() { 2 } else { 0 };
+    let mut fixed = vec![family(prefix.ip), prefix.length, no_dad, SCOPE_UNIVERSE];
+    fixed.extend(index.to_ne_bytes());
+    let mut message = Message::new(kind, flags, &fixed);
+    let octets = octets(prefix.ip);
+    message.put(2, &octets).put(1, &octets);
+    if let (IpAddr::V4(ip), true) = (prefix.ip, prefix.length < 31) {
+        let broadcast = ip.to_bits() | !mask32(prefix.length);
+        message.put(4, &broadcast.to_be_bytes());
+    }
+    message
+}
+
+/// The request that gives a device an address. IPv6 addresses skip duplicate detection: who hands them out knows that they
+/// are free.
+pub fn add_address(index: u32, prefix: Prefix) -> Message {
+    address_message(NEW_ADDRESS, CREATE | EXCL, index, prefix)
+}
+
+/// The request that takes an address from a device.
+pub fn delete_address(index: u32, prefix: Prefix) -> Message {
+    address_message(DELETE_ADDRESS, 0, index, prefix)
+}
+
+/// A route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Destination network.
+    pub to: Prefix,
+    /// Next router.
+    pub gateway: Option<IpAddr>,
+    /// Device.
+    pub device: u32,
+    /// Preferred source address.
+    pub source: Option<IpAddr>,
+    /// Only neighbours of the device (scope link).
+    pub link_scope: bool,
+    /// The gateway counts as a neighbour although no address of the device says so.
+    pub onlink: bool,
+    /// Routing table.
+    pub table: u32,
+    /// Metric; lower wins.
+    pub priority: u32,
+    /// MTU of the route.
+    pub mtu: Option<u32>,
+    /// Advertised MSS.
+    pub advmss: Option<u32>,
+    /// `rtm_protocol`; 4 is static, 2 the kernel's own.
+    pub protocol: u8,
+}
+
+impl Route {
+    /// A route to a network over a device.
+    pub fn new(to: Prefix, gateway: Option<IpAddr>, device: u32) -> Self {
+        Self {
+            to,
+            gateway,
+            device,
+            source: None,
+            link_scope: false,
+            onlink: false,
+            table: MAIN_TABLE,
+            priority: 0,
+            mtu: None,
+            advmss: None,
+            protocol: PROTOCOL_STATIC,
+        }
+    }
+
+    fn message(&self, kind: u16, flags: u16) -> Message {
+        let scope = if self.link_scope { SCOPE_LINK } else { SCOPE_UNIVERSE };
+        let table = u8::try_from(self.table).unwrap_or(0);
+        let mut fixed = vec![family(self.to.ip), self.to.length, 0, 0, table, self.protocol, scope, UNICAST];
+        fixed.extend(if self.onlink { ONLINK } else { 0 }.to_ne_bytes());
+        let mut message = Message::new(kind, flags, &fixed);
+        if self.to.length > 0 {
+            message.put(1, &octets(self.to.network().ip));
+        }
+        if let Some(gateway) = self.gateway {
+            message.put(5, &octets(gateway));
+        }
+        if self.device != 0 {
+            message.put_u32(4, self.device);
+        }
+        if let Some(source) = self.source {
+            message.put(7, &octets(source));
+        }
+        if self.priority != 0 {
+            message.put_u32(6, self.priority);
+        }
+        message.put_u32(15, self.table);
+        if self.mtu.is_some() || self.advmss.is_some() {
+            message.nest(8, |metrics| {
+                for (kind, value) in [(2, self.mtu), (8, self.advmss)] {
+                    if let Some(value) = value {
+                        metrics.put_u32(kind, value);
+                    }
+                }
+                metrics
+            });
+        }
+        message
+    }
+
+    /// The request that adds it; an equal one that is there already is an error (EEXIST).
+    pub fn add(&self) -> Message {
+        self.message(NEW_ROUTE, CREATE | EXCL)
+    }
+
+    /// The request that adds it or takes the place of one to the same network.
+    pub fn replace(&self) -> Message {
+        self.message(NEW_ROUTE, CREATE | REPLACE)
+    }
+
+    /// The request that removes it.
+    pub fn delete(&self) -> Message {
+        self.message(DELETE_ROUTE, 0)
+    }
+
+    /// Reads a route from a message of the kernel: the route, and whether it is gone.
+    pub fn heard(message: &Received<'_>) -> Option<(Self, bool)> {
+        if !matches!(message.kind, NEW_ROUTE | DELETE_ROUTE) {
+            return None;
+        }
+        let (fixed, attributes) = message.split(12)?;
+        let any = if fixed[0] == 2 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+        if fixed[7] != UNICAST {
+            return None;
+        }
+        let to = attributes.find(1).and_then(address).unwrap_or(any);
+        let mut route = Self::new(Prefix::new(to, fixed[1])?, None, 0);
+        route.protocol = fixed[5];
+        route.link_scope = fixed[6] == SCOPE_LINK;
+        route.onlink = u32_at(fixed, 8)? & ONLINK != 0;
+        route.table = attributes.find(15).and_then(|b| u32_at(b, 0)).unwrap_or(u32::from(fixed[4]));
+        route.gateway = attributes.find(5).and_then(address);
+        route.source = attributes.find(7).and_then(address);
+        route.device = attributes.find(4).and_then(|b| u32_at(b, 0)).unwrap_or(0);
+        route.priority = attributes.find(6).and_then(|b| u32_at(b, 0)).unwrap_or(0);
+        Some((route, message.kind == DELETE_ROUTE))
+    }
+}
+
+impl Socket {
+    /// The addresses of a device, or of all (`None`): device and address.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn addresses(&mut self, device: Option<u32>) -> io::Result<Vec<(u32, Prefix)>> {
+        let mut found = Vec::new();
+        self.query(Message::new(GET_ADDRESS, DUMP, &[0; 8]), |m| {
+            let read = || {
+                let (fixed, attributes) = m.split(8)?;
+                let index = u32_at(fixed, 4)?;
+                // IFA_LOCAL is the own address on point-to-point devices, where IFA_ADDRESS is the peer's.
+                let ip = attributes.find(2).or_else(|| attributes.find(1)).and_then(address)?;
+                Some((index, Prefix::new(ip, fixed[1])?))
+            };
+            found.extend(read().filter(|(index, _)| device.is_none_or(|d| d == *index)));
+        })?;
+        Ok(found)
+    }
+
+    /// All unicast routes of the main table.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn routes(&mut self) -> io::Result<Vec<Route>> {
+        let mut found = Vec::new();
+        self.query(Message::new(GET_ROUTE, DUMP, &[0; 12]), |m| {
+            found.extend(Route::heard(m).map(|(route, _)| route).filter(|r| r.table == MAIN_TABLE));
+        })?;
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_know_their_networks() {
+        let prefix: Prefix = "10.88.3.4/16".parse().unwrap();
+        assert_eq!(prefix.network().to_string(), "10.88.0.0/16");
+        assert_eq!(prefix.last().to_string(), "10.88.255.255");
+        assert!(prefix.contains("10.88.9.9".parse().unwrap()) && !prefix.contains("10.89.0.1".parse().unwrap()));
+        let six: Prefix = "fd00:1::5/64".parse().unwrap();
+        assert_eq!(six.network().to_string(), "fd00:1::/64");
+        assert!(!six.contains("10.88.9.9".parse().unwrap()));
+        let all: Prefix = "0.0.0.0/0".parse().unwrap();
+        assert!(all.contains("192.0.2.1".parse().unwrap()));
+        for wrong in ["10.0.0.1", "10.0.0.1/33", "x/8", "fd00::/129", ""] {
+            assert!(wrong.parse::<Prefix>().is_err(), "{wrong}");
+        }
+    }
+}

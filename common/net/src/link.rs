@@ -1,0 +1,417 @@
+//! Links: network devices, made, changed, read and removed by name or index (rtnetlink(7)).
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::message::{Attributes, CREATE, DUMP, EXCL, Message, Received, text, u32_at};
+use crate::socket::Socket;
+
+const NEW: u16 = 16;
+const DELETE: u16 = 17;
+const GET: u16 = 18;
+const SET: u16 = 19;
+
+const ADDRESS: u16 = 1;
+const NAME: u16 = 3;
+const MTU: u16 = 4;
+const PARENT: u16 = 5;
+const MASTER: u16 = 10;
+const PORT: u16 = 12;
+const QUEUE: u16 = 13;
+const STATE: u16 = 16;
+const INFO: u16 = 18;
+const AF_SPEC: u16 = 26;
+const NETNS_FD: u16 = 28;
+const PROMISCUITY: u16 = 30;
+const LINK_NETNS: u16 = 37;
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+
+const AF_BRIDGE: u8 = 7;
+/// `IFF_UP`.
+pub const UP: u32 = 1;
+/// `IFF_PROMISC`.
+pub const PROMISC: u32 = 0x100;
+/// `IFF_ALLMULTI`.
+pub const ALLMULTI: u32 = 0x200;
+
+/// A device as the kernel describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Index, unique in its network namespace.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Hardware address; empty where there is none.
+    pub mac: Vec<u8>,
+    /// Largest packet in bytes.
+    pub mtu: u32,
+    /// `IFF_*`.
+    pub flags: u32,
+    /// The bridge it is a port of.
+    pub master: Option<u32>,
+    /// Index of the other end of a veth pair, or the device below.
+    pub peer: Option<u32>,
+    /// `veth`, `bridge`, `vxlan`, ...; empty for hardware.
+    pub kind: String,
+    /// `IF_OPER_*`: 6 is up.
+    pub state: u8,
+    /// Length of the transmit queue.
+    pub queue: u32,
+    /// How many asked for promiscuous mode.
+    pub promiscuity: u32,
+    /// The peer's network namespace, as an id of this one.
+    pub peer_netns: Option<u32>,
+    /// What only this kind has, as the kernel wrote it.
+    pub data: Vec<u8>,
+}
+
+impl Link {
+    /// The hardware address as `aa:bb:cc:dd:ee:ff`.
+    pub fn mac_text(&self) -> String {
+        mac_text(&self.mac)
+    }
+
+    /// Whether it was set up.
+    pub fn is_up(&self) -> bool {
+        self.flags & UP != 0
+    }
+
+    fn read(message: &Received<'_>) -> Option<Self> {
+        let (fixed, attributes) = message.split(16)?;
+        let mut link = Self { index: u32_at(fixed, 4)?, flags: u32_at(fixed, 8)?, ..Self::default() };
+        for (kind, value) in attributes {
+            match kind {
+                ADDRESS => link.mac = value.to_vec(),
+                NAME => link.name = text(value),
+                MTU => link.mtu = u32_at(value, 0)?,
+                PARENT => link.peer = u32_at(value, 0),
+                MASTER => link.master = u32_at(value, 0),
+                QUEUE => link.queue = u32_at(value, 0)?,
+                STATE => link.state = value.first().copied()?,
+                PROMISCUITY => link.promiscuity = u32_at(value, 0)?,
+                LINK_NETNS => link.peer_netns = u32_at(value, 0),
+                INFO => {
+                    let info = Attributes(value);
+                    link.kind = info.find(INFO_KIND).map(text).unwrap_or_default();
+                    link.data = info.find(INFO_DATA).unwrap_or_default().to_vec();
+                }
+                _ => {}
+            }
+        }
+        Some(link)
+    }
+
+    /// Reads a link from a message heard on a subscription: the link, and whether it is gone.
+    pub fn heard(message: &Received<'_>) -> Option<(Self, bool)> {
+        match message.kind {
+            NEW => Some((Self::read(message)?, false)),
+            DELETE => Some((Self::read(message)?, true)),
+            _ => None,
+        }
+    }
+}
+
+/// A hardware address as `aa:bb:cc:dd:ee:ff`.
+pub fn mac_text(mac: &[u8]) -> String {
+    mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// Reads `aa:bb:cc:dd:ee:ff` (or with dashes).
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split([':', '-']);
+    for byte in &mut mac {
+        let part = parts.next().filter(|p| p.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+fn header(index: u32, flags: u32, change: u32) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[4..8].copy_from_slice(&index.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&change.to_ne_bytes());
+    bytes
+}
+
+/// What a new device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind<'a> {
+    /// A pair; the peer is made in another network namespace under its own name, MTU and hardware address.
+    Veth {
+        /// The peer's name.
+        peer: &'a str,
+        /// The peer's network namespace.
+        netns: BorrowedFdKey<'a>,
+        /// The peer's hardware address; the kernel picks one without.
+        mac: Option<[u8; 6]>,
+    },
+    /// A bridge.
+    Bridge {
+        /// Ports have VLANs.
+        vlan_filtering: bool,
+    },
+    /// A VXLAN tunnel end (VTEP).
+    Vxlan(Vxlan),
+    /// A device with an address of its own on another one.
+    Macvlan {
+        /// The device below.
+        parent: u32,
+        /// 1 private, 2 vepa, 4 bridge, 8 passthru.
+        mode: u32,
+    },
+    /// Traffic redirected to it can be shaped.
+    Ifb,
+}
+
+/// A borrowed descriptor that compares by number.
+#[derive(Debug, Clone, Copy)]
+pub struct BorrowedFdKey<'a>(pub BorrowedFd<'a>);
+
+impl PartialEq for BorrowedFdKey<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_raw_fd() == other.0.as_raw_fd()
+    }
+}
+
+impl Eq for BorrowedFdKey<'_> {}
+
+/// A tunnel end's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Network identifier (24 bits).
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// Device of the underlay.
+    pub parent: u32,
+    /// Own address on the underlay.
+    pub local: IpAddr,
+    /// Learn addresses from traffic; off where all are programmed.
+    pub learning: bool,
+}
+
+const VXLAN_ID: u16 = 1;
+const VXLAN_LINK: u16 = 3;
+const VXLAN_LOCAL: u16 = 4;
+const VXLAN_LEARNING: u16 = 7;
+const VXLAN_PORT: u16 = 15;
+const VXLAN_LOCAL6: u16 = 17;
+
+impl Vxlan {
+    /// The settings of an existing device.
+    pub fn of(link: &Link) -> Option<Self> {
+        let data = Attributes(&link.data);
+        let four = |b: &[u8]| <[u8; 4]>::try_from(b).ok().map(IpAddr::from);
+        let six = |b: &[u8]| <[u8; 16]>::try_from(b).ok().map(IpAddr::from);
+        Some(Self {
+            vni: u32_at(data.find(VXLAN_ID)?, 0)?,
+            port: u16::from_be_bytes(data.find(VXLAN_PORT)?.try_into().ok()?),
+            parent: data.find(VXLAN_LINK).and_then(|b| u32_at(b, 0)).unwrap_or(0),
+            local: data.find(VXLAN_LOCAL).and_then(four).or_else(|| data.find(VXLAN_LOCAL6).and_then(six))?,
+            learning: data.find(VXLAN_LEARNING).is_some_and(|b| b.first() == Some(&1)),
+        })
+    }
+}
+
+/// The request that makes a device.
+pub fn create(name: &str, kind: &Kind<'_>, mtu: Option<u32>, mac: Option<[u8; 6]>) -> Message {
+    let mut message = Message::new(NEW, CREATE | EXCL, &header(0, 0, 0));
+    message.put_text(NAME, name);
+    if let Some(mtu) = mtu {
+        message.put_u32(MTU, mtu);
+    }
+    if let Some(mac) = mac {
+        message.put(ADDRESS, &mac);
+    }
+    if let Kind::Macvlan { parent, .. } = kind {
+        message.put_u32(PARENT, *parent);
+    }
+    message.nest(INFO, |info| match kind {
+        Kind::Veth { peer, netns, mac } => info.put_text(INFO_KIND, "veth").nest(INFO_DATA, |data| {
+            data.nest(1, |other| {
+                other.raw(&header(0, 0, 0)).put_text(NAME, peer);
+                other.put_u32(NETNS_FD, netns.0.as_raw_fd().cast_unsigned());
+                if let Some(mtu) = mtu {
+                    other.put_u32(MTU, mtu);
+                }
+                if let Some(mac) = mac {
+                    other.put(ADDRESS, mac);
+                }
+                other
+            })
+        }),
+        Kind::Bridge { vlan_filtering } => info
+            .put_text(INFO_KIND, "bridge")
+            .nest(INFO_DATA, |data| if *vlan_filtering { data.put_u8(7, 1) } else { data }),
+        Kind::Vxlan(vxlan) => info.put_text(INFO_KIND, "vxlan").nest(INFO_DATA, |data| {
+            data.put_u32(VXLAN_ID, vxlan.vni).put(VXLAN_PORT, &vxlan.port.to_be_bytes());
+            data.put_u32(VXLAN_LINK, vxlan.parent).put_u8(VXLAN_LEARNING, u8::from(vxlan.learning));
+            match vxlan.local {
+                IpAddr::V4(ip) => data.put(VXLAN_LOCAL, &ip.octets()),
+                IpAddr::V6(ip) => data.put(VXLAN_LOCAL6, &ip.octets()),
+            }
+        }),
+        Kind::Macvlan { mode, .. } => {
+            info.put_text(INFO_KIND, "macvlan").nest(INFO_DATA, |data| data.put_u32(1, *mode))
+        }
+        Kind::Ifb => info.put_text(INFO_KIND, "ifb"),
+    });
+    message
+}
+
+/// A change of an existing device; only what is set changes.
+#[derive(Debug, Clone, Default)]
+pub struct Change<'a> {
+    /// Up or down.
+    pub up: Option<bool>,
+    /// Becomes a port of this bridge (0: of none).
+    pub master: Option<u32>,
+    /// New name; the device must be down.
+    pub name: Option<&'a str>,
+    /// MTU.
+    pub mtu: Option<u32>,
+    /// Hardware address.
+    pub mac: Option<[u8; 6]>,
+    /// Promiscuous mode.
+    pub promisc: Option<bool>,
+    /// Receives all multicast.
+    pub allmulti: Option<bool>,
+    /// Transmit queue length.
+    pub queue: Option<u32>,
+    /// Moves to this network namespace.
+    pub netns: Option<BorrowedFd<'a>>,
+}
+
+/// The request that changes a device.
+pub fn change(index: u32, change: &Change<'_>) -> Message {
+    let (mut flags, mut mask) = (0, 0);
+    for (wanted, bit) in [(change.up, UP), (change.promisc, PROMISC), (change.allmulti, ALLMULTI)] {
+        if let Some(on) = wanted {
+            mask |= bit;
+            flags |= if on { bit } else { 0 };
+        }
+    }
+    let mut message = Message::new(NEW, 0, &header(index, flags, mask));
+    if let Some(name) = change.name {
+        message.put_text(NAME, name);
+    }
+    if let Some(mac) = change.mac {
+        message.put(ADDRESS, &mac);
+    }
+    for (kind, value) in [(MTU, change.mtu), (MASTER, change.master), (QUEUE, change.queue)] {
+        if let Some(value) = value {
+            message.put_u32(kind, value);
+        }
+    }
+    if let Some(netns) = change.netns {
+        message.put_u32(NETNS_FD, netns.as_raw_fd().cast_unsigned());
+    }
+    message
+}
+
+/// The request that removes a device.
+pub fn delete(index: u32) -> Message {
+    Message::new(DELETE, 0, &header(index, 0, 0))
+}
+
+/// How a bridge treats one of its ports; only what is set changes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BridgePort {
+    /// Frames may leave by the port they came from.
+    pub hairpin: Option<bool>,
+    /// No traffic to other isolated ports.
+    pub isolated: Option<bool>,
+}
+
+/// The request that sets a bridge port's options.
+pub fn bridge_port(index: u32, port: BridgePort) -> Message {
+    let mut fixed = header(index, 0, 0);
+    fixed[0] = AF_BRIDGE;
+    let mut message = Message::new(SET, 0, &fixed);
+    message.nest(PORT, |options| {
+        for (kind, value) in [(4, port.hairpin), (33, port.isolated)] {
+            if let Some(on) = value {
+                options.put_u8(kind, u8::from(on));
+            }
+        }
+        options
+    });
+    message
+}
+
+/// The request that adds or removes a VLAN (or a range) of a bridge port, or of the bridge itself.
+pub fn vlan(index: u32, range: (u16, u16), untagged: bool, on_bridge: bool, remove: bool) -> Message {
+    let mut fixed = header(index, 0, 0);
+    fixed[0] = AF_BRIDGE;
+    let mut message = Message::new(if remove { DELETE } else { SET }, 0, &fixed);
+    message.nest(AF_SPEC, |spec| {
+        // Flag SELF speaks to the bridge, MASTER to the bridge of a port.
+        spec.put_u16(0, if on_bridge { 2 } else { 1 });
+        // PVID and untagged; or begin and end of a range.
+        let base = if untagged { 0x2 | 0x4 } else { 0 };
+        let entry = |flags: u16, vid: u16| [flags.to_ne_bytes(), vid.to_ne_bytes()].concat();
+        if range.0 == range.1 {
+            spec.put(2, &entry(base, range.0))
+        } else {
+            spec.put(2, &entry(base | 0x8, range.0)).put(2, &entry(base | 0x10, range.1))
+        }
+    });
+    message
+}
+
+impl Socket {
+    /// The device of a name, if there is one.
+    ///
+    /// # Errors
+    /// The kernel's errno other than "no such device".
+    pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
+        let mut message = Message::new(GET, 0, &header(0, 0, 0));
+        message.put_text(NAME, name);
+        self.one_link(message)
+    }
+
+    /// The device of an index, if there is one.
+    ///
+    /// # Errors
+    /// The kernel's errno other than "no such device".
+    pub fn link_by_index(&mut self, index: u32) -> io::Result<Option<Link>> {
+        self.one_link(Message::new(GET, 0, &header(index, 0, 0)))
+    }
+
+    fn one_link(&mut self, message: Message) -> io::Result<Option<Link>> {
+        let mut found = None;
+        match self.query(message, |m| found = Link::read(m)) {
+            Ok(()) => Ok(found),
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// All devices of the namespace.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        self.query(Message::new(GET, DUMP, &header(0, 0, 0)), |m| links.extend(Link::read(m)))?;
+        Ok(links)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_addresses_are_read_and_written() {
+        assert_eq!(parse_mac("02:00:5e:10:00:ff"), Some([2, 0, 0x5e, 0x10, 0, 0xff]));
+        assert_eq!(mac_text(&[2, 0, 0x5e, 0x10, 0, 0xff]), "02:00:5e:10:00:ff");
+        for wrong in ["", "02:00", "02:00:5e:10:00:ff:00", "2:0:5e:10:0:ff", "zz:00:5e:10:00:ff"] {
+            assert_eq!(parse_mac(wrong), None, "{wrong}");
+        }
+    }
+}
