@@ -4,7 +4,7 @@
 # Everything that the node makes lies below $STATE (what survives) and $RUN (sockets, volatile state):
 #   STATE/apiserver  store, certificates, admin.kubeconfig      STATE/cri      images, snapshots, sandboxes
 #   STATE/kubelet    pods' volumes, kubelet's certificates      STATE/pod-logs containers' logs
-#   STATE/cni        network configuration, addresses  STATE/logs     one log per daemon
+#   STATE/cni        network configuration, plugins, addresses  STATE/logs     one log per daemon
 
 STATE=${GANTRY_STATE:-/var/lib/gantry-up}
 RUN=${GANTRY_RUN:-/run/gantry-up}
@@ -15,8 +15,8 @@ HEALTHZ_PORT=${GANTRY_HEALTHZ_PORT:-10248}
 BRIDGE=${GANTRY_BRIDGE:-gantry0}
 POD_CIDR=${GANTRY_POD_CIDR:-10.88.0.0/16}
 CGROUP_ROOT=${GANTRY_CGROUP_ROOT:-/}
-# Until cni-plugins has plugins of its own, the node runs on Debian's (package containernetworking-plugins).
-CNI_BIN=${GANTRY_CNI_BIN:-/usr/lib/cni}
+# Folder of CNI plugins; ours are installed there unless it is set to another one (such as Debian's /usr/lib/cni).
+CNI_BIN=${GANTRY_CNI_BIN:-$STATE/cni/bin}
 API_URL=https://127.0.0.1:$API_PORT
 CRI_SOCKET=$RUN/cri.sock
 export KUBECONFIG=$STATE/apiserver/admin.kubeconfig
@@ -27,9 +27,10 @@ put() { mkdir -p "$(dirname "$1")" && cat >"$1.tmp" && mv "$1.tmp" "$1"; }
 write_node_config() {
   mkdir -p "$STATE"/{apiserver,cri,kubelet,pod-logs,manifests,cni,logs} "$RUN"
   chmod 700 "$STATE" "$RUN"
+  [ -n "${GANTRY_CNI_BIN:-}" ] || "$BIN_DIR/gantry-cni" install "$CNI_BIN" >/dev/null || return 1
   put "$STATE/cni/net.d/10-gantry.conflist" <<EOF
 {
-  "cniVersion": "1.0.0",
+  "cniVersion": "1.1.0",
   "name": "gantry",
   "plugins": [
     {

@@ -13,7 +13,7 @@ case ${1:-} in -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;; '') ;; *) di
 
 step "Requirements"
 need_root
-need_packages ca-certificates gcc libc6-dev iproute2 iptables containernetworking-plugins
+need_packages ca-certificates gcc libc6-dev iproute2
 command -v kubectl >/dev/null || need_packages kubernetes-client
 ip link show "$BRIDGE" >/dev/null 2>&1 && [ ! -d "$STATE" ] && die "a link named $BRIDGE exists already: set GANTRY_BRIDGE to another name"
 good "ready"
@@ -24,7 +24,7 @@ if [ -z "${GANTRY_BIN_DIR:-}" ]; then
   note "building (the first time takes some minutes)"
   long "$(mktemp /tmp/gantry-build.XXXXXX.log)" "$ROOT/scripts/build.sh"
 fi
-for p in gantry-apiserver gantry-cri kubelet gantry-run gantry-monitor gantry-demo; do
+for p in gantry-apiserver gantry-cri kubelet gantry-run gantry-monitor gantry-cni gantry-demo; do
   [ -x "$BIN_DIR/$p" ] || die "$BIN_DIR/$p is missing: run scripts/build.sh"
 done
 good "$BIN_DIR"

@@ -22,8 +22,17 @@ const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
 const GET_ELEMENT: u16 = SUBSYSTEM | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
 
+const NEW_GENERATION: u16 = SUBSYSTEM | 15;
+const GET_GENERATION: u16 = SUBSYSTEM | 16;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
+const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
+
 /// Tables for IPv4 and IPv6 together.
 const INET: u8 = 1;
+/// `NFT_JUMP`.
+const JUMP: u32 = (-3i32).cast_unsigned();
+/// The register that decides about the packet.
+pub const VERDICT: Register = 0;
 
 /// Types of set keys and values, as `nft` names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +47,8 @@ pub enum Type {
     Port,
     /// `ifname`.
     Interface,
+    /// `verdict`: what becomes of the packet, as value of a map.
+    Verdict,
 }
 
 impl Type {
@@ -48,6 +59,7 @@ impl Type {
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Interface => 41,
+            Self::Verdict => 0xffff_ff00,
         }
     }
 
@@ -57,6 +69,7 @@ impl Type {
             Self::Ipv6 | Self::Interface => 16,
             Self::Protocol => 1,
             Self::Port => 2,
+            Self::Verdict => 0,
         }
     }
 }
@@ -175,6 +188,13 @@ impl Batch {
         self.push(m)
     }
 
+    /// Removes a chain with its rules; nothing may jump to it any more (EBUSY).
+    pub fn delete_chain(&mut self, table: &str, name: &str) -> &mut Self {
+        let mut m = message(DELETE_CHAIN, 0);
+        m.put_text(1, table).put_text(3, name);
+        self.push(m)
+    }
+
     /// Removes all rules of a table; its chains and sets stay.
     pub fn flush_rules(&mut self, table: &str) -> &mut Self {
         let mut m = message(DELETE_RULE, 0);
@@ -194,7 +214,10 @@ impl Batch {
         m.put_text(1, table).put_text(2, set.name).put_be32(3, flags).put_be32(4, key).put_be32(5, key_length);
         if !set.value.is_empty() {
             let (value, length) = concatenated(set.value);
-            m.put_be32(6, value).put_be32(7, length);
+            m.put_be32(6, value);
+            if length > 0 {
+                m.put_be32(7, length);
+            }
         }
         if concatenation {
             m.nest(9, |description| {
@@ -244,12 +267,24 @@ impl Batch {
     /// # Errors
     /// The kernel's errno for the first part that it refuses.
     pub fn commit(self, socket: &mut Socket) -> io::Result<()> {
+        self.commit_after(socket, None)
+    }
+
+    /// Does it all, or nothing, and only when nobody has changed anything since `generation` was read.
+    ///
+    /// # Errors
+    /// ERESTART when somebody has; else the kernel's errno for the first part that it refuses.
+    pub fn commit_after(self, socket: &mut Socket, generation: Option<u32>) -> io::Result<()> {
         if self.messages.is_empty() {
             return Ok(());
         }
         // The subsystem stands in network order in the header of begin and end.
         let fence = |kind| Message::new(kind, 0, &[0, 0, 0, 10]);
-        let mut all = vec![fence(BEGIN)];
+        let mut begin = fence(BEGIN);
+        if let Some(generation) = generation {
+            begin.put_be32(1, generation);
+        }
+        let mut all = vec![begin];
         all.extend(self.messages);
         all.push(fence(END));
         socket.transaction(all).map_err(|(_, e)| e)
@@ -265,6 +300,8 @@ pub struct Element {
     pub key_end: Option<Vec<u8>>,
     /// Value of a map.
     pub value: Option<Vec<u8>>,
+    /// The chain that a map of verdicts jumps to.
+    pub jump: Option<String>,
     /// Whose it is.
     pub comment: String,
 }
@@ -281,6 +318,9 @@ impl Element {
                 if let (Some(value), true) = (&self.value, kind == NEW_ELEMENT) {
                     e.nest(2, |data| data.put(1, value));
                 }
+                if let (Some(chain), true) = (&self.jump, kind == NEW_ELEMENT) {
+                    e.nest(2, |data| data.nest(2, |v| v.put_be32(1, JUMP).put_text(2, chain)));
+                }
                 if !self.comment.is_empty() && kind == NEW_ELEMENT {
                     // As nft writes comments, so that `nft list` shows them: type 0, length, text, zero.
                     let length = u8::try_from(self.comment.len() + 1).unwrap_or(u8::MAX);
@@ -295,7 +335,8 @@ impl Element {
     fn read(attributes: Attributes<'_>) -> Option<Self> {
         let value = |kind| attributes.nested(kind).find(1).map(<[u8]>::to_vec);
         let comment = attributes.find(6).and_then(|u| u.get(2..)).map(text).unwrap_or_default();
-        Some(Self { key: value(1)?, key_end: value(10), value: value(2), comment })
+        let jump = attributes.nested(2).nested(2).find(2).map(text);
+        Some(Self { key: value(1)?, key_end: value(10), value: value(2), jump, comment })
     }
 }
 
@@ -333,8 +374,7 @@ impl Expr<'_> {
             Self::Masquerade => add("masq", &|m| m),
             Self::Accept => add("immediate", &|m| m.put_be32(1, 0).nest(2, |d| d.nest(2, |v| v.put_be32(1, 1)))),
             Self::Jump(chain) => add("immediate", &|m| {
-                let jump = (-3i32).cast_unsigned();
-                m.put_be32(1, 0).nest(2, |d| d.nest(2, |v| v.put_be32(1, jump).put_text(2, chain)))
+                m.put_be32(1, 0).nest(2, |d| d.nest(2, |v| v.put_be32(1, JUMP).put_text(2, chain)))
             }),
             Self::OrMark(bits) => {
                 add("meta", &|m| m.put_be32(2, 3).put_be32(1, R0));
@@ -374,7 +414,36 @@ impl Socket {
         Ok(found)
     }
 
-    /// How many rules each chain of a table has; none when there is no such table.
+    /// The ruleset's generation: it counts every change in the network namespace.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn nft_generation(&mut self) -> io::Result<u32> {
+        let mut generation = None;
+        self.query(message(GET_GENERATION, 0), |m| {
+            let read = || u32::from_be_bytes(m.split(4)?.1.find(1)?.try_into().ok()?).into();
+            generation = generation.or(if m.kind == NEW_GENERATION { read() } else { None });
+        })?;
+        generation.ok_or_else(|| io::Error::other("the kernel told no nf_tables generation"))
+    }
+
+    /// The chains of a table; none when there is no such table.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn nft_chains(&mut self, table: &str) -> io::Result<Vec<String>> {
+        let mut chains = Vec::new();
+        let each = |m: &Received<'_>| {
+            let Some((_, attributes)) = m.split(4) else { return };
+            if attributes.find(1).map(text).as_deref() == Some(table) {
+                chains.extend(attributes.find(3).map(text));
+            }
+        };
+        absent(self.query(message(GET_CHAIN, DUMP | ACK), each))?;
+        Ok(chains)
+    }
+
+    /// The chain of each rule of a table; none when there is no such table.
     ///
     /// # Errors
     /// The kernel's errno.

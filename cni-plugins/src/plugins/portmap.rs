@@ -1,0 +1,197 @@
+//! portmap: ports of the host lead to ports of the container.
+
+use std::net::IpAddr;
+
+use gantry_net::{Prefix, Socket, conntrack};
+use serde::Deserialize;
+
+use super::{Plugin, field};
+use crate::nat::{self, HostPort, Part, Wanted};
+use crate::netns::set_sysctl;
+use crate::spec::{CniResult, Context, Error, Request, Result};
+
+/// The plugin.
+#[derive(Debug)]
+pub(super) struct Portmap;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mapping {
+    #[serde(default)]
+    host_port: i64,
+    #[serde(default)]
+    container_port: i64,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default, rename = "hostIP")]
+    host_ip: String,
+}
+
+struct Config {
+    ports: Vec<HostPort>,
+    snat: bool,
+    masq_all: bool,
+}
+
+impl Config {
+    fn read(request: &Request) -> Result<Self> {
+        let value = &request.config.value;
+        for key in ["conditionsV4", "conditionsV6"] {
+            if value[key].as_array().is_some_and(|c| !c.is_empty()) {
+                return Err(Error::config(format!(
+                    "{key} is written for iptables, which this plugin does not use: remove it"
+                )));
+            }
+        }
+        if let Some(backend) = value["backend"].as_str().filter(|b| !matches!(*b, "" | "nftables" | "iptables")) {
+            return Err(Error::config(format!("unrecognized backend {backend:?}")));
+        }
+        let runtime = serde_json::Value::Object(request.config.section(&["runtimeConfig"]));
+        let mappings: Vec<Mapping> = field(&runtime, "portMappings")?;
+        let ports = mappings.iter().map(port).collect::<Result<Vec<_>>>()?;
+        Ok(Self { ports, snat: value["snat"].as_bool().unwrap_or(true), masq_all: field(value, "masqAll")? })
+    }
+
+    /// The table's elements for these mappings of a container.
+    fn wanted(&self, result: &CniResult) -> Wanted {
+        let mut wanted = Wanted::default();
+        for address in addresses(result) {
+            let four = address.ip.is_ipv4();
+            let mut any = false;
+            for port in self.ports.iter().filter(|p| p.host_ip.is_none_or(|ip| ip.is_ipv4() == four)) {
+                let host_ip = port.host_ip.filter(|ip| !ip.is_unspecified());
+                wanted.host_port(address, &HostPort { host_ip, ..*port });
+                any = true;
+            }
+            if any && self.snat {
+                wanted.hairpin(address);
+            }
+            if any && self.masq_all {
+                wanted.source_nat(address);
+            }
+        }
+        wanted
+    }
+
+    fn udp(&self) -> Vec<u16> {
+        self.ports.iter().filter(|p| p.protocol == 17).map(|p| p.port).collect()
+    }
+}
+
+fn port(mapping: &Mapping) -> Result<HostPort> {
+    let wrong =
+        |what: &str, value: &dyn std::fmt::Debug| Error::config(format!("invalid {what} in portMappings: {value:?}"));
+    let number =
+        |what: &str, value: i64| u16::try_from(value).ok().filter(|p| *p > 0).ok_or_else(|| wrong(what, &value));
+    let protocol = match mapping.protocol.to_ascii_lowercase().as_str() {
+        "tcp" | "" => 6,
+        "udp" => 17,
+        "sctp" => 132,
+        _ => return Err(wrong("protocol", &mapping.protocol)),
+    };
+    let host_ip = match mapping.host_ip.as_str() {
+        "" => None,
+        text => Some(text.parse::<IpAddr>().map_err(|_| wrong("hostIP", &text))?),
+    };
+    Ok(HostPort {
+        host_ip,
+        protocol,
+        port: number("hostPort", mapping.host_port)?,
+        pod_port: number("containerPort", mapping.container_port)?,
+    })
+}
+
+/// The container's first address of each family.
+fn addresses(result: &CniResult) -> Vec<Prefix> {
+    let inside = |index: Option<usize>| {
+        index.and_then(|i| result.interfaces.get(i)).is_none_or(|interface| !interface.sandbox.is_empty())
+    };
+    let of = |four: bool| {
+        result.ips.iter().find(|ip| ip.address.ip.is_ipv4() == four && inside(ip.interface)).map(|ip| ip.address)
+    };
+    [of(true), of(false)].into_iter().flatten().collect()
+}
+
+/// Flows that began before would go on to where they went.
+fn forget_flows(ports: &[u16]) -> Result<()> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let what = || "forget flows to UDP ports of the host".to_owned();
+    let mut socket = Socket::netfilter().doing(what)?;
+    conntrack::forget_udp(&mut socket, ports).map(drop).doing(what)
+}
+
+fn previous(request: &Request) -> Result<CniResult> {
+    request.config.previous.clone().ok_or_else(|| Error::config("must be called as chained plugin"))
+}
+
+impl Plugin for Portmap {
+    fn add(&self, request: &Request) -> Result<CniResult> {
+        let config = Config::read(request)?;
+        let result = previous(request)?;
+        if config.ports.is_empty() {
+            return Ok(result);
+        }
+        if result.ips.is_empty() {
+            return Err(Error::internal("got no container IPs, cannot map ports"));
+        }
+        let wanted = config.wanted(&result);
+        nat::add(&nat::owner(&request.container, &request.ifname), &wanted)?;
+        if config.snat && addresses(&result).iter().any(|a| a.ip.is_ipv4()) {
+            // Connections of the host to itself leave by this device with a loopback address.
+            if let Some(device) = result.interfaces.iter().find(|i| i.sandbox.is_empty()) {
+                set_sysctl(&format!("net/ipv4/conf/{}/route_localnet", device.name), "1")?;
+            }
+        }
+        forget_flows(&config.udp())?;
+        Ok(result)
+    }
+
+    fn del(&self, request: &Request) -> Result<()> {
+        let owner = nat::owner(&request.container, &request.ifname);
+        let udp = nat::retain(Part::Ports, |other| other != owner)?;
+        forget_flows(&udp)
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        let config = Config::read(request)?;
+        let wanted = config.wanted(&previous(request)?);
+        let missing = nat::missing(&nat::owner(&request.container, &request.ifname), &wanted)?;
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::internal(format!("host ports are missing in {}", missing.join(", "))))
+        }
+    }
+
+    fn gc(&self, request: &Request) -> Result<()> {
+        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| nat::owner(c, i)).collect();
+        let udp = nat::retain(Part::Ports, |owner| valid.iter().any(|v| v == owner))?;
+        forget_flows(&udp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_mappings_are_named() {
+        let mapping = |text: &str| -> Result<HostPort> { port(&serde_json::from_str(text).unwrap()) };
+        assert_eq!(
+            mapping(r#"{"hostPort": 8080, "containerPort": 80, "protocol": "UDP"}"#).unwrap(),
+            HostPort { host_ip: None, protocol: 17, port: 8080, pod_port: 80 }
+        );
+        for (text, part) in [
+            (r#"{"hostPort": 0, "containerPort": 80}"#, "hostPort"),
+            (r#"{"hostPort": 70000, "containerPort": 80}"#, "hostPort"),
+            (r#"{"hostPort": 1, "containerPort": -1}"#, "containerPort"),
+            (r#"{"hostPort": 1, "containerPort": 1, "protocol": "icmp"}"#, "protocol"),
+            (r#"{"hostPort": 1, "containerPort": 1, "hostIP": "x"}"#, "hostIP"),
+        ] {
+            let error = mapping(text).unwrap_err();
+            assert!(error.message.contains(part), "{error}");
+        }
+    }
+}
