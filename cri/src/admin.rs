@@ -57,6 +57,7 @@ async fn answer(daemon: &Arc<Daemon>, mut stream: UnixStream) -> anyhow::Result<
         }
     };
     let last = match last {
+        Ok(found) if request["verb"] == "fsck" => json!({"findings": found}),
         Ok(images) => json!({"images": images}),
         Err(e) => json!({"error": format!("{e:#}")}),
     };
@@ -68,6 +69,10 @@ async fn perform(daemon: &Arc<Daemon>, request: &Value, sink: ProgressSink) -> a
     let images = &daemon.images;
     let subject = request["subject"].as_str().unwrap_or_default();
     let list = match request["verb"].as_str() {
+        Some("fsck") => {
+            let found = crate::fsck::run(daemon, request["repair"] == true).await?;
+            return Ok(found.into_iter().map(Value::String).collect());
+        }
         Some("ls") => images.list(),
         Some("pull") => vec![images.pull(subject, None, Some(sink)).await?],
         Some("import") => images.import(Path::new(subject), request["name"].as_str(), Some(sink)).await?,
@@ -83,17 +88,42 @@ async fn perform(daemon: &Arc<Daemon>, request: &Value, sink: ProgressSink) -> a
         .collect())
 }
 
-/// Asks the daemon whose socket is `path`, shows progress on a terminal and prints the images of the answer.
+/// Asks the daemon whose socket is `path` what it finds wrong, and prints it. Answers how many things.
 ///
 /// # Errors
-/// The daemon is not there, or says why not.
-pub async fn ask(path: &Path, verb: &str, subject: &str, name: Option<&str>) -> anyhow::Result<()> {
+/// The daemon is not there, or cannot look.
+pub async fn fsck(path: &Path, repair: bool) -> anyhow::Result<usize> {
+    let mut lines = send(path, &json!({"verb": "fsck", "repair": repair})).await?;
+    let line = lines.next_line().await?.context("the daemon hung up")?;
+    let answer: Value = serde_json::from_str(&line)?;
+    if let Some(error) = answer["error"].as_str() {
+        anyhow::bail!("{error}");
+    }
+    let findings: Vec<&str> = answer["findings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    match (findings.is_empty(), repair) {
+        (true, _) => println!("nothing found"),
+        (false, false) => findings.iter().for_each(|f| println!("{f}")),
+        (false, true) => findings.iter().for_each(|f| println!("repaired: {f}")),
+    }
+    Ok(findings.len())
+}
+
+/// Sends a request; the answer comes in lines.
+async fn send(path: &Path, request: &Value) -> anyhow::Result<tokio::io::Lines<BufReader<UnixStream>>> {
     let mut stream = UnixStream::connect(path)
         .await
         .with_context(|| format!("connect to {} (does gantry-cri run?)", path.display()))?;
-    let request = json!({"verb": verb, "subject": subject, "name": name});
     stream.write_all(format!("{request}\n").as_bytes()).await?;
-    let mut lines = BufReader::new(stream).lines();
+    Ok(BufReader::new(stream).lines())
+}
+
+/// Asks the daemon whose socket is `path`, shows progress on a terminal and prints the images of the answer (`quiet`: their
+/// ids alone).
+///
+/// # Errors
+/// The daemon is not there, or says why not.
+pub async fn ask(path: &Path, verb: &str, subject: &str, name: Option<&str>, quiet: bool) -> anyhow::Result<()> {
+    let mut lines = send(path, &json!({"verb": verb, "subject": subject, "name": name})).await?;
     let bar = std::io::stderr().is_terminal().then(|| indicatif::ProgressBar::new(0));
     while let Some(line) = lines.next_line().await? {
         let step: Value = serde_json::from_str(&line)?;
@@ -105,6 +135,10 @@ pub async fn ask(path: &Path, verb: &str, subject: &str, name: Option<&str>) -> 
                 bar.finish_and_clear();
             }
             for image in images {
+                if quiet {
+                    println!("{}", image["id"].as_str().unwrap_or_default());
+                    continue;
+                }
                 let tags: Vec<&str> =
                     image["tags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
                 println!("{}  {:>12}  {}", image["id"].as_str().unwrap_or_default(), image["size"], tags.join(" "));

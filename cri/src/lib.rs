@@ -11,6 +11,7 @@ pub mod container;
 pub mod daemon;
 pub mod error;
 pub mod events;
+pub mod fsck;
 pub mod ledger;
 pub mod monitors;
 pub mod oci;

@@ -74,6 +74,13 @@ enum Command {
         /// Its id.
         id: String,
     },
+    /// Compares what the running daemon knows with disk, mounts and namespaces; prints what does not agree. Exit code 0 when
+    /// nothing is found, 1 otherwise.
+    Fsck {
+        /// Remove what belongs to nothing.
+        #[arg(long)]
+        repair: bool,
+    },
     /// Images of the node.
     Image {
         #[command(subcommand)]
@@ -97,7 +104,11 @@ enum ImageCommand {
         name: Option<String>,
     },
     /// Lists images.
-    Ls,
+    Ls {
+        /// Only ids.
+        #[arg(long, short)]
+        quiet: bool,
+    },
     /// Pulls an image.
     Pull {
         /// Reference.
@@ -194,6 +205,12 @@ fn main() -> anyhow::Result<()> {
             let work = cri::client::explain(&config.socket, &id);
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
         }
+        Some(Command::Fsck { repair }) => {
+            let admin = config.socket.with_extension("admin");
+            let work = cri::admin::fsck(&admin, repair);
+            let found = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)?;
+            std::process::exit(i32::from(found > 0 && !repair));
+        }
         Some(Command::Image { command }) => {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(image(config, command))
         }
@@ -255,6 +272,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 async fn image(config: Config, command: ImageCommand) -> anyhow::Result<()> {
+    let quiet = matches!(command, ImageCommand::Ls { quiet: true });
     let (verb, path, name) = match command {
         ImageCommand::Build { rootfs, output, name, entrypoint, cmd, env, user } => {
             let settings = BuildConfig { entrypoint, cmd, env, user, ..Default::default() };
@@ -266,9 +284,9 @@ async fn image(config: Config, command: ImageCommand) -> anyhow::Result<()> {
             let path = std::fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
             ("import", path.display().to_string(), name)
         }
-        ImageCommand::Ls => ("ls", String::new(), None),
+        ImageCommand::Ls { .. } => ("ls", String::new(), None),
         ImageCommand::Pull { name } => ("pull", name, None),
         ImageCommand::Rm { name } => ("rm", name, None),
     };
-    cri::admin::ask(&config.socket.with_extension("admin"), verb, &path, name.as_deref()).await
+    cri::admin::ask(&config.socket.with_extension("admin"), verb, &path, name.as_deref(), quiet).await
 }

@@ -151,6 +151,11 @@ impl Images {
         self.store().snapshot_usage(container_id)
     }
 
+    /// Compares the ledger with the disk and tells what does not agree, in words. Blocking.
+    pub fn check(&self, live: &HashSet<String>) -> Vec<String> {
+        self.store().check(live)
+    }
+
     /// Compares the ledger with the disk and repairs. `live` are the ids of all snapshots (containers and views) that
     /// are wanted: others are unmounted and removed, unreferenced blobs and layers too. Blocking.
     pub fn fsck(&self, live: &HashSet<String>) -> Report {

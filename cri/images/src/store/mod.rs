@@ -136,6 +136,31 @@ impl Store {
         self.state().layers.insert(diff_id.clone(), info);
     }
 
+    /// Compares ledger and disk without changing anything, see [`crate::Images::check`].
+    pub(crate) fn check(&self, live: &HashSet<String>) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut state = self.state();
+        let known: HashSet<&String> = state.snapshots.keys().collect();
+        found.extend(live.iter().filter(|id| !known.contains(id)).map(|id| format!("snapshot {id} is missing")));
+        found.extend(
+            known.iter().filter(|id| !live.contains(**id)).map(|id| format!("snapshot {id} is of no container")),
+        );
+        match (self.blobs.list(), self.layers.list()) {
+            (Ok(blobs), Ok(layers)) => {
+                // Blobs and layers that are being fetched right now are leased, and no garbage.
+                state.blobs = blobs.into_iter().collect();
+                state.layers = layers.into_iter().collect();
+            }
+            (Err(e), _) | (_, Err(e)) => found.push(e.to_string()),
+        }
+        found.extend(state.broken().into_iter().map(|id| format!("image {id} lacks layers or blobs")));
+        let garbage = state.garbage();
+        found.extend(garbage.blobs.iter().map(|d| format!("blob {d} is of no image")));
+        found.extend(garbage.layers.iter().map(|d| format!("layer {d} is of no image")));
+        found.sort();
+        found
+    }
+
     /// Compares ledger and disk and repairs, see [`crate::Images::fsck`].
     pub(crate) fn fsck(&self, live: &HashSet<String>) -> Report {
         let mut report = Report::default();
