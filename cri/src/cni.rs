@@ -80,7 +80,7 @@ fn plugin_config(list: &Value, index: usize, previous: Option<&Value>, capabilit
     config
 }
 
-/// Attaches to every plugin of the list in order and to the loopback; on failure what was attached is detached again.
+/// Sets the loopback device up and attaches to every plugin of the list in order; on failure what was attached is detached again.
 ///
 /// # Errors
 /// A plugin is missing or fails (in its own words).
@@ -95,8 +95,11 @@ pub async fn add(list: &Value, to: &Attachment<'_>) -> Result<Value> {
 }
 
 async fn try_add(list: &Value, to: &Attachment<'_>) -> Result<Value> {
-    let loopback = json!({"cniVersion": "1.0.0", "name": "cni-loopback", "type": "loopback"});
-    invoke("ADD", "lo", &loopback, to).await?;
+    // What the loopback plugin would do, without a process for it.
+    if let Some(netns) = to.netns.map(Path::to_path_buf) {
+        let up = move || gantry_sys::namespaces::within_network(&netns, gantry_sys::namespaces::loopback_up);
+        tokio::task::spawn_blocking(up).await?.map_err(Error::failed("set lo up"))?;
+    }
     let mut result = None;
     for index in 0..list["plugins"].as_array().map_or(0, Vec::len) {
         let config = plugin_config(list, index, result.as_ref(), &to.capabilities);
@@ -105,11 +108,17 @@ async fn try_add(list: &Value, to: &Attachment<'_>) -> Result<Value> {
     Ok(result.unwrap_or_default())
 }
 
-/// Detaches from every plugin in reverse order; never stops early, answers what failed.
+/// Detaches from every plugin in reverse order; never stops early, answers what failed. Without a result no ADD of the whole
+/// list succeeded: a plugin that is not there then has nothing to detach.
 pub async fn del(list: &Value, result: Option<&Value>, to: &Attachment<'_>) -> Vec<String> {
     let mut faults = Vec::new();
     for index in (0..list["plugins"].as_array().map_or(0, Vec::len)).rev() {
         let config = plugin_config(list, index, result, &to.capabilities);
+        let kind = config["type"].as_str().unwrap_or_default();
+        if result.is_none() && program(kind, to).is_none() {
+            tracing::debug!(sandbox = to.id, plugin = kind, "no DEL: the plugin is missing and attached nothing");
+            continue;
+        }
         if let Err(e) = invoke("DEL", "eth0", &config, to).await {
             faults.push(e.to_string());
         }
@@ -117,11 +126,15 @@ pub async fn del(list: &Value, result: Option<&Value>, to: &Attachment<'_>) -> V
     faults
 }
 
+fn program(kind: &str, to: &Attachment<'_>) -> Option<PathBuf> {
+    let bad = kind.is_empty() || kind.contains('/');
+    to.bin_dirs.iter().map(|d| d.join(kind)).find(|p| !bad && p.exists())
+}
+
 async fn invoke(command: &str, interface: &str, config: &Value, to: &Attachment<'_>) -> Result<Value> {
     let kind = config["type"].as_str().unwrap_or_default();
-    let bad = kind.is_empty() || kind.contains('/');
-    let program = to.bin_dirs.iter().map(|d| d.join(kind)).find(|p| !bad && p.exists());
-    let program = program.ok_or_else(|| Error::Failed(format!("CNI plugin {kind:?} is not in {:?}", to.bin_dirs)))?;
+    let program =
+        program(kind, to).ok_or_else(|| Error::Failed(format!("CNI plugin {kind:?} is not in {:?}", to.bin_dirs)))?;
     let what = format!("CNI plugin {kind} {command}");
     let path: Vec<_> = to.bin_dirs.iter().map(|d| d.to_string_lossy()).collect();
     let mut child = tokio::process::Command::new(&program)

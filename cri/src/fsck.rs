@@ -29,7 +29,7 @@ struct Host {
     mounts: Vec<PathBuf>,
 }
 
-/// What the daemon knows.
+/// What the daemon knows: what it has in memory, and the records of what it is making just now.
 #[derive(Debug, Default, Clone)]
 struct Known {
     sandboxes: HashSet<String>,
@@ -109,9 +109,20 @@ fn look(daemon: &Daemon) -> io::Result<Host> {
 }
 
 fn known(daemon: &Daemon) -> Known {
+    let (sandboxes, containers) = (daemon.ledger.sandboxes().0, daemon.ledger.containers().0);
     Known {
-        sandboxes: daemon.all_sandboxes().iter().map(|s| s.id.clone()).collect(),
-        containers: daemon.all_containers().iter().map(|c| c.id.clone()).collect(),
+        sandboxes: daemon
+            .all_sandboxes()
+            .iter()
+            .map(|s| s.id.clone())
+            .chain(sandboxes.into_iter().map(|r| r.id))
+            .collect(),
+        containers: daemon
+            .all_containers()
+            .iter()
+            .map(|c| c.id.clone())
+            .chain(containers.into_iter().map(|r| r.id))
+            .collect(),
     }
 }
 

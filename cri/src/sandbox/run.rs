@@ -26,7 +26,10 @@ pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: S
     }
     let name = format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt);
     let _turn = daemon.name_turn(&name).await;
-    let same = |s: &Arc<Sandbox>| s.record().config.0.metadata.as_ref() == Some(&metadata);
+    let same = |s: &Arc<Sandbox>| {
+        let record = s.record();
+        record.complete && record.config.0.metadata.as_ref() == Some(&metadata)
+    };
     if let Some(existing) = daemon.all_sandboxes().into_iter().find(same) {
         return Ok(existing.id.clone());
     }
@@ -52,6 +55,10 @@ pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: S
         }
         if faults.is_empty() {
             let _ = daemon.ledger.remove_sandbox(&sandbox.id);
+        } else {
+            // Shown as not ready, so that whoever removes old sandboxes tries again to let go of the rest.
+            let _ = sandbox.change(&daemon.ledger, |r| r.stopped = true);
+            daemon.add_sandbox(sandbox.clone());
         }
         return Err(error);
     }
