@@ -24,10 +24,10 @@ impl Plugin for Bridge {
         let netns = Netns::open(request)?;
         let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
         let bridge = host::ensure_bridge(&mut socket, &config)?;
-        let added = attach(request, &config, &netns, &mut socket, &bridge);
+        let mut made = Made::default();
+        let added = attach(request, &config, &netns, &mut socket, &bridge, &mut made);
         if added.is_err() {
-            // What cannot be undone now will be by the DEL that follows every failed ADD.
-            let _ = detach(request);
+            made.undo(request, &mut socket);
         }
         added
     }
@@ -78,13 +78,39 @@ fn host_name(request: &Request) -> String {
     format!("veth{:011x}", hash >> 20)
 }
 
-fn attach(request: &Request, config: &Config, netns: &Netns, socket: &mut Socket, bridge: &Link) -> Result<CniResult> {
+/// What this ADD has made: only that is undone when it fails, not an attachment that was there before.
+#[derive(Debug, Default)]
+struct Made {
+    addresses: bool,
+    pair: Option<u32>,
+}
+
+impl Made {
+    /// What cannot be undone now will be by the DEL that follows every failed ADD.
+    fn undo(self, request: &Request, socket: &mut Socket) {
+        let removed = self.pair.is_none_or(|index| socket.request(link::delete(index)).is_ok());
+        if self.addresses && removed {
+            let _ = delegate::pass(Command::Del, request);
+        }
+    }
+}
+
+fn attach(
+    request: &Request,
+    config: &Config,
+    netns: &Netns,
+    socket: &mut Socket,
+    bridge: &Link,
+    made: &mut Made,
+) -> Result<CniResult> {
     let mut result = if config.layer3 { delegate::add(request)? } else { CniResult::default() };
+    made.addresses = config.layer3;
     if config.layer3 && result.ips.is_empty() {
         return Err(Error::internal("IPAM plugin returned missing IP config"));
     }
     let name = host_name(request);
     let port = make_pair(request, config, netns, socket, &name)?;
+    made.pair = Some(port.index);
     host::join(socket, config, bridge, &port)?;
     default_routes(config, &mut result);
     if config.layer3 && config.gateway {

@@ -1,0 +1,398 @@
+//! The real program on a real kernel: a host namespace with an uplink, containers, and someone outside.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Namespaces `host`, `outside` and containers; all are gone with the value.
+struct Net {
+    prefix: String,
+    names: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+fn sh(text: &str) -> String {
+    let out = Command::new("sh").args(["-c", text]).output().unwrap();
+    assert!(out.status.success(), "{text}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+impl Net {
+    /// None when not root.
+    fn new(containers: &[&str]) -> Option<Self> {
+        if !rustix_is_root() {
+            println!("skipped: needs root");
+            return None;
+        }
+        let prefix = format!("cni{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = tempfile::tempdir().unwrap();
+        let mut net = Self { prefix, names: Vec::new(), folder };
+        for name in ["host", "out"].iter().chain(containers) {
+            net.namespace(name);
+        }
+        let (host, out) = (net.name("host"), net.name("out"));
+        sh(&format!(
+            "ip -n {host} link add up0 type veth peer name up0 netns {out} && \
+             ip -n {host} addr add 192.0.2.1/24 dev up0 && ip -n {host} -6 addr add 2001:db8::1/64 dev up0 nodad && \
+             ip -n {out} addr add 192.0.2.2/24 dev up0 && ip -n {out} -6 addr add 2001:db8::2/64 dev up0 nodad && \
+             ip -n {host} link set up0 up && ip -n {out} link set up0 up"
+        ));
+        let installed = Command::new(env!("CARGO_BIN_EXE_gantry-cni")).arg("install").arg(net.bin()).output().unwrap();
+        assert!(installed.status.success());
+        Some(net)
+    }
+
+    fn name(&self, short: &str) -> String {
+        format!("{}-{short}", self.prefix)
+    }
+
+    fn namespace(&mut self, short: &str) {
+        let name = self.name(short);
+        sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
+        self.names.push(name);
+    }
+
+    fn delete_namespace(&mut self, short: &str) {
+        let name = self.name(short);
+        sh(&format!("ip netns delete {name}"));
+        self.names.retain(|n| *n != name);
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.folder.path().join("bin")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The addresses that are taken.
+    fn taken(&self) -> Vec<String> {
+        let all = fs::read_dir(self.data().join("net")).into_iter().flatten().flatten();
+        let mut names: Vec<_> = all.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|n| n.parse::<std::net::IpAddr>().is_ok());
+        names.sort();
+        names
+    }
+
+    fn bridge(&self) -> Value {
+        json!({
+            "cniVersion": "1.1.0", "name": "net", "type": "bridge", "bridge": "br0",
+            "isGateway": true, "ipMasq": true, "hairpinMode": true,
+            "ipam": {"type": "host-local", "dataDir": self.data(), "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+                     "ranges": [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]]}
+        })
+    }
+
+    /// Calls a plugin for container `short`, on the host. The answer, or the error object.
+    fn call(&self, plugin: &str, command: &str, short: &str, config: &Value) -> Result<Value, Value> {
+        self.call_in(plugin, command, short, &format!("/run/netns/{}", self.name(short)), &config.to_string())
+    }
+
+    fn call_in(&self, plugin: &str, command: &str, id: &str, netns: &str, input: &str) -> Result<Value, Value> {
+        let mut child = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.name("host")))
+            .arg(self.bin().join(plugin))
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", id)
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", self.bin())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let out = child.wait_with_output().unwrap();
+        let value = serde_json::from_slice(&out.stdout).unwrap_or(Value::Null);
+        if out.status.success() { Ok(value) } else { Err(value) }
+    }
+
+    /// Runs `work` on a thread inside a namespace.
+    fn inside<T: Send + 'static>(
+        &self,
+        short: &str,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> std::io::Result<T> {
+        gantry_sys::namespaces::within_network(&Path::new("/run/netns").join(self.name(short)), work)
+    }
+
+    fn nft(&self) -> String {
+        sh(&format!("ip netns exec {} nft list ruleset", self.name("host")))
+    }
+
+    fn links(&self) -> String {
+        sh(&format!("ip -n {} -br link", self.name("host")))
+    }
+
+    /// Serves connections in a container: each is told the address it came from.
+    fn serve(&self, short: &str, port: u16) {
+        let listener = self.inside(short, move || TcpListener::bind(("::", port))).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let mut stream = stream;
+                let _ = stream.write_all(stream.peer_addr().unwrap().ip().to_canonical().to_string().as_bytes());
+            }
+        });
+    }
+
+    /// Connects from a namespace; answers what was said.
+    fn get(&self, from: &str, to: &str) -> std::io::Result<String> {
+        let to: std::net::SocketAddr = to.parse().unwrap();
+        self.inside(from, move || {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+            stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = Command::new("ip").args(["netns", "delete", name]).status();
+        }
+    }
+}
+
+fn rustix_is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}
+
+fn with(mut config: Value, key: &str, value: Value) -> Value {
+    config[key] = value;
+    config
+}
+
+#[test]
+fn containers_reach_each_other_and_the_outside() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let a = net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    let b = net.call("bridge", "ADD", "b", &net.bridge()).unwrap();
+    assert_eq!(a["ips"][0]["address"], "10.77.0.2/24");
+    assert_eq!(b["ips"][1]["address"], "fd77::3/64");
+    assert_eq!(a["interfaces"][2]["sandbox"], format!("/run/netns/{}", net.name("a")));
+    net.serve("b", 80);
+    assert_eq!(net.get("a", "10.77.0.3:80").unwrap(), "10.77.0.2");
+    assert_eq!(net.get("a", "[fd77::3]:80").unwrap(), "fd77::2");
+    net.serve("out", 81);
+    assert_eq!(net.get("a", "192.0.2.2:81").unwrap(), "192.0.2.1", "masqueraded");
+    assert_eq!(net.get("a", "[2001:db8::2]:81").unwrap(), "2001:db8::1", "masqueraded");
+    assert_eq!(net.call("bridge", "CHECK", "a", &with(net.bridge(), "prevResult", a)).unwrap(), Value::Null);
+}
+
+#[test]
+fn what_was_added_is_gone_after_del_and_del_can_be_repeated() {
+    let Some(mut net) = Net::new(&["a", "b"]) else { return };
+    for id in ["a", "b"] {
+        net.call("bridge", "ADD", id, &net.bridge()).unwrap();
+    }
+    assert_eq!(net.taken().len(), 4);
+    net.call("bridge", "DEL", "a", &net.bridge()).unwrap();
+    net.call("bridge", "DEL", "a", &net.bridge()).unwrap();
+    assert_eq!(net.taken(), ["10.77.0.3", "fd77::3"]);
+    assert!(net.nft().contains("10.77.0.3") && !net.nft().contains("10.77.0.2"));
+    // The namespace goes first, as after a crash of the runtime.
+    net.delete_namespace("b");
+    net.call("bridge", "DEL", "b", &net.bridge()).unwrap();
+    assert_eq!(net.taken(), Vec::<String>::new());
+    assert_eq!(net.nft().trim(), "");
+    assert!(!net.links().contains("veth"), "{}", net.links());
+}
+
+#[test]
+fn a_container_gets_one_attachment_and_a_failed_add_leaves_nothing() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    let error = net.call("bridge", "ADD", "a", &net.bridge()).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("duplicate"), "{error}");
+    assert!(net.nft().contains("\"a eth0\"") && net.taken().len() == 2, "the first attachment stands");
+    // A device of that name is in the way.
+    sh(&format!("ip -n {} link add eth0 type bridge", net.name("b")));
+    let error = net.call("bridge", "ADD", "b", &net.bridge()).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("eth0"), "{error}");
+    assert_eq!(net.taken().len(), 2, "{:?}", net.taken());
+    assert!(sh(&format!("ip -n {} link", net.name("b"))).contains("eth0"), "what was there stays");
+    assert!(!net.nft().contains("\"b eth0\""));
+}
+
+#[test]
+fn host_ports_lead_to_the_container_from_everywhere() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let a = net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    net.call("bridge", "ADD", "b", &net.bridge()).unwrap();
+    let ports = json!({"portMappings": [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"},
+        {"hostPort": 5353, "containerPort": 53, "protocol": "udp"}
+    ]});
+    let portmap =
+        json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap", "runtimeConfig": ports, "prevResult": a});
+    assert_eq!(net.call("portmap", "ADD", "a", &portmap).unwrap(), a, "the result is passed on");
+    net.serve("a", 80);
+    assert_eq!(net.get("out", "192.0.2.1:8080").unwrap(), "192.0.2.2", "the source is kept");
+    assert_eq!(net.get("out", "192.0.2.1:8081").unwrap(), "192.0.2.2");
+    assert_eq!(net.get("out", "[2001:db8::1]:8080").unwrap(), "2001:db8::2");
+    assert_eq!(net.get("b", "192.0.2.1:8080").unwrap(), "10.77.0.1", "answers come back through the host");
+    assert_eq!(net.get("a", "192.0.2.1:8080").unwrap(), "10.77.0.1", "hairpin");
+    assert_eq!(net.get("host", "127.0.0.1:8080").unwrap(), "10.77.0.1", "the host's own loopback");
+    assert!(net.get("host", "192.0.2.1:8080").is_ok());
+    let udp = net.inside("a", || UdpSocket::bind("0.0.0.0:53")).unwrap();
+    udp.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let client = net.inside("out", || UdpSocket::bind("0.0.0.0:0")).unwrap();
+    client.send_to(b"hi", "192.0.2.1:5353").unwrap();
+    let mut bytes = [0; 8];
+    assert_eq!(udp.recv(&mut bytes).unwrap(), 2);
+
+    net.call("portmap", "CHECK", "a", &portmap).unwrap();
+    net.call("portmap", "DEL", "a", &portmap).unwrap();
+    net.call("portmap", "DEL", "a", &portmap).unwrap();
+    assert!(net.call("portmap", "CHECK", "a", &portmap).is_err());
+    assert!(net.get("out", "192.0.2.1:8080").is_err());
+    // The flow that was open goes nowhere now, although its client sends on.
+    client.send_to(b"hi", "192.0.2.1:5353").unwrap();
+    udp.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(udp.recv(&mut bytes).is_err());
+}
+
+#[test]
+fn rules_come_back_after_somebody_flushed_them_and_foreign_tables_stay() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let host = net.name("host");
+    sh(&format!("ip netns exec {host} nft add table inet foreign"));
+    net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    sh(&format!("ip netns exec {host} nft flush table inet gantry-cni"));
+    net.call("bridge", "ADD", "b", &net.bridge()).unwrap();
+    net.serve("out", 81);
+    for from in ["a", "b"] {
+        assert_eq!(net.get(from, "192.0.2.2:81").unwrap(), "192.0.2.1", "{from}");
+    }
+    for id in ["a", "b"] {
+        net.call("bridge", "DEL", id, &net.bridge()).unwrap();
+    }
+    assert_eq!(net.nft().trim(), "table inet foreign {\n}");
+}
+
+#[test]
+fn gc_frees_what_no_container_has() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    for id in ["a", "b"] {
+        net.call("bridge", "ADD", id, &net.bridge()).unwrap();
+    }
+    let valid = json!([{"containerID": "b", "ifname": "eth0"}]);
+    net.call("bridge", "GC", "", &with(net.bridge(), "cni.dev/valid-attachments", valid)).unwrap();
+    assert_eq!(net.taken(), ["10.77.0.3", "fd77::3"]);
+    assert!(!net.nft().contains("10.77.0.2"));
+    let error = net.call("bridge", "GC", "", &net.bridge()).unwrap_err();
+    assert_eq!(error["code"], 7);
+}
+
+#[test]
+fn the_reference_plugins_data_is_taken_over() {
+    let Some(net) = Net::new(&["a"]) else { return };
+    let folder = net.data().join("net");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("10.77.0.2"), "old\r\neth0").unwrap();
+    fs::write(folder.join("10.77.0.3"), "older").unwrap();
+    // A crash of the reference plugin leaves a file without an owner: the address is free.
+    fs::write(folder.join("10.77.0.4"), "").unwrap();
+    fs::write(folder.join("last_reserved_ip.0"), "10.77.0.2").unwrap();
+    let a = net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    assert_eq!(a["ips"][0]["address"], "10.77.0.4/24");
+    assert_eq!(fs::read_to_string(folder.join("10.77.0.4")).unwrap(), "a\r\neth0");
+    let ipam = net.bridge();
+    net.call_in("host-local", "DEL", "old", "", &ipam.to_string()).unwrap();
+    net.call_in("host-local", "DEL", "older", "", &ipam.to_string()).unwrap();
+    assert_eq!(net.taken(), ["10.77.0.4", "fd77::2"]);
+}
+
+#[test]
+fn exhaustion_says_which_range_and_who_holds_it() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let mut config = net.bridge();
+    config["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/30"}]]);
+    net.call("host-local", "ADD", "a", &config).unwrap();
+    let error = net.call("host-local", "ADD", "b", &config).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("10.77.0.1-10.77.0.2") && text.contains("10.77.0.2 a"), "{text}");
+    let status = net.call("host-local", "STATUS", "b", &config).unwrap_err();
+    assert_eq!(status["code"], 50);
+}
+
+#[test]
+fn plugins_running_at_once_never_share_an_address_and_lose_no_rule() {
+    let Some(net) = Net::new(&[]) else { return };
+    let mut net = net;
+    let ids: Vec<String> = (0..12).map(|i| format!("c{i}")).collect();
+    ids.iter().for_each(|id| net.namespace(id));
+    let net = &net;
+    let mut addresses: Vec<String> = std::thread::scope(|scope| {
+        let running: Vec<_> = ids
+            .iter()
+            .map(|id| {
+                scope.spawn(move || {
+                    net.call("bridge", "ADD", id, &net.bridge()).unwrap()["ips"][0]["address"].to_string()
+                })
+            })
+            .collect();
+        running.into_iter().map(|r| r.join().unwrap()).collect()
+    });
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), ids.len());
+    let nft = net.nft();
+    assert!(ids.iter().all(|id| nft.contains(&format!("\"{id} eth0\""))), "{nft}");
+    std::thread::scope(|scope| {
+        for id in &ids {
+            scope.spawn(move || net.call("bridge", "DEL", id, &net.bridge()).unwrap());
+        }
+    });
+    assert_eq!((net.nft().trim(), net.taken().len()), ("", 0));
+}
+
+#[test]
+fn wrong_input_is_a_cni_error_at_once() {
+    let Some(net) = Net::new(&["a"]) else { return };
+    let good = net.bridge().to_string();
+    let here = format!("/run/netns/{}", net.name("a"));
+    for (netns, input, code) in [
+        (here.as_str(), "{", 6),
+        (here.as_str(), "[]", 6),
+        (here.as_str(), r#"{"cniVersion": "7.0.0", "name": "n"}"#, 1),
+        (here.as_str(), r#"{"cniVersion": "1.0.0", "name": "n", "type": "bridge", "mtu": "x"}"#, 7),
+        (here.as_str(), r#"{"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": {"type": "host-local"}}"#, 7),
+        (here.as_str(), r#"{"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": {"type": "../x"}}"#, 7),
+        ("/no/such/netns", good.as_str(), 3),
+        ("/etc/passwd", good.as_str(), 4),
+    ] {
+        let error = net.call_in("bridge", "ADD", "a", netns, input).unwrap_err();
+        assert_eq!(error["code"], code, "{input}: {error}");
+        assert!(error["cniVersion"].is_string() && error["msg"].is_string(), "{error}");
+    }
+    assert_eq!((net.nft().trim(), net.taken().len()), ("", 0));
+    assert!(!net.links().contains("veth"), "{}", net.links());
+    let versions = net.call_in("bridge", "VERSION", "", "", "{}").unwrap();
+    assert!(versions["supportedVersions"].as_array().unwrap().len() >= 7);
+}
+
+#[test]
+fn loopback_is_up_after_add() {
+    let Some(net) = Net::new(&["a"]) else { return };
+    let lo = || sh(&format!("ip -n {} -o link show lo", net.name("a")));
+    sh(&format!("ip -n {} link set lo down", net.name("a")));
+    let config = json!({"cniVersion": "1.0.0", "name": "lo", "type": "loopback"});
+    let result = net.call("loopback", "ADD", "a", &config).unwrap();
+    assert_eq!(result["ips"][0]["address"], "127.0.0.1/8");
+    assert!(lo().contains("UP"));
+    net.call("loopback", "CHECK", "a", &config).unwrap();
+}
