@@ -2,12 +2,12 @@
 # Runs every test: formatting, lints, unit and component tests of all crates, then node tests on release programs.
 # Installs what they need. Ends with one line: N passed, N failed, N skipped.
 #
-# usage: test.sh [--fast|--node]   --fast: no lints; --node: node tests on release programs too
+# usage: test.sh [--fast|--unit]   --fast: no lints; --unit: no release programs, no node tests
 # env:   CRICTL  crictl to use (default: built where Go is found)
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
-fast= node=
-case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; --node) node=1 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
+fast= node=1
+case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; --unit) node= ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
 cd "$ROOT" || exit
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
@@ -90,7 +90,7 @@ if [ -n "$node" ]; then
   fi
 fi
 
-[ -n "$node" ] || note "node tests were not asked for (--node)"
+[ -n "$node" ] || note "node tests were left out (--unit)"
 step "Result"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
