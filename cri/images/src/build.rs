@@ -1,11 +1,11 @@
 //! Builds and writes OCI archives: small images from a directory (demos, tests) and exports from the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
@@ -122,7 +122,7 @@ pub fn manifest_json(config: &[u8], layers: &[LayerBlob]) -> serde_json::Value {
 /// Packs the tree below `dir` as a gzip layer.
 pub fn layer_from_dir(dir: &Path) -> Result<LayerBlob> {
     let mut tar = Builder::new(Vec::new());
-    add_tree(&mut tar, dir, dir)?;
+    add_tree(&mut tar, dir, dir, &mut HashMap::new())?;
     let plain = tar.into_inner().map_err(|e| Error::io("pack", dir, e))?;
     layer_gzip(&plain).map_err(|e| Error::io("compress", dir, e))
 }
@@ -142,7 +142,12 @@ pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-fn add_tree(tar: &mut Builder<Vec<u8>>, root: &Path, dir: &Path) -> Result<()> {
+fn add_tree(
+    tar: &mut Builder<Vec<u8>>,
+    root: &Path,
+    dir: &Path,
+    seen: &mut HashMap<(u64, u64), PathBuf>,
+) -> Result<()> {
     let mut names: Vec<_> = fs::read_dir(dir)
         .and_then(|d| d.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>())
         .map_err(|e| Error::io("read", dir, e))?;
@@ -165,8 +170,14 @@ fn add_tree(tar: &mut Builder<Vec<u8>>, root: &Path, dir: &Path) -> Result<()> {
         } else if kind.is_dir() {
             header.set_entry_type(EntryType::Directory);
             tar.append_data(&mut header, inside, std::io::empty()).map_err(failed)?;
-            add_tree(tar, root, &path)?;
+            add_tree(tar, root, &path, seen)?;
+        } else if let Some(first) = seen.get(&(meta.dev(), meta.ino())) {
+            header.set_entry_type(EntryType::Link);
+            tar.append_link(&mut header, inside, first).map_err(failed)?;
         } else if kind.is_file() {
+            if meta.nlink() > 1 {
+                seen.insert((meta.dev(), meta.ino()), inside.to_path_buf());
+            }
             header.set_entry_type(EntryType::Regular);
             header.set_size(meta.len());
             tar.append_data(&mut header, inside, File::open(&path).map_err(failed)?).map_err(failed)?;
