@@ -7,9 +7,11 @@ pub mod conntrack;
 pub mod ip;
 pub mod link;
 pub mod message;
+pub mod neighbour;
 pub mod nft;
 pub mod socket;
 
 pub use ip::{Prefix, Route};
 pub use link::Link;
+pub use neighbour::Neighbour;
 pub use socket::Socket;

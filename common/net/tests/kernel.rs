@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
+use gantry_net::Neighbour;
 use gantry_net::ip::{self, Prefix, Route};
 use gantry_net::link::{self, BorrowedFdKey, Change, Kind};
 use gantry_net::nft::{Batch, Element, Expr, Hook, R0, Set, Type};
@@ -82,6 +83,32 @@ fn a_failing_request_of_a_batch_is_named_and_the_others_are_done() {
         let (index, error) = socket.batch(vec![link::delete(9999), up]).unwrap_err();
         assert_eq!((index, error.raw_os_error()), (0, Some(libc::ENODEV)));
         assert!(socket.link("lo").unwrap().unwrap().is_up());
+    });
+}
+
+#[test]
+fn a_tunnel_end_with_its_neighbours() {
+    in_namespace(|_| {
+        let mut socket = Socket::route().unwrap();
+        socket.request(link::create("under", &Kind::Bridge { vlan_filtering: false }, None, None)).unwrap();
+        let under = socket.link("under").unwrap().unwrap().index;
+        let settings =
+            link::Vxlan { vni: 1, port: 8472, parent: under, local: "192.0.2.1".parse().unwrap(), learning: false };
+        socket.request(link::create("flannel.1", &Kind::Vxlan(settings.clone()), Some(1450), None)).unwrap();
+        let device = socket.link("flannel.1").unwrap().unwrap();
+        assert_eq!(link::Vxlan::of(&device), Some(settings));
+        let up = Change { up: Some(true), ..Change::default() };
+        socket.request(link::change(device.index, &up)).unwrap();
+        let (mac, ip) = ([2, 0, 0, 0, 0, 7], "10.244.1.0".parse().unwrap());
+        let arp = Neighbour::Arp { device: device.index, ip, mac };
+        let fdb = Neighbour::Fdb { device: device.index, mac, to: "192.0.2.7".parse().unwrap() };
+        let moved = Neighbour::Fdb { device: device.index, mac, to: "192.0.2.8".parse().unwrap() };
+        socket.batch(vec![arp.replace(), fdb.replace(), moved.replace()]).unwrap();
+        let mut found = socket.neighbours(device.index).unwrap();
+        found.sort();
+        assert_eq!(found, [arp, moved]);
+        socket.batch(vec![arp.delete(), moved.delete()]).unwrap();
+        assert_eq!(socket.neighbours(device.index).unwrap(), []);
     });
 }
 
