@@ -187,7 +187,18 @@ async fn attach(daemon: &Arc<Daemon>, id: &str, io: Io) -> Result<(), StreamErro
             Sender::from_owned_fd(fd).map_err(told)?
         };
         if let Some(from) = io.stdin {
-            tokio::spawn(copy(from, to));
+            let once = container.record().config.0.stdin_once;
+            let (daemon, container) = (daemon.clone(), container.clone());
+            tokio::spawn(async move {
+                copy(from, to).await;
+                // The first client that says it has no more input says so for the container.
+                if once {
+                    let close = Request::CloseStdin { id: container.id.clone() };
+                    if let Err(error) = crate::monitors::call(&daemon, &container.sandbox, close).await {
+                        tracing::debug!(container = %container.id, %error, "close standard input");
+                    }
+                }
+            });
         }
     }
     let out = drain(Receiver::from_owned_fd(out_near.into()).map_err(told)?, io.stdout);

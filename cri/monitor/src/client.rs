@@ -114,6 +114,11 @@ impl Connection {
         Ok(Self { socket: self.socket.clone(), stream: self.stream.try_clone()? })
     }
 
+    /// Says that nothing more is asked, and still hears: a running exec is killed, its end is told.
+    pub fn no_more_requests(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
     /// Hangs up in both directions; a blocked [`Connection::next`] returns.
     pub fn hang_up(&self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);

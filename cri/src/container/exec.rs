@@ -19,6 +19,9 @@ use crate::error::{Error, Result};
 /// Most output that ExecSync keeps of each stream.
 const LARGEST: usize = 16 << 20;
 
+/// How long a killed command may take to be gone.
+const KILLED: Duration = Duration::from_secs(10);
+
 /// A running exec. Hanging up (or dropping) the connection kills it.
 pub struct Exec {
     /// The monitor tells the exit code here.
@@ -123,9 +126,12 @@ pub async fn exec_sync(
     let killer = exec.connection.try_clone().map_err(Error::failed("exec"))?;
     let output = tokio::spawn(read(exec.output));
     let error = tokio::spawn(read(exec.error));
-    let run = exit_code(exec.connection);
+    let mut run = std::pin::pin!(exit_code(exec.connection));
     let limit = if limit > 0 { Duration::from_secs(limit.unsigned_abs()) } else { Duration::from_secs(365 * 86400) };
-    let Ok(code) = tokio::time::timeout(limit, run).await else {
+    let Ok(code) = tokio::time::timeout(limit, &mut run).await else {
+        // The answer is given when the processes are gone, not when they were told to go.
+        killer.no_more_requests();
+        let _ = tokio::time::timeout(KILLED, run).await;
         killer.hang_up();
         output.abort();
         error.abort();

@@ -45,6 +45,27 @@ pub fn is_node(mode: i32) -> bool {
     mode == cri::NamespaceMode::Node as i32
 }
 
+/// Namespace options of a pod. Network, IPC and UTS are the pod's: what a container says about them changes nothing.
+pub fn pod_options(pod: &cri::PodSandboxConfig) -> cri::NamespaceOption {
+    let security = pod.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    security.and_then(|s| s.namespace_options.clone()).unwrap_or_default()
+}
+
+/// Recursive read-only mounts must be read-only and must not get mounts from elsewhere.
+fn check_mount(mount: &cri::Mount) -> Result<(), String> {
+    let place = format!("mount {} to {}", mount.host_path, mount.container_path);
+    if !mount.container_path.starts_with('/') || !mount.host_path.starts_with('/') {
+        return Err(format!("{place}: not absolute"));
+    }
+    if mount.recursive_read_only && !mount.readonly {
+        return Err(format!("{place}: recursive_read_only needs readonly"));
+    }
+    if mount.recursive_read_only && mount.propagation() != cri::MountPropagation::PropagationPrivate {
+        return Err(format!("{place}: recursive_read_only needs private propagation"));
+    }
+    Ok(())
+}
+
 /// Command line of a container: the request's, else the image's.
 ///
 /// # Errors
@@ -116,9 +137,8 @@ fn mounts(f: &Facts<'_>, privileged: bool) -> Vec<Value> {
         }
     }
     if !asked("/dev/shm") {
-        let ipc = f.container.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.as_ref());
         let shm = f.sandbox_dir.join("shm");
-        let source = if ipc.is_some_and(|o| is_node(o.ipc)) { Path::new("/dev/shm") } else { &shm };
+        let source = if is_node(pod_options(f.sandbox).ipc) { Path::new("/dev/shm") } else { &shm };
         all.push(entry("/dev/shm", "bind", &source.to_string_lossy(), &["rbind", "rprivate", "rw"]));
     }
     let mut wanted: Vec<&cri::Mount> = f.mounts.iter().collect();
@@ -181,14 +201,12 @@ pub fn resources(r: &cri::LinuxContainerResources) -> Value {
 /// The whole configuration.
 ///
 /// # Errors
-/// There is no command, or a path is not absolute.
+/// There is no command, or a mount contradicts itself.
 pub fn generate(f: &Facts<'_>) -> Result<Value, String> {
     let linux = f.container.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
-    let options = security.namespace_options.clone().unwrap_or_default();
-    if let Some(bad) = f.mounts.iter().find(|m| !m.container_path.starts_with('/') || !m.host_path.starts_with('/')) {
-        return Err(format!("mount {} to {}: not absolute", bad.host_path, bad.container_path));
-    }
+    let options = pod_options(f.sandbox);
+    f.mounts.iter().try_for_each(check_mount)?;
     let cwd = [&f.container.working_dir, &f.image.working_dir].into_iter().find(|d| !d.is_empty());
     let mut namespaces = vec![json!({"type": "mount"})];
     let pinned = |kind: &str, file: &str| json!({"type": kind, "path": f.sandbox_dir.join("ns").join(file)});
@@ -289,6 +307,22 @@ mod tests {
         assert_eq!(line(&["x"], &[]), "x");
         assert_eq!(line(&[], &["a"]), "e a");
         assert!(arguments(&cri::ContainerConfig::default(), &ImageConfig::default()).is_err());
+    }
+
+    #[test]
+    fn recursive_read_only_mounts_are_read_only_and_private() {
+        let mount = |readonly, propagation: cri::MountPropagation| cri::Mount {
+            container_path: "/a".into(),
+            host_path: "/b".into(),
+            readonly,
+            recursive_read_only: true,
+            propagation: propagation.into(),
+            ..Default::default()
+        };
+        assert_eq!(check_mount(&mount(true, cri::MountPropagation::PropagationPrivate)), Ok(()));
+        assert!(check_mount(&mount(false, cri::MountPropagation::PropagationPrivate)).is_err());
+        assert!(check_mount(&mount(true, cri::MountPropagation::PropagationBidirectional)).is_err());
+        assert!(check_mount(&mount(true, cri::MountPropagation::PropagationHostToContainer)).is_err());
     }
 
     #[test]

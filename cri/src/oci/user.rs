@@ -58,6 +58,9 @@ pub fn resolve(wanted: &Wanted<'_>, passwd: &str, group: &str) -> Result<User, S
             text.parse().map_err(|_| format!("user {named:?} has no usable id in the image's /etc/passwd"))?
         }
     };
+    if wanted.gid.is_some() && wanted.uid.is_none() && wanted.name.is_empty() {
+        return Err("run_as_group is set without run_as_user or run_as_username".to_owned());
+    }
     let from_image = wanted.uid.is_none() && wanted.name.is_empty();
     let gid = match (wanted.gid, image_group) {
         (Some(gid), _) => number(gid)?,
@@ -75,6 +78,8 @@ pub fn resolve(wanted: &Wanted<'_>, passwd: &str, group: &str) -> Result<User, S
         let member = |f: &Vec<&str>| f.get(3).is_some_and(|m| m.split(',').any(|u| u == name));
         groups.extend(entries(group).filter(member).filter_map(|f| f.get(2)?.parse::<u32>().ok()));
     }
+    // As other runtimes do: file systems that look at the list alone see the main group too.
+    groups.push(gid);
     groups.sort_unstable();
     groups.dedup();
     Ok(User { uid, gid, groups, home: field(5).unwrap_or_default().to_owned() })
@@ -97,12 +102,14 @@ mod tests {
             resolve(&Wanted { image, uid, strict, groups: &[7], ..Default::default() }, PASSWD, GROUP)
                 .map(|u| (u.uid, u.gid, u.groups))
         };
-        assert_eq!(case("", None, false), Ok((0, 0, vec![7])));
-        assert_eq!(case("web", None, false), Ok((33, 34, vec![7, 50])));
-        assert_eq!(case("web", None, true), Ok((33, 34, vec![7])));
-        assert_eq!(case("web:logs", None, true), Ok((33, 50, vec![7])));
-        assert_eq!(case("web:logs", Some(33), true), Ok((33, 34, vec![7])));
-        assert_eq!(case("1000", None, true), Ok((1000, 0, vec![7])));
+        assert_eq!(case("", None, false), Ok((0, 0, vec![0, 7])));
+        assert_eq!(case("web", None, false), Ok((33, 34, vec![7, 34, 50])));
+        assert_eq!(case("web", None, true), Ok((33, 34, vec![7, 34])));
+        assert_eq!(case("web:logs", None, true), Ok((33, 50, vec![7, 50])));
+        assert_eq!(case("web:logs", Some(33), true), Ok((33, 34, vec![7, 34])));
+        assert_eq!(case("1000", None, true), Ok((1000, 0, vec![0, 7])));
         assert!(case("nobody", None, true).unwrap_err().contains("nobody"));
+        let group_alone = Wanted { gid: Some(5), ..Default::default() };
+        assert!(resolve(&group_alone, PASSWD, GROUP).unwrap_err().contains("run_as_group"));
     }
 }

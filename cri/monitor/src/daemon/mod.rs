@@ -35,7 +35,15 @@ pub struct Settings {
 enum Role {
     Requests,
     Events,
-    Exec { pid: i32, pidfd: OwnedFd },
+    Exec {
+        pid: i32,
+        pidfd: OwnedFd,
+    },
+    /// An exec that was killed because its client said no more; told when it is gone.
+    Ending {
+        pid: i32,
+        pidfd: OwnedFd,
+    },
 }
 
 struct Peer {
@@ -117,9 +125,12 @@ impl Monitor {
         let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
         let mut blocked = false;
         for (key, peer) in &self.peers {
-            tokens.push(Ready::Peer(*key));
-            fds.push(PollFd::new(peer.stream.as_fd(), PollFlags::POLLIN));
-            if let Role::Exec { pidfd, .. } = &peer.role {
+            // One that has said no more would be readable for ever.
+            if !matches!(peer.role, Role::Ending { .. }) {
+                tokens.push(Ready::Peer(*key));
+                fds.push(PollFd::new(peer.stream.as_fd(), PollFlags::POLLIN));
+            }
+            if let Role::Exec { pidfd, .. } | Role::Ending { pidfd, .. } = &peer.role {
                 tokens.push(Ready::Pid);
                 fds.push(PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
             }
@@ -208,11 +219,18 @@ impl Monitor {
         let Some(peer) = self.peers.get(&key) else { return };
         match frame::receive::<Request>(&peer.stream) {
             Ok(Some((request, fds))) => self.serve(key, request, fds),
-            Ok(None) => self.forget(key),
+            Ok(None) => self.said_no_more(key),
             Err(e) => {
                 let _ = frame::send(&peer.stream, &Answer::Failed { message: format!("bad request: {e}") }, &[]);
                 self.forget(key);
             }
+        }
+    }
+
+    fn said_no_more(&mut self, key: u64) {
+        if let Some(Peer { stream, role: Role::Exec { pid, pidfd } }) = self.peers.remove(&key) {
+            operations::kill_tree(pid);
+            self.peers.insert(key, Peer { stream, role: Role::Ending { pid, pidfd } });
         }
     }
 
@@ -247,7 +265,10 @@ impl Monitor {
             let event = Answer::Exit { id: id.clone(), record };
             self.peers.retain(|_, p| !matches!(p.role, Role::Events) || frame::send(&p.stream, &event, &[]).is_ok());
         }
-        let exec = self.peers.iter().find(|(_, p)| matches!(p.role, Role::Exec { pid: q, .. } if q == pid));
+        let exec = self
+            .peers
+            .iter()
+            .find(|(_, p)| matches!(p.role, Role::Exec { pid: q, .. } | Role::Ending { pid: q, .. } if q == pid));
         if let Some((key, peer)) = exec.map(|(k, p)| (*k, p)) {
             let _ = frame::send(&peer.stream, &Answer::Exited { code }, &[]);
             self.peers.remove(&key);
