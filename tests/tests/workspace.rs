@@ -22,6 +22,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("cri-images", &["gantry-sys"]),
         ("cri-streaming", &[]),
         ("cni-plugins", &["gantry-net", "gantry-sys"]),
+        ("gantry-overlay", &["gantry-net", "gantry-sys", "gantry-telemetry"]),
         (
             "cri",
             &[

@@ -1,0 +1,164 @@
+//! Putting the parts together, and ending in order: what was programmed stays when the agent ends.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::agent::{Agent, Changes, wait};
+use crate::api::{self, Cluster};
+use crate::config::{Backend, Flags, Network};
+use crate::{kernel, masquerade, peers};
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Flags or settings are wrong, or the apiserver's kubeconfig cannot be read.
+pub fn main() -> Result<()> {
+    let flags = Flags::parse();
+    let format = flags.log_format.parse().map_err(anyhow::Error::msg)?;
+    gantry_telemetry::log::init(&flags.log_level, format).map_err(anyhow::Error::msg)?;
+    let network = Network::load(&flags.net_config_path)?;
+    if flags.clean {
+        let vni = if let Backend::Vxlan { vni, .. } = network.backend { Some(vni) } else { None };
+        kernel::clean(vni)?;
+        let _ = std::fs::remove_file(&flags.subnet_file);
+        return masquerade::remove().context("remove masquerade rules");
+    }
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(flags, network))
+}
+
+fn node_name(flags: &Flags) -> Result<String> {
+    let named = flags.node_name.clone().or_else(|| std::env::var("NODE_NAME").ok()).filter(|n| !n.is_empty());
+    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").map(|n| n.trim().to_lowercase());
+    named.map_or_else(host, Ok).context("read the host name")
+}
+
+async fn client(flags: &Flags) -> Result<Option<kube::Client>> {
+    if flags.peers.is_some() {
+        return Ok(None);
+    }
+    let config = match &flags.kubeconfig {
+        Some(path) => {
+            let what = || format!("kubeconfig {}", path.display());
+            let file = kube::config::Kubeconfig::read_from(path).with_context(what)?;
+            kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+                .await
+                .with_context(what)?
+        }
+        None => {
+            kube::Config::incluster().context("neither --kubeconfig nor --peers, and this is no pod of a cluster")?
+        }
+    };
+    Ok(Some(kube::Client::try_from(config).context("make a client of the apiserver")?))
+}
+
+async fn serve(flags: Flags, network: Network) -> Result<()> {
+    let name = node_name(&flags)?;
+    let client = client(&flags).await?;
+    let (known, mut nodes) = watch::channel(Cluster::default());
+    let source = match (&client, &flags.peers) {
+        (Some(client), _) => tokio::spawn(api::watch(client.clone(), name.clone(), known)),
+        (None, Some(path)) => {
+            let (path, backend) = (path.clone(), network.backend);
+            tokio::spawn(async move {
+                if let Err(error) = peers::watch(path, backend, known).await {
+                    tracing::error!("{error:#}");
+                }
+            })
+        }
+        (None, None) => anyhow::bail!("neither --kubeconfig nor --peers"),
+    };
+    let healthy = watch::channel(false);
+    if let Some(address) = flags.healthz_address {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+        tokio::spawn(healthz(listener, healthy.1));
+    }
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let work = work(Agent::new(flags, network, name), client, &mut nodes, healthy.0);
+    tokio::select! {
+        done = work => done?,
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    source.abort();
+    Ok(())
+}
+
+/// Reconciles whenever something changes; what fails is tried again.
+async fn work(
+    mut agent: Agent,
+    client: Option<kube::Client>,
+    nodes: &mut watch::Receiver<Cluster>,
+    healthy: watch::Sender<bool>,
+) -> Result<()> {
+    let mut changes = Changes::new().context("listen to the kernel")?;
+    let (mut published, mut last_fault, mut retry) = (None, String::new(), Duration::from_millis(200));
+    loop {
+        let cluster = nodes.borrow_and_update().clone();
+        let mut failed = false;
+        if cluster.complete {
+            match agent.reconcile(&cluster) {
+                Ok(outcome) => {
+                    if outcome.changed > 0 {
+                        tracing::info!(
+                            changes = outcome.changed,
+                            nodes = cluster.nodes.len(),
+                            "the kernel's tables agree again"
+                        );
+                    }
+                    outcome.faults.iter().for_each(|fault| tracing::warn!("{fault}"));
+                    failed = !outcome.faults.is_empty();
+                    last_fault.clear();
+                    if let Some(client) = client.as_ref().filter(|_| published.as_ref() != Some(&outcome.own)) {
+                        match api::publish(client, &outcome.own, agent.network.backend, None).await {
+                            Ok(()) => published = Some(outcome.own),
+                            Err(error) => {
+                                tracing::warn!("{error:#}");
+                                failed = true;
+                            }
+                        }
+                    }
+                    healthy.send_replace(!failed);
+                    let _ = gantry_telemetry::notify::ready();
+                }
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    if text != last_fault {
+                        tracing::warn!("{text}");
+                        last_fault = text;
+                    }
+                    healthy.send_replace(false);
+                    failed = true;
+                }
+            }
+        }
+        if failed {
+            let _ = tokio::time::timeout(retry, wait(&mut changes, nodes)).await;
+            retry = (retry * 2).min(Duration::from_secs(5));
+        } else {
+            retry = Duration::from_millis(200);
+            wait(&mut changes, nodes).await?;
+        }
+    }
+}
+
+/// Answers any request: 200 when all is well, 503 otherwise.
+async fn healthz(listener: TcpListener, healthy: watch::Receiver<bool>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let well = *healthy.borrow();
+        tokio::spawn(async move {
+            let mut request = [0; 1024];
+            let _ = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut request)).await;
+            let (line, body) = if well { ("200 OK", "ok") } else { ("503 Service Unavailable", "not in order") };
+            let text = format!("HTTP/1.1 {line}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            let _ = stream.write_all(text.as_bytes()).await;
+        });
+    }
+}
