@@ -88,18 +88,29 @@ async fn perform(daemon: &Arc<Daemon>, request: &Value, sink: ProgressSink) -> a
         .collect())
 }
 
-/// Asks the daemon whose socket is `path` what it finds wrong, and prints it. Answers how many things.
+/// Asks the daemon whose socket is `path` what it finds wrong; without a daemon looks itself (`alone`). Prints it and answers
+/// how many things there are.
 ///
 /// # Errors
-/// The daemon is not there, or cannot look.
-pub async fn fsck(path: &Path, repair: bool) -> anyhow::Result<usize> {
-    let mut lines = send(path, &json!({"verb": "fsck", "repair": repair})).await?;
-    let line = lines.next_line().await?.context("the daemon hung up")?;
-    let answer: Value = serde_json::from_str(&line)?;
-    if let Some(error) = answer["error"].as_str() {
-        anyhow::bail!("{error}");
-    }
-    let findings: Vec<&str> = answer["findings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+/// It cannot be looked at, or not be repaired.
+pub async fn fsck(
+    path: &Path,
+    repair: bool,
+    alone: impl AsyncFnOnce() -> anyhow::Result<Vec<String>>,
+) -> anyhow::Result<usize> {
+    let findings = if UnixStream::connect(path).await.is_ok() {
+        let mut lines = send(path, &json!({"verb": "fsck", "repair": repair})).await?;
+        let line = lines.next_line().await?.context("the daemon hung up")?;
+        let answer: Value = serde_json::from_str(&line)?;
+        if let Some(error) = answer["error"].as_str() {
+            anyhow::bail!("{error}");
+        }
+        let texts = answer["findings"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_owned).collect()
+    } else {
+        eprintln!("no daemon answers at {}: looking without it", path.display());
+        alone().await?
+    };
     match (findings.is_empty(), repair) {
         (true, _) => println!("nothing found"),
         (false, false) => findings.iter().for_each(|f| println!("{f}")),

@@ -74,8 +74,8 @@ enum Command {
         /// Its id.
         id: String,
     },
-    /// Compares what the running daemon knows with disk, mounts and namespaces; prints what does not agree. Exit code 0 when
-    /// nothing is found, 1 otherwise.
+    /// Compares what the daemon knows (or, while none runs, has recorded) with disk, mounts and namespaces; prints what does not
+    /// agree. Exit code 0 when nothing is found, 1 otherwise.
     Fsck {
         /// Remove what belongs to nothing.
         #[arg(long)]
@@ -207,7 +207,11 @@ fn main() -> anyhow::Result<()> {
         }
         Some(Command::Fsck { repair }) => {
             let admin = config.socket.with_extension("admin");
-            let work = cri::admin::fsck(&admin, repair);
+            let work = cri::admin::fsck(&admin, repair, async || {
+                let daemon = open(config).await?;
+                cri::reconcile::load(&daemon);
+                cri::fsck::run(&daemon, repair).await
+            });
             let found = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)?;
             std::process::exit(i32::from(found > 0 && !repair));
         }
@@ -217,7 +221,8 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+/// The daemon's state, with nothing in memory yet.
+async fn open(config: Config) -> anyhow::Result<Arc<Daemon>> {
     for folder in [&config.root, &config.state, &config.runtime_root] {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))?;
@@ -228,8 +233,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let images = tokio::task::spawn_blocking(move || Images::open(store)).await??;
     let ledger = Ledger::open(&config.root).with_context(|| format!("open the ledger in {}", config.root.display()))?;
     let host = gantry_cgroup::Host::detect().context("find cgroups")?;
+    Ok(Arc::new(Daemon::new(config, images, ledger, host)))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
     let socket = config.socket.clone();
-    let daemon = Arc::new(Daemon::new(config, images, ledger, host));
+    let daemon = open(config).await?;
     cri::reconcile::run(&daemon).await;
     cri::streams::start(&daemon).await.context("start the streaming server")?;
     if let Some(folder) = socket.parent() {

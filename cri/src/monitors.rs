@@ -1,5 +1,7 @@
 //! Starting monitors, asking them, and following what they tell.
 
+mod unit;
+
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
@@ -11,6 +13,8 @@ use tokio::io::AsyncReadExt;
 
 use crate::daemon::{Daemon, Sandbox, now};
 use crate::error::{Error, Result};
+
+pub(crate) use unit::tidy;
 
 /// Starts the monitor of a sandbox; its socket is bound here, so it can be asked at once.
 ///
@@ -41,6 +45,9 @@ pub async fn spawn(daemon: &Daemon, sandbox: &Sandbox) -> Result<()> {
         .process_group(0)
         .spawn()
         .map_err(Error::failed(format!("{what}: {}", daemon.config.monitor_program().display())))?;
+    if let Some(pid) = child.id() {
+        tokio::task::spawn_blocking(move || unit::leave(pid)).await?;
+    }
     tokio::spawn(async move { child.wait().await });
     call(daemon, &sandbox.id, Request::Ping).await?;
     Ok(())

@@ -10,22 +10,7 @@ use crate::{container, monitors, sandbox};
 
 /// Takes over what an earlier run left.
 pub async fn run(daemon: &Arc<Daemon>) {
-    let (sandboxes, mut faults) = daemon.ledger.sandboxes();
-    let (containers, more) = daemon.ledger.containers();
-    faults.extend(more);
-    for fault in faults {
-        tracing::error!(%fault, "unreadable ledger record left alone");
-    }
-    for record in sandboxes {
-        daemon.add_sandbox(Arc::new(Sandbox::new(record)));
-    }
-    for record in containers {
-        let entry = Arc::new(Container::new(record));
-        if let (None, Some(exit)) = (entry.record().exit, ExitRecord::read(&daemon.ledger.exit_file(&entry.id))) {
-            let _ = entry.change(&daemon.ledger, |r| r.exit = Some(exit));
-        }
-        daemon.add_container(entry);
-    }
+    load(daemon);
     for entry in daemon.all_sandboxes() {
         let record = entry.record();
         if monitors::call(daemon, &record.id, Request::Ping).await.is_ok() {
@@ -55,5 +40,25 @@ pub async fn run(daemon: &Arc<Daemon>) {
         {
             tracing::warn!(container = %entry.id, %error, "half-made container stays");
         }
+    }
+}
+
+/// Reads the ledger into memory and changes nothing but to add exits that monitors have recorded.
+pub fn load(daemon: &Arc<Daemon>) {
+    let (sandboxes, mut faults) = daemon.ledger.sandboxes();
+    let (containers, more) = daemon.ledger.containers();
+    faults.extend(more);
+    for fault in faults {
+        tracing::error!(%fault, "unreadable ledger record left alone");
+    }
+    for record in sandboxes {
+        daemon.add_sandbox(Arc::new(Sandbox::new(record)));
+    }
+    for record in containers {
+        let entry = Arc::new(Container::new(record));
+        if let (None, Some(exit)) = (entry.record().exit, ExitRecord::read(&daemon.ledger.exit_file(&entry.id))) {
+            let _ = entry.change(&daemon.ledger, |r| r.exit = Some(exit));
+        }
+        daemon.add_container(entry);
     }
 }

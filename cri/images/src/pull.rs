@@ -77,6 +77,7 @@ impl Pull<'_> {
             p.layers_total = manifest.layers.len();
             p.bytes_total = manifest.layers.iter().map(|l| l.size).sum();
         });
+        self.check_space(manifest, &diff_ids)?;
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
             jobs.push(self.layer(&registry, layer, diff_id, &tracker, lease).boxed());
@@ -106,6 +107,25 @@ impl Pull<'_> {
         .await?;
         tracker.update(true, |p| p.phase = Phase::Done);
         Ok(image)
+    }
+
+    /// Says at once when not even the compressed layers that are missing fit on the disk.
+    fn check_space(&self, manifest: &Manifest, diff_ids: &[Digest]) -> Result<()> {
+        let root = &self.store.config.root;
+        let Ok(disk) = rustix::fs::statvfs(root) else { return Ok(()) };
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let missing: u64 = {
+            let state = self.store.state();
+            let here = |layer: &Descriptor, diff_id: &Digest| {
+                state.layers.contains_key(diff_id) || state.blobs.contains_key(&layer.digest)
+            };
+            manifest.layers.iter().zip(diff_ids).filter(|(l, d)| !here(l, d)).map(|(l, _)| l.size).sum()
+        };
+        if missing <= free {
+            return Ok(());
+        }
+        let doing = format!("{missing} bytes of layers are missing, {free} bytes are free");
+        Err(Error::NoSpace { store: root.clone(), doing, source: rustix::io::Errno::NOSPC.into() })
     }
 
     /// Follows indexes to the manifest for this machine; all documents are kept.

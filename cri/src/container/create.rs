@@ -173,7 +173,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         }
         cri::NamespaceMode::Container => None,
     };
-    let own_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let lowest_oom_score = lowest_oom_score(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj));
     let facts = spec::Facts {
         id: &record.id,
         sandbox: &pod.config.0,
@@ -186,7 +186,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         seccomp: profile(daemon, &security, &held)?,
         capabilities: &held,
         pid_namespace,
-        lowest_oom_score: own_score.trim().parse().unwrap_or(0),
+        lowest_oom_score,
         devices: devices(&config.devices, security.privileged)?,
         mounts: &mounts,
     };
@@ -197,6 +197,24 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
     }
     fs::write(bundle.join("config.json"), text.to_string()).map_err(Error::failed("write config.json"))?;
     container.change(&daemon.ledger, |r| r.user = (who.uid, who.gid, who.groups.clone()))
+}
+
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
+
+/// The lowest oom_score_adj that this daemon may give: any, or without CAP_SYS_RESOURCE its own. The first request that cannot
+/// be met is told to the operator.
+fn lowest_oom_score(wanted: i64) -> i64 {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    if gantry_sys::capability::get().is_ok_and(|sets| sets.effective & CAP_SYS_RESOURCE != 0) {
+        return -1000;
+    }
+    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default().trim().parse().unwrap_or(0);
+    if wanted < own {
+        TOLD.call_once(|| {
+            tracing::warn!(wanted, given = own, "oom_score_adj is raised: lowering it needs CAP_SYS_RESOURCE");
+        });
+    }
+    own
 }
 
 /// The host pid of a container's init.

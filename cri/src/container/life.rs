@@ -179,7 +179,8 @@ pub async fn update_resources(daemon: &Arc<Daemon>, id: &str, new: cri::LinuxCon
     })
 }
 
-fn to_cgroup(r: &cri::LinuxContainerResources) -> Resources {
+/// Limits as the kernel's groups take them; zero and empty are left out.
+pub(crate) fn to_cgroup(r: &cri::LinuxContainerResources) -> Resources {
     let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
     let set = |n: i64| Some(n).filter(|n| *n != 0);
     let text = |s: &String| Some(s.clone()).filter(|s| !s.is_empty());

@@ -12,6 +12,7 @@ use proto::cri;
 
 pub use create::create;
 pub use exec::{Exec, exec, exec_sync, exit_code};
+pub(crate) use life::to_cgroup;
 pub use life::{remove, start, stop, update_resources};
 
 use crate::daemon::{Container, Daemon};

@@ -9,7 +9,7 @@ use proto::cri;
 
 pub use run::run;
 pub(crate) use stop::release;
-pub use stop::{remove, stop};
+pub use stop::{remove, stop, update_resources};
 
 use crate::daemon::Sandbox;
 use crate::ledger::SandboxRecord;

@@ -70,6 +70,7 @@ pub(crate) async fn release(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Vec
         }
     }
     let _ = fs::remove_file(client.socket());
+    monitors::tidy();
     let dir = daemon.sandbox_dir(&sandbox.id);
     for name in ["uts", "ipc", "net"] {
         if let Err(e) = unpin(&dir.join("ns").join(name)) {
@@ -102,6 +103,39 @@ fn kill_pause(pid: i32) {
     if line.ends_with(b"\0pause\0") {
         let _ = gantry_sys::process::pidfd_send_signal(pidfd.as_fd(), nix::libc::SIGKILL);
     }
+}
+
+/// Records new overhead and resources of a pod. The pod's cgroup is its parent's owner's (the kubelet's) to change, but where
+/// the pod has no parent the daemon made its cgroup, and changes it.
+///
+/// # Errors
+/// There is no such sandbox, it is stopped, or the kernel refuses a value.
+pub async fn update_resources(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    overhead: Option<cri::LinuxContainerResources>,
+    resources: Option<cri::LinuxContainerResources>,
+) -> Result<()> {
+    let sandbox = daemon.sandbox(id)?;
+    let _turn = sandbox.turn.lock().await;
+    let record = sandbox.record();
+    if record.stopped {
+        return Err(Error::State(format!("sandbox {} is not ready", sandbox.id)));
+    }
+    let own_parent = record.config.0.linux.as_ref().is_none_or(|l| l.cgroup_parent.is_empty());
+    if let (true, Some(wanted)) = (own_parent, &resources) {
+        let failed = |e: gantry_cgroup::Error| Error::Failed(format!("resources of sandbox {}: {e}", sandbox.id));
+        let cgroup = daemon.host.cgroup(container::default_parent(&sandbox.id)).map_err(failed)?;
+        let wanted = container::to_cgroup(wanted);
+        tokio::task::spawn_blocking(move || cgroup.create().and_then(|()| cgroup.apply(&wanted)))
+            .await?
+            .map_err(failed)?;
+    }
+    sandbox.change(&daemon.ledger, |r| {
+        let linux = r.config.0.linux.get_or_insert_default();
+        linux.overhead = overhead.or_else(|| linux.overhead.take());
+        linux.resources = resources.or_else(|| linux.resources.take());
+    })
 }
 
 /// Stops, then removes the sandbox with all its containers. Unknown is fine.

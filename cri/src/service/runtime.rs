@@ -394,7 +394,9 @@ impl RuntimeService for Service {
         &self,
         r: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
-        self.daemon.sandbox(&r.into_inner().pod_sandbox_id)?;
+        let (daemon, r) = (self.daemon.clone(), r.into_inner());
+        let work = async move { sandbox::update_resources(&daemon, &r.pod_sandbox_id, r.overhead, r.resources).await };
+        self.detached(work).await?;
         Ok(Response::new(cri::UpdatePodSandboxResourcesResponse {}))
     }
 }
