@@ -60,6 +60,8 @@ pub struct Daemon {
     pub streaming: std::sync::OnceLock<cri_streaming::Server>,
     /// Pod CIDR as told by the kubelet.
     pub pod_cidr: Mutex<String>,
+    /// Long operations so far, and how many of them failed.
+    pub calls: Mutex<(u64, u64)>,
 }
 
 /// Locks whatever a panicking holder left.
@@ -159,6 +161,7 @@ impl Daemon {
             names: Mutex::default(),
             streaming: std::sync::OnceLock::new(),
             pod_cidr: Mutex::default(),
+            calls: Mutex::default(),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod error;
 pub mod events;
 pub mod fsck;
 pub mod ledger;
+pub mod metrics;
 pub mod monitors;
 pub mod oci;
 pub mod reconcile;

@@ -89,7 +89,7 @@ pub fn sandbox(daemon: &Daemon, sandbox: &Sandbox) -> cri::PodSandboxStats {
 }
 
 /// Counters of the pod's interfaces but the loopback.
-fn network(daemon: &Daemon, sandbox: &str) -> Vec<cri::NetworkInterfaceUsage> {
+pub(crate) fn network(daemon: &Daemon, sandbox: &str) -> Vec<cri::NetworkInterfaceUsage> {
     let path = daemon.sandbox_dir(sandbox).join("ns/net");
     if !gantry_sys::namespaces::is_pinned(&path) {
         return Vec::new();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::Stream;
 use tonic::{Response, Status};
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, lock};
 
 /// Both CRI services over one daemon.
 #[derive(Clone)]
@@ -28,8 +28,12 @@ impl Service {
         &self,
         work: impl Future<Output = crate::error::Result<T>> + Send + 'static,
     ) -> Result<T, Status> {
-        let done = tokio::spawn(work).await.map_err(|e| Status::internal(format!("an operation was cut off: {e}")))?;
-        Ok(done?)
+        let done = tokio::spawn(work).await.map_err(|e| Status::internal(format!("an operation was cut off: {e}")));
+        let failed = !matches!(done, Ok(Ok(_)));
+        let mut calls = lock(&self.daemon.calls);
+        *calls = (calls.0 + 1, calls.1 + u64::from(failed));
+        drop(calls);
+        Ok(done??)
     }
 }
 

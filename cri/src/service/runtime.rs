@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{Service, Streaming, once};
 use crate::container::labels_match;
 use crate::error::Error;
-use crate::{cni, container, monitors, sandbox, stats, streams};
+use crate::{cni, container, metrics, monitors, sandbox, stats, streams};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -54,6 +54,15 @@ impl Service {
                     && labels_match(&f.label_selector, &c.record().config.0.labels)
             });
             all.map(|c| stats::container(&daemon, &c)).collect()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))
+    }
+
+    async fn metrics(&self) -> Result<Vec<cri::PodSandboxMetrics>, Status> {
+        let daemon = self.daemon.clone();
+        let work = move || {
+            let ready = daemon.all_sandboxes().into_iter().filter(|s| !s.record().stopped);
+            ready.map(|s| metrics::of_sandbox(&daemon, &s)).collect()
         };
         tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))
     }
@@ -373,21 +382,21 @@ impl RuntimeService for Service {
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        Ok(Response::new(cri::ListMetricDescriptorsResponse { descriptors: Vec::new() }))
+        Ok(Response::new(cri::ListMetricDescriptorsResponse { descriptors: metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics: Vec::new() }))
+        Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics: self.metrics().await? }))
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Ok(once(cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics: Vec::new() }))
+        Ok(once(cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics: self.metrics().await? }))
     }
 
     async fn update_pod_sandbox_resources(
