@@ -4,6 +4,7 @@
 //! addresses, `nat` owns the one nf_tables table that the plugins share. Everything is synchronous: a plugin lives for
 //! milliseconds.
 
+pub mod attach;
 pub mod dispatch;
 pub mod install;
 pub mod ipam;

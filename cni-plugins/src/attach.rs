@@ -1,0 +1,161 @@
+//! What plugins that give a container a device share: veth pairs, addresses and routes inside, and looking at them again.
+
+use gantry_net::ip::{Route, add_address};
+use gantry_net::link::{self, Change, Kind};
+use gantry_net::{Link, Socket};
+
+use crate::netns::{Netns, set_sysctl};
+use crate::spec::{CniResult, Context, Error, Interface, IpConfig, Request, Result, RouteConfig};
+
+/// The name of the host's end of a pair. It follows from the attachment, so that what a crash left is found again.
+pub fn host_name(request: &Request) -> String {
+    let text = [request.container.as_bytes(), b"/", request.ifname.as_bytes()].concat();
+    // FNV-1a, of which 44 bits fit into a device's name.
+    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+    format!("veth{:011x}", hash >> 20)
+}
+
+/// A device as results describe it.
+pub fn described(link: &Link, sandbox: &str) -> Interface {
+    Interface { name: link.name.clone(), mac: link.mac_text(), mtu: Some(link.mtu), sandbox: sandbox.to_owned() }
+}
+
+/// Settings of a pair.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pair {
+    /// MTU of both ends.
+    pub mtu: Option<u32>,
+    /// Hardware address in the container.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// Makes a pair of devices: `name` on the host, the request's in the container.
+///
+/// # Errors
+/// The container has such a device, or the kernel refuses.
+pub fn make_pair(request: &Request, netns: &Netns, socket: &mut Socket, name: &str, wanted: &Pair) -> Result<Link> {
+    let veth = Kind::Veth { peer: &request.ifname, netns: netns.place(), mac: wanted.mac };
+    let create = link::create(name, &veth, wanted.mtu, None);
+    if let Err(error) = socket.request(create.clone()) {
+        let text = || format!("make veth pair {name} and {} in {}", request.ifname, netns.text());
+        if error.raw_os_error() != Some(libc::EEXIST) {
+            return Err(error).doing(text);
+        }
+        // Left by an ADD that was killed, unless the container has the device.
+        let there = netns.socket()?.link(&request.ifname).doing(text)?;
+        if there.is_some() {
+            return Err(Error::internal(format!("container already has a device {}", request.ifname)));
+        }
+        if let Some(old) = socket.link(name).doing(text)? {
+            socket.request(link::delete(old.index)).doing(text)?;
+        }
+        socket.request(create).doing(text)?;
+    }
+    let link = socket.link(name).doing(|| format!("find {name}"))?;
+    link.ok_or_else(|| Error::internal(format!("{name} is gone as soon as it was made")))
+}
+
+/// Addresses and routes of the container's device, and up with it (unless `up` is false).
+///
+/// # Errors
+/// The kernel refuses; which address or route is told.
+pub fn configure(request: &Request, netns: &Netns, result: &CniResult, up: bool) -> Result<Link> {
+    let mut socket = netns.within(|| {
+        // Neighbours learn at once who has an address that another container had before.
+        for (family, name) in [("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")] {
+            if result.ips.iter().any(|ip| ip.address.ip.is_ipv4() == (family == "ipv4")) {
+                let _ = set_sysctl(&format!("net/{family}/conf/{}/{name}", request.ifname), "1");
+            }
+        }
+        Socket::route().doing(|| "open a netlink socket in the container".into())
+    })?;
+    let find = |socket: &mut Socket| -> Result<Link> {
+        let link = socket.link(&request.ifname).doing(|| format!("find {}", request.ifname))?;
+        link.ok_or_else(|| Error::internal(format!("{} is gone", request.ifname)))
+    };
+    let link = find(&mut socket)?;
+    let mut batch: Vec<_> = result.ips.iter().map(|ip| add_address(link.index, ip.address)).collect();
+    if up {
+        batch.push(link::change(link.index, &Change { up: Some(true), ..Change::default() }));
+    }
+    let addresses = result.ips.len();
+    batch.extend(result.routes.iter().map(|r| route(r, &result.ips, link.index).add()));
+    socket.batch(batch).map_err(|(index, error)| {
+        let what = match index.checked_sub(addresses) {
+            None => format!("add address {} to {}", result.ips[index].address, link.name),
+            Some(0) if up => format!("set {} up", link.name),
+            Some(i) => {
+                let at = i - usize::from(up);
+                let dst = result.routes.get(at).map_or_else(String::new, |r| r.dst.to_string());
+                format!("add route {dst}")
+            }
+        };
+        Error::internal(format!("{what}: {error}"))
+    })?;
+    find(&mut socket)
+}
+
+/// A route as the kernel takes it; without a router it goes to that of the address.
+pub fn route(config: &RouteConfig, ips: &[IpConfig], device: u32) -> Route {
+    let own = ips.iter().filter(|ip| ip.address.ip.is_ipv4() == config.dst.ip.is_ipv4()).find_map(|ip| ip.gateway);
+    let gateway = config.gw.or(own).filter(|_| config.scope != Some(253));
+    let mut route = Route::new(config.dst, gateway, device);
+    route.mtu = config.mtu;
+    route.advmss = config.advmss;
+    route.priority = config.priority.unwrap_or(0);
+    route.table = config.table.unwrap_or(route.table);
+    route.link_scope = config.scope == Some(253);
+    route.protocol = 3;
+    route
+}
+
+/// Removes the pair of an attachment, from whichever end is found. Not there is fine.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_pair(request: &Request) -> Result<()> {
+    let name = host_name(request);
+    let gone = |outcome: std::io::Result<()>| match outcome {
+        Err(e) if e.raw_os_error() != Some(libc::ENODEV) => Err(e),
+        _ => Ok(()),
+    };
+    let mut host = Socket::route().doing(|| "open a netlink socket".into())?;
+    if let Some(link) = host.link(&name).doing(|| format!("find {name}"))? {
+        return gone(host.request(link::delete(link.index))).doing(|| format!("remove {name}"));
+    }
+    // A pair under another name: made by the reference plugin before us.
+    let Some(netns) = Netns::open_if_there(request)? else { return Ok(()) };
+    let mut socket = netns.socket()?;
+    match socket.link(&request.ifname).doing(|| format!("find {}", request.ifname))? {
+        Some(link) => gone(socket.request(link::delete(link.index))).doing(|| format!("remove {}", link.name)),
+        None => Ok(()),
+    }
+}
+
+/// Looks whether the container's device has the addresses and routes of a result.
+///
+/// # Errors
+/// What it does not have.
+pub fn check(request: &Request, previous: &CniResult) -> Result<()> {
+    let netns = Netns::open(request)?;
+    let mut socket = netns.socket()?;
+    let link = socket.link(&request.ifname).doing(|| format!("find {}", request.ifname))?;
+    let link = link.ok_or_else(|| Error::internal(format!("there is no {} in the container", request.ifname)))?;
+    let described = previous.interfaces.iter().find(|i| i.name == request.ifname && !i.sandbox.is_empty());
+    if described.is_some_and(|d| !d.mac.is_empty() && d.mac != link.mac_text()) {
+        return Err(Error::internal(format!("{} has another hardware address than it was given", link.name)));
+    }
+    let addresses = socket.addresses(Some(link.index)).doing(|| "read the container's addresses".into())?;
+    for ip in &previous.ips {
+        if !addresses.contains(&(link.index, ip.address)) {
+            return Err(Error::internal(format!("{} does not have address {}", link.name, ip.address)));
+        }
+    }
+    let routes = socket.routes().doing(|| "read the container's routes".into())?;
+    for wanted in &previous.routes {
+        if !routes.iter().any(|r| r.to == wanted.dst && (wanted.gw.is_none() || r.gateway == wanted.gw)) {
+            return Err(Error::internal(format!("the container has no route to {}", wanted.dst)));
+        }
+    }
+    Ok(())
+}
