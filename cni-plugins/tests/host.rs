@@ -396,3 +396,69 @@ fn loopback_is_up_after_add() {
     assert!(lo().contains("UP"));
     net.call("loopback", "CHECK", "a", &config).unwrap();
 }
+
+#[test]
+fn ptp_routes_to_the_container_without_a_bridge() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let mut config = net.bridge();
+    config["type"] = json!("ptp");
+    let a = net.call("ptp", "ADD", "a", &config).unwrap();
+    net.call("ptp", "ADD", "b", &config).unwrap();
+    net.serve("b", 80);
+    assert_eq!(net.get("a", "10.77.0.3:80").unwrap(), "10.77.0.2");
+    assert_eq!(net.get("a", "[fd77::3]:80").unwrap(), "fd77::2");
+    net.serve("out", 81);
+    assert_eq!(net.get("a", "192.0.2.2:81").unwrap(), "192.0.2.1", "masqueraded");
+    net.call("ptp", "CHECK", "a", &with(config.clone(), "prevResult", a)).unwrap();
+    assert!(!net.links().contains("br0"));
+    for id in ["a", "b"] {
+        net.call("ptp", "DEL", id, &config).unwrap();
+        net.call("ptp", "DEL", id, &config).unwrap();
+    }
+    assert_eq!((net.nft().trim(), net.taken().len()), ("", 0));
+    assert!(!net.links().contains("veth"), "{}", net.links());
+}
+
+#[test]
+fn static_gives_the_addresses_that_are_written_down() {
+    let Some(net) = Net::new(&["a"]) else { return };
+    let mut config = net.bridge();
+    config["ipam"] = json!({"type": "static", "routes": [{"dst": "0.0.0.0/0"}],
+        "addresses": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]});
+    let a = net.call("bridge", "ADD", "a", &config).unwrap();
+    assert_eq!(a["ips"][0]["address"], "10.77.0.9/24");
+    net.call("bridge", "DEL", "a", &config).unwrap();
+    config["runtimeConfig"] = json!({"ips": ["10.77.0.10/24"]});
+    let a = net.call("bridge", "ADD", "a", &config).unwrap();
+    assert_eq!(a["ips"][0]["address"], "10.77.0.10/24");
+}
+
+#[test]
+fn vxlan_makes_a_bridge_with_the_nodes_network() {
+    let Some(net) = Net::new(&["a"]) else { return };
+    let file = net.folder.path().join("subnet.env");
+    let config = json!({
+        "cniVersion": "1.1.0", "name": "cbr0", "type": "flannel", "subnetFile": file,
+        "dataDir": net.folder.path().join("kept"), "ipam": {"dataDir": net.data()},
+        "delegate": {"bridge": "br0", "isDefaultGateway": true, "hairpinMode": true}
+    });
+    let early = net.call("vxlan", "ADD", "a", &config).unwrap_err();
+    assert_eq!(early["code"], 11, "{early}");
+    net.call("vxlan", "DEL", "a", &config).unwrap();
+    let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    fs::write(&file, text).unwrap();
+    let a = net.call("vxlan", "ADD", "a", &config).unwrap();
+    assert_eq!((&a["ips"][0]["address"], &a["interfaces"][2]["mtu"]), (&json!("10.244.7.2/24"), &json!(1450)));
+    let routes = sh(&format!("ip -n {} route", net.name("a")));
+    assert!(routes.contains("default via 10.244.7.1") && routes.contains("10.244.0.0/16 via 10.244.7.1"), "{routes}");
+    net.call("vxlan", "CHECK", "a", &with(config.clone(), "prevResult", a)).unwrap();
+    // The node gets another network before the container goes.
+    fs::write(&file, text.replace("10.244.7.", "10.244.8.")).unwrap();
+    net.call("vxlan", "DEL", "a", &config).unwrap();
+    let left = fs::read_dir(net.data().join("cbr0"))
+        .unwrap()
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with("10."));
+    assert_eq!(left.count(), 0);
+    assert_eq!(fs::read_dir(net.folder.path().join("kept")).unwrap().count(), 0);
+}

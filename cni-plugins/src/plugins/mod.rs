@@ -4,6 +4,9 @@ mod bridge;
 mod host_local;
 mod loopback;
 mod portmap;
+mod ptp;
+mod static_ipam;
+mod vxlan;
 
 use crate::spec::{CniResult, Request, Result};
 
@@ -49,11 +52,15 @@ pub trait Plugin {
     }
 }
 
-static PLUGINS: [(&str, &(dyn Plugin + Sync)); 4] = [
+static PLUGINS: [(&str, &(dyn Plugin + Sync)); 8] = [
     ("bridge", &bridge::Bridge),
     ("host-local", &host_local::HostLocal),
     ("loopback", &loopback::Loopback),
     ("portmap", &portmap::Portmap),
+    ("ptp", &ptp::Ptp),
+    ("static", &static_ipam::Static),
+    ("vxlan", &vxlan::Vxlan),
+    ("flannel", &vxlan::Vxlan),
 ];
 
 /// The plugin of a name.

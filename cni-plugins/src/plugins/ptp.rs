@@ -1,0 +1,156 @@
+//! ptp: a veth pair whose host end routes to the container, without a bridge.
+
+use gantry_net::ip::{Route, add_address};
+use gantry_net::link::{self, Change};
+use gantry_net::{Prefix, Socket};
+use serde::Deserialize;
+
+use super::Plugin;
+use crate::attach::{self, Pair};
+use crate::ipam::delegate;
+use crate::nat::{self, Part, Wanted};
+use crate::netns::{Netns, set_sysctl};
+use crate::spec::{CniResult, Command, Context, Dns, Error, IpConfig, Request, Result, RouteConfig};
+
+/// The plugin.
+#[derive(Debug)]
+pub(super) struct Ptp;
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Config {
+    ip_masq: bool,
+    mtu: u32,
+    dns: Option<Dns>,
+}
+
+impl Config {
+    fn read(request: &Request) -> Result<Self> {
+        if delegate::kind(request).is_none() {
+            return Err(Error::config("ptp needs an ipam"));
+        }
+        serde_json::from_value(request.config.value.clone())
+            .map_err(|e| Error::config(format!("ptp configuration: {e}")))
+    }
+}
+
+/// What the container sees: its address alone, the gateway beside it, everything by the gateway.
+fn inside(result: &CniResult) -> Result<CniResult> {
+    let mut seen = CniResult { dns: result.dns.clone(), ..CniResult::default() };
+    let route = |dst: Prefix, gw: Option<std::net::IpAddr>, scope: Option<u32>| RouteConfig {
+        dst,
+        gw,
+        mtu: None,
+        advmss: None,
+        priority: None,
+        table: None,
+        scope,
+    };
+    for ip in &result.ips {
+        let gateway =
+            ip.gateway.ok_or_else(|| Error::config(format!("the address {} came without a gateway", ip.address)))?;
+        seen.ips.push(IpConfig { interface: None, address: Prefix::host(ip.address.ip), gateway: None });
+        seen.routes.push(route(Prefix::host(gateway), None, Some(253)));
+        seen.routes.push(route(ip.address.network(), Some(gateway), None));
+    }
+    for wanted in &result.routes {
+        let own = result.ips.iter().filter(|ip| ip.address.ip.is_ipv4() == wanted.dst.ip.is_ipv4());
+        let gw = wanted.gw.or_else(|| own.clone().find_map(|ip| ip.gateway));
+        seen.routes.push(RouteConfig { gw, ..wanted.clone() });
+    }
+    Ok(seen)
+}
+
+fn wanted(config: &Config, result: &CniResult) -> Wanted {
+    let mut wanted = Wanted::default();
+    if config.ip_masq {
+        // What goes to other containers of the same network keeps its address.
+        result.ips.iter().for_each(|ip| wanted.masquerade(ip.address));
+    }
+    wanted
+}
+
+fn attach(
+    request: &Request,
+    config: &Config,
+    netns: &Netns,
+    socket: &mut Socket,
+    made: &mut Option<u32>,
+) -> Result<CniResult> {
+    let mut result = delegate::add(request)?;
+    if result.ips.is_empty() {
+        return Err(Error::internal("IPAM plugin returned missing IP config"));
+    }
+    let seen = inside(&result)?;
+    let name = attach::host_name(request);
+    let pair = Pair { mtu: (config.mtu > 0).then_some(config.mtu), mac: None };
+    let host = attach::make_pair(request, netns, socket, &name, &pair)?;
+    *made = Some(host.index);
+    let mut batch = vec![link::change(host.index, &Change { up: Some(true), ..Change::default() })];
+    for ip in &result.ips {
+        batch.extend(ip.gateway.map(|gateway| add_address(host.index, Prefix::host(gateway))));
+        let mut route = Route::new(Prefix::host(ip.address.ip), None, host.index);
+        route.link_scope = ip.address.ip.is_ipv4();
+        batch.push(route.replace());
+        let forward = if ip.address.ip.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
+        set_sysctl(forward, "1")?;
+    }
+    socket.batch(batch).map_err(|(_, e)| Error::internal(format!("configure {name} on the host: {e}")))?;
+    let container = attach::configure(request, netns, &seen, true)?;
+    result.ips.iter_mut().for_each(|ip| ip.interface = Some(1));
+    result.interfaces = vec![attach::described(&host, ""), attach::described(&container, &netns.text())];
+    if let Some(dns) = config.dns.clone() {
+        result.dns = dns;
+    }
+    nat::add(&nat::owner(&request.container, &request.ifname), &wanted(config, &result))?;
+    Ok(result)
+}
+
+impl Plugin for Ptp {
+    fn add(&self, request: &Request) -> Result<CniResult> {
+        let config = Config::read(request)?;
+        let netns = Netns::open(request)?;
+        let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
+        let mut made = None;
+        let added = attach(request, &config, &netns, &mut socket, &mut made);
+        if let (Err(_), Some(index)) = (&added, made) {
+            let _ = socket.request(link::delete(index));
+            let _ = delegate::pass(Command::Del, request);
+        }
+        added
+    }
+
+    fn del(&self, request: &Request) -> Result<()> {
+        let owner = nat::owner(&request.container, &request.ifname);
+        let masquerade = nat::retain(Part::Masquerade, |other| other != owner).map(drop);
+        let device = attach::remove_pair(request);
+        let addresses = if device.is_ok() { delegate::pass(Command::Del, request) } else { Ok(()) };
+        masquerade.and(device).and(addresses)
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        let config = Config::read(request)?;
+        delegate::pass(Command::Check, request)?;
+        let previous = request.config.previous.clone().unwrap_or_default();
+        let mut seen = inside(&previous)?;
+        seen.interfaces.clone_from(&previous.interfaces);
+        attach::check(request, &seen)?;
+        let missing = nat::missing(&nat::owner(&request.container, &request.ifname), &wanted(&config, &previous))?;
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::internal(format!("nf_tables table lacks {}", missing.join(", "))))
+        }
+    }
+
+    fn status(&self, request: &Request) -> Result<()> {
+        Config::read(request)?;
+        delegate::pass(Command::Status, request)
+    }
+
+    fn gc(&self, request: &Request) -> Result<()> {
+        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| nat::owner(c, i)).collect();
+        nat::retain(Part::Masquerade, |owner| valid.iter().any(|v| v == owner))?;
+        delegate::pass(Command::Gc, request)
+    }
+}
