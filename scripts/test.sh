@@ -39,7 +39,7 @@ run_tests() { # log cmd...
   if [ "$rc" != 0 ]; then
     grep -vE '^test .* \.\.\. ok|^running |^$|Compiling|Downloaded' "$log" | tail -n 150 | sed 's/^/    | /'
   fi
-  grep -E '^skipped: |^test .* ignored' "$log" | sort | uniq -c | sed 's/^/    /'
+  grep -E '^skipped: |^test .* \.\.\. ignored' "$log" | sort | uniq -c | sed 's/^/    /'
 }
 
 # crictl is a Go module; a module of ours that requires it is what makes `go build` take its pinned version.
