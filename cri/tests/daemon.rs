@@ -1,0 +1,143 @@
+//! The real daemon through its socket: what survives it, what it finds, what it measures.
+
+mod common;
+
+use std::fs;
+use std::time::Duration;
+
+use common::{Daemon, remove_pod, start_pod, state};
+use proto::cri;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_outlive_the_daemon_and_their_ends_are_not_lost() {
+    let Some(mut daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    let (lives, id) = start_pod(&mut client, "lives", "/bin/busybox sleep 1000").await.unwrap();
+    let (ends, short) = start_pod(
+        &mut client,
+        "ends",
+        "read x </dev/null; while [ ! -e /go ]; do /bin/busybox sleep 0.1; done; exit 7",
+    )
+    .await
+    .unwrap();
+    daemon.kill();
+    // Its root is reached through its first process.
+    let go = common::until("the container's process", Duration::from_secs(20), || {
+        fs::read_dir("/proc").ok()?.flatten().find_map(|e| {
+            let line = fs::read(e.path().join("cmdline")).ok()?;
+            String::from_utf8_lossy(&line).contains("exit 7").then(|| e.path().join("root/go"))
+        })
+    });
+    fs::write(&go, "").unwrap();
+    common::until("the container's end", Duration::from_secs(20), || (!go.exists()).then_some(()));
+    daemon.launch();
+    let mut client = daemon.client().await;
+    assert_eq!(state(&mut client, &id).await.state(), cri::ContainerState::ContainerRunning);
+    let ended = state(&mut client, &short).await;
+    assert_eq!((ended.state(), ended.exit_code), (cri::ContainerState::ContainerExited, 7));
+    let ask = cri::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: vec!["/bin/busybox".into(), "echo".into(), "hi".into()],
+        timeout: 20,
+    };
+    assert_eq!(client.exec_sync(ask).await.unwrap().into_inner().stdout, b"hi\n");
+    remove_pod(&mut client, &lives).await.unwrap();
+    remove_pod(&mut client, &ends).await.unwrap();
+    daemon.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fsck_finds_and_repairs_what_belongs_to_nothing_with_the_daemon_running_and_stopped() {
+    let Some(mut daemon) = Daemon::start() else { return };
+    daemon.assert_clean();
+    let orphan = "ab".repeat(32);
+    for stopped in [false, true] {
+        if stopped {
+            daemon.stop();
+            daemon.assert_clean();
+        }
+        daemon.run(
+            "mkdir",
+            &["-p", &format!("/run/gt/cri/containers/{orphan}"), &format!("/run/gt/cri/sandboxes/{orphan}/shm")],
+        );
+        daemon.run("mount", &["-t", "tmpfs", "shm", &format!("/run/gt/cri/sandboxes/{orphan}/shm")]);
+        let found = daemon.command(&["fsck"]);
+        let text = String::from_utf8_lossy(&found.stdout).into_owned();
+        assert_eq!(found.status.code(), Some(1), "{text}");
+        for wanted in ["mount /run/gt/cri/sandboxes", "bundle of container abab", "folder of sandbox abab"] {
+            assert!(text.contains(wanted), "{text}");
+        }
+        let repaired = daemon.command(&["fsck", "--repair"]);
+        assert!(repaired.status.success(), "{repaired:?}");
+        daemon.assert_clean();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_monitor_ends_its_containers_and_leaves_nothing() {
+    let Some(daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    let (sandbox, id) = start_pod(&mut client, "lost", "/bin/busybox sleep 1000").await.unwrap();
+    let socket = format!("/run/gt/cri/m/{}.sock", &sandbox[..13]);
+    let pid = common::until("the monitor", Duration::from_secs(10), || {
+        fs::read_dir("/proc").ok()?.flatten().find_map(|e| {
+            let line = fs::read(e.path().join("cmdline")).ok()?;
+            String::from_utf8_lossy(&line)
+                .contains(&socket)
+                .then(|| e.file_name().to_string_lossy().parse::<u32>().ok())?
+        })
+    });
+    common::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    let mut status = state(&mut client, &id).await;
+    for _ in 0..200 {
+        if status.state() == cri::ContainerState::ContainerExited {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        status = state(&mut client, &id).await;
+    }
+    assert_eq!(status.state(), cri::ContainerState::ContainerExited);
+    assert!(status.message.contains("monitor"), "{}", status.message);
+    remove_pod(&mut client, &sandbox).await.unwrap();
+    daemon.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_measured_and_their_resources_recorded() {
+    let Some(mut daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    let (sandbox, id) = start_pod(&mut client, "measured", "/bin/busybox sleep 1000").await.unwrap();
+    let descriptors = client.list_metric_descriptors(cri::ListMetricDescriptorsRequest {}).await.unwrap().into_inner();
+    let keys = |name: &str| descriptors.descriptors.iter().find(|d| d.name == name).map(|d| d.label_keys.len());
+    let pods = client.list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest {}).await.unwrap().into_inner();
+    let pod = pods.pod_metrics.iter().find(|p| p.pod_sandbox_id == sandbox).unwrap();
+    let all = pod.container_metrics.iter().find(|c| c.container_id == id).unwrap();
+    for metric in pod.metrics.iter().chain(&all.metrics) {
+        assert_eq!(keys(&metric.name), Some(metric.label_values.len()), "{metric:?}");
+    }
+    let value = |name: &str| all.metrics.iter().find(|m| m.name == name).and_then(|m| m.value).map(|v| v.value);
+    assert_eq!(value("container_threads"), Some(1));
+    assert_eq!(value("container_processes"), Some(1));
+    assert!(value("container_memory_usage_bytes") > Some(0));
+    assert!(pod.metrics.iter().any(|m| m.name == "container_network_receive_bytes_total"));
+
+    let overhead = cri::LinuxContainerResources { memory_limit_in_bytes: 5 << 20, ..Default::default() };
+    let ask = cri::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: sandbox.clone(),
+        overhead: Some(overhead),
+        resources: None,
+    };
+    client.update_pod_sandbox_resources(ask).await.unwrap();
+    let ask = |id: &str| cri::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: id.to_owned(),
+        overhead: None,
+        resources: None,
+    };
+    let unknown = client.update_pod_sandbox_resources(ask("nothing")).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    daemon.kill();
+    daemon.launch();
+    let mut client = daemon.client().await;
+    remove_pod(&mut client, &sandbox).await.unwrap();
+    daemon.assert_clean();
+}
