@@ -84,7 +84,79 @@ pub fn create_pinned(
     worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes namespaces panicked")))
 }
 
-fn make(namespaces: &[(Kind, PathBuf)], hostname: Option<&str>, sysctls: &[(String, String)]) -> io::Result<()> {
+/// As [`create_pinned`], but all inside a new user namespace, which is pinned at `user` and maps ids by the lines `uids` and
+/// `gids` (container id, host id, length). Forks, so the caller must have one thread.
+///
+/// # Errors
+/// As [`create_pinned`]; the caller has more than one thread; the kernel refuses the maps.
+pub fn create_pinned_within(
+    (user, uids, gids): (&Path, &str, &str),
+    namespaces: &[(Kind, PathBuf)],
+    hostname: Option<&str>,
+    sysctls: &[(String, String)],
+) -> io::Result<()> {
+    use crate::process::{Cloned, clone3, exit_now, pidfd_send_signal, set_gid, set_uid, wait};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    let (mut ours, mut theirs) = UnixStream::pair()?;
+    let context = |what: &'static str| move |e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
+    let (pid, pidfd) = match clone3(Kind::User.flag(), None).map_err(context("make a user namespace"))? {
+        Cloned::Parent(pid, pidfd) => (pid, pidfd),
+        Cloned::Child => {
+            drop(ours);
+            let made = theirs
+                .read_exact(&mut [0])
+                .and_then(|()| set_gid(0))
+                .and_then(|()| set_uid(0))
+                .and_then(|()| own(namespaces, hostname, sysctls));
+            let _ = theirs.write_all(made.map_or_else(|e| e.to_string(), |()| "ok".to_owned()).as_bytes());
+            let _ = theirs.shutdown(std::net::Shutdown::Write);
+            // Held until the parent has pinned what this process has.
+            let _ = theirs.read(&mut [0]);
+            exit_now(0)
+        }
+    };
+    drop(theirs);
+    let mut pinned: Vec<&Path> = Vec::new();
+    let mut pin_all = || {
+        fs::write(format!("/proc/{pid}/gid_map"), gids).map_err(context("write the gid map"))?;
+        fs::write(format!("/proc/{pid}/uid_map"), uids).map_err(context("write the uid map"))?;
+        ours.write_all(b"g")?;
+        let mut said = String::new();
+        ours.read_to_string(&mut said)?;
+        if said != "ok" {
+            return Err(io::Error::other(if said.is_empty() { "the process in it ended".to_owned() } else { said }));
+        }
+        let all = namespaces.iter().map(|(kind, path)| (*kind, path.as_path())).chain([(Kind::User, user)]);
+        for (kind, path) in all {
+            pinned.push(path);
+            pin(&PathBuf::from(format!("/proc/{pid}/ns/{}", kind.proc_name())), kind, path)?;
+        }
+        Ok(())
+    };
+    let done = pin_all();
+    let _ = pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+    let _ = wait(pid);
+    if done.is_err() {
+        for path in pinned {
+            let _ = unpin(path);
+        }
+    }
+    done
+}
+
+fn pin(source: &Path, kind: Kind, path: &Path) -> io::Result<()> {
+    let context = |what: String| move |e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    File::create(path).map_err(context(format!("create {}", path.display())))?;
+    let what = format!("pin the {} namespace at {}", kind.proc_name(), path.display());
+    crate::mount::bind(source, path, false).map_err(context(what))
+}
+
+/// Moves the calling thread into new namespaces and sets names and sysctls there.
+fn own(namespaces: &[(Kind, PathBuf)], hostname: Option<&str>, sysctls: &[(String, String)]) -> io::Result<()> {
     let context = |what: String| move |e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
     let flags =
         namespaces.iter().fold(CloneFlags::empty(), |f, (kind, _)| f | CloneFlags::from_bits_retain(kind.flag()));
@@ -96,17 +168,13 @@ fn make(namespaces: &[(Kind, PathBuf)], hostname: Option<&str>, sysctls: &[(Stri
         let path = sysctl_path(key)?;
         fs::write(&path, value).map_err(context(format!("sysctl {key} = {value}")))?;
     }
+    Ok(())
+}
+
+fn make(namespaces: &[(Kind, PathBuf)], hostname: Option<&str>, sysctls: &[(String, String)]) -> io::Result<()> {
+    own(namespaces, hostname, sysctls)?;
     for (kind, path) in namespaces {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        File::create(path).map_err(context(format!("create {}", path.display())))?;
-        let source = PathBuf::from(format!("/proc/thread-self/ns/{}", kind.proc_name()));
-        crate::mount::bind(&source, path, false).map_err(context(format!(
-            "pin the {} namespace at {}",
-            kind.proc_name(),
-            path.display()
-        )))?;
+        pin(&PathBuf::from(format!("/proc/thread-self/ns/{}", kind.proc_name())), *kind, path)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Which side of [`clone3`] this is.
 #[derive(Debug)]
@@ -47,6 +47,48 @@ pub fn clone3(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Clo
 /// As [`clone3`].
 pub fn clone3_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     clone_as(namespaces as u64 | libc::CLONE_PARENT as u64, 0, cgroup)
+}
+
+/// Forks as [`clone3`], but inside the user namespace `user`, as its root: namespaces made by the flags belong to it. The caller
+/// itself stays outside; the new process is its child all the same.
+///
+/// # Errors
+/// As [`clone3`], or the user namespace cannot be entered, or maps no id 0.
+pub fn clone3_within(user: BorrowedFd<'_>, namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // Nobody comes back from a user namespace: a process between this one and the new one enters it.
+    let between = match clone3(0, cgroup)? {
+        Cloned::Parent(pid, _) => pid,
+        Cloned::Child => {
+            drop(ours);
+            let enter = || {
+                set_dumpable(false)?;
+                crate::namespaces::enter(user, crate::namespaces::Kind::User)?;
+                set_gid(0)?;
+                set_uid(0)?;
+                clone3_sibling(namespaces, None)
+            };
+            let (told, code) = match enter() {
+                Ok(Cloned::Child) => return Ok(Cloned::Child),
+                Ok(Cloned::Parent(_, pidfd)) => (crate::fd::send_with_fds(theirs.as_fd(), b"0", &[pidfd.as_fd()]), 0),
+                Err(e) => (crate::fd::send_with_fds(theirs.as_fd(), e.to_string().as_bytes(), &[]), 1),
+            };
+            exit_now(if told.is_ok() { code } else { 2 })
+        }
+    };
+    drop(theirs);
+    let mut text = [0; 256];
+    let received = crate::fd::receive_with_fds(ours.as_fd(), &mut text);
+    wait(between)?;
+    let (length, mut fds) = received?;
+    let Some(pidfd) = fds.pop() else {
+        return Err(io::Error::other(String::from_utf8_lossy(&text[..length]).into_owned()));
+    };
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = info.lines().find_map(|l| l.strip_prefix("Pid:")?.trim().parse().ok());
+    let pid = pid.filter(|p| *p > 0).ok_or_else(|| io::Error::other("the new process has ended already"))?;
+    Ok(Cloned::Parent(pid, pidfd))
 }
 
 fn clone_as(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use gantry_cgroup::Cgroup;
 use gantry_sys::capability;
 use gantry_sys::namespaces::{Kind, enter};
-use gantry_sys::process::{Cloned, clone3, pidfd_send_signal, wait};
+use gantry_sys::process::{Cloned, clone3, clone3_within, pidfd_send_signal, wait};
 
 use super::channel::{Channel, Message};
 use super::child::{self, Job};
@@ -137,7 +137,13 @@ fn start_child(
     // The cgroup namespace is made by the child, once it is in its cgroup.
     let flags = namespaces.new & !(Kind::Cgroup.flag() | Kind::Time.flag());
     let into = cgroup_fd.as_ref().map(AsFd::as_fd);
-    let (pid, pidfd) = match clone3(flags, into).context(|| "clone the container's first process".to_owned())? {
+    // What a container makes beside a user namespace that it joins must belong to that one.
+    let (mut users, joined): (Vec<_>, Vec<_>) = joined.into_iter().partition(|(kind, _)| *kind == Kind::User);
+    let cloned = match users.pop() {
+        Some((_, user)) => clone3_within(user.as_fd(), flags, into),
+        None => clone3(flags, into),
+    };
+    let (pid, pidfd) = match cloned.context(|| "clone the container's first process".to_owned())? {
         Cloned::Child => {
             drop(ours);
             container.leave_lock();
