@@ -52,16 +52,7 @@ outside() {
   good "ready"
   local rc=0
   WORK=$work unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private -- "$0" --inside "$@" || rc=$?
-  remove_cgroups
   exit "$rc"
-}
-
-# Cgroups that critest names itself stay when it is done with them; only empty ones that were not there before go.
-remove_cgroups() {
-  local dir
-  for dir in /sys/fs/cgroup /sys/fs/cgroup/*; do
-    [ ! -d "$dir/gantry-conformance" ] || find "$dir/gantry-conformance" -depth -type d -exec rmdir {} + 2>/dev/null || true
-  done
 }
 
 # ---- images ----

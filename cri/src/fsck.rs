@@ -209,7 +209,7 @@ fn remove(daemon: &Daemon, finding: &Finding) -> io::Result<()> {
         Finding::Mount(path) => gantry_sys::mount::unmount_all(path),
         Finding::Sandbox(id) => {
             let folder = daemon.sandbox_dir(id);
-            for name in ["net", "ipc", "uts"] {
+            for name in ["net", "ipc", "uts", "user"] {
                 gone(gantry_sys::namespaces::unpin(&folder.join("ns").join(name)))?;
             }
             gone(fs::remove_dir_all(folder))

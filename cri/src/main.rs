@@ -251,6 +251,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = tokio::net::UnixListener::bind(&socket).with_context(|| format!("bind {}", socket.display()))?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
     let _ = gantry_telemetry::notify::ready();
+    if let Some(every) = gantry_telemetry::notify::watchdog_interval() {
+        tokio::spawn(async move {
+            loop {
+                let _ = gantry_telemetry::notify::watchdog();
+                tokio::time::sleep(every).await;
+            }
+        });
+    }
     tracing::info!(socket = %socket.display(), "serving");
     let imports = cri::admin::serve(&daemon, &socket.with_extension("admin")).context("serve imports")?;
     let service = Service::new(daemon);

@@ -28,6 +28,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// SELinux label for all files, empty for none.
     pub selinux_label: String,
+    /// Pinned user namespace whose ids the files get (Linux 6.15): 0 in the image is 0 in there.
+    pub user_namespace: Option<PathBuf>,
 }
 
 /// Disk use of one writable directory.

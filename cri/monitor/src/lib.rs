@@ -8,5 +8,6 @@ pub mod client;
 pub mod daemon;
 pub mod frame;
 pub mod log;
+pub mod namespaces;
 pub mod protocol;
 pub mod record;

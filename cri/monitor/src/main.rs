@@ -7,9 +7,11 @@ use gantry_monitor::daemon::{self, Settings};
 
 const USAGE: &str = "usage: gantry-monitor --socket PATH --runtime PROGRAM --root FOLDER
        gantry-monitor pause
+       gantry-monitor namespaces <REQUEST
 
 The parent of one pod's containers; gantry-cri starts it with the listening socket as standard input.
-`pause` is the init of a pod's PID namespace: it only reaps.";
+`pause` is the init of a pod's PID namespace: it only reaps.
+`namespaces` makes a pod's namespaces inside a user namespace, as the JSON on standard input says.";
 
 fn main() -> ExitCode {
     match run() {
@@ -28,6 +30,7 @@ fn run() -> anyhow::Result<()> {
     while let Some(argument) = arguments.next() {
         let slot = match argument.to_str() {
             Some("pause") => return Ok(daemon::pause()?),
+            Some("namespaces") => return gantry_monitor::namespaces::make(std::io::stdin().lock()),
             Some("--help" | "-h") => {
                 use std::io::Write;
                 let _ = writeln!(std::io::stdout(), "{USAGE}");

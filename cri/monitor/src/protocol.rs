@@ -69,7 +69,11 @@ pub enum Request {
     /// Answers [`Answer::Exit`] for every container that has ended already and for each that ends from now on.
     Subscribe,
     /// Makes a PID namespace with a reaping init in it. Answers [`Answer::Created`] with that init's pid.
-    PidNamespace,
+    PidNamespace {
+        /// Pinned user namespace that it shall belong to.
+        #[serde(default)]
+        user: Option<PathBuf>,
+    },
     /// Ends the monitor; refused while a container runs.
     Shutdown,
 }

@@ -19,6 +19,7 @@ use crate::events::emit;
 use crate::ledger::{ContainerRecord, Wire};
 use crate::monitors;
 use crate::oci::{capabilities, seccomp, spec, user};
+use crate::sandbox::users;
 
 /// Makes a container, or answers the one that has the same metadata in this sandbox already.
 ///
@@ -68,7 +69,13 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
     };
     let container = Arc::new(Container::new(record));
     container.change(&daemon.ledger, |_| {})?;
-    if let Err(error) = make(daemon, &sandbox, &container, &image).await {
+    let mut made = make(daemon, &sandbox, &container, &image).await;
+    // Whoever stops or removes the pod from now on sees this container; if that has happened already, nobody would.
+    let _pods_turn = sandbox.turn.lock().await;
+    if made.is_ok() && (daemon.sandbox(&sandbox.id).is_err() || sandbox.record().stopped) {
+        made = Err(Error::State(format!("sandbox {} was stopped meanwhile", sandbox.id)));
+    }
+    if let Err(error) = made {
         let faults = release(daemon, &container).await;
         for fault in &faults {
             tracing::warn!(container = %id, %fault, "undo of a failed container");
@@ -123,7 +130,11 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
     let rootfs = bundle.join("rootfs");
     fs::create_dir_all(&bundle).map_err(Error::failed(format!("create {}", bundle.display())))?;
     daemon.images.prepare(&record.id, &record.image_id)?;
-    daemon.images.mount(&record.id, &rootfs, &cri_images::MountOptions::default())?;
+    let ids = users::wanted(&crate::sandbox::options(&pod)).map_err(Error::Invalid)?;
+    let place = users::path(daemon, &sandbox.id);
+    let mapped =
+        cri_images::MountOptions { user_namespace: ids.is_some().then(|| place.clone()), ..Default::default() };
+    daemon.images.mount(&record.id, &rootfs, &mapped)?;
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
     let root = Root::open(&rootfs).map_err(Error::failed(format!("open {}", rootfs.display())))?;
@@ -152,7 +163,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
             daemon.images.prepare_view(&view, &volume.id)?;
             views.push(view.clone());
             container.change(&daemon.ledger, |r| r.views = views.clone())?;
-            daemon.images.mount(&view, &folder, &cri_images::MountOptions { read_only: true, ..Default::default() })?;
+            daemon.images.mount(&view, &folder, &cri_images::MountOptions { read_only: true, ..mapped.clone() })?;
             let sub = mount.image_sub_path.trim_start_matches('/');
             if sub.split('/').any(|part| part == "..") {
                 return Err(Error::Invalid(format!("image sub path {sub:?} leaves the image")));
@@ -188,10 +199,12 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         pid_namespace,
         lowest_oom_score,
         devices: devices(&config.devices, security.privileged)?,
+        users: ids.as_ref().map(|ids| (ids, place.as_path())),
         mounts: &mounts,
     };
     let text = spec::generate(&facts).map_err(Error::Invalid)?;
-    if let Some(cwd) = text["process"]["cwd"].as_str().filter(|d| *d != "/") {
+    // Where ids are mapped, root of the host owns nothing: the runtime makes the folder as root of the container.
+    if let Some(cwd) = text["process"]["cwd"].as_str().filter(|d| *d != "/" && ids.is_none()) {
         root.make_dir(Path::new(cwd.trim_start_matches('/')))
             .map_err(Error::failed(format!("create working directory {cwd}")))?;
     }

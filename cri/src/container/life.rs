@@ -98,7 +98,7 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
         if monitors::call(daemon, &record.sandbox, Request::Ping).await.is_ok() {
             faults.push(e.to_string());
         } else if let Some(runtime) =
-            daemon.sandbox(&record.sandbox).ok().and_then(|s| daemon.config.handler(&s.record().handler))
+            daemon.config.handler(&daemon.sandbox(&record.sandbox).map(|s| s.record().handler).unwrap_or_default())
         {
             let root = &daemon.config.runtime_root;
             let run = tokio::process::Command::new(runtime)
@@ -148,7 +148,10 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
 pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Ok(container) = daemon.container(id) else { return Ok(()) };
     let _turn = container.turn.lock().await;
-    stop(daemon, &container, 0).await?;
+    // What was never made whole has no end that could be told: it is let go of by force.
+    if container.record().complete {
+        stop(daemon, &container, 0).await?;
+    }
     let faults = release(daemon, &container).await;
     if !faults.is_empty() {
         return Err(Error::Failed(format!("remove container {}: {}", container.id, faults.join("; "))));

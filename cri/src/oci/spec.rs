@@ -7,6 +7,7 @@ use proto::cri;
 use serde_json::{Value, json};
 
 use super::user::User;
+use crate::sandbox::users::Ids;
 
 /// Facts that the configuration is made from.
 pub struct Facts<'a> {
@@ -36,6 +37,8 @@ pub struct Facts<'a> {
     pub lowest_oom_score: i64,
     /// Device nodes as OCI wants them.
     pub devices: Vec<Value>,
+    /// The pod's own user ids, with the place of their namespace.
+    pub users: Option<(&'a Ids, &'a Path)>,
     /// Mounts of the request with image volumes resolved to folders.
     pub mounts: &'a [cri::Mount],
 }
@@ -157,9 +160,18 @@ fn mounts(f: &Facts<'_>, privileged: bool) -> Vec<Value> {
         } else {
             "rw"
         });
-        all.push(entry(&mount.container_path, "bind", &mount.host_path, &options));
+        let mut bind = entry(&mount.container_path, "bind", &mount.host_path, &options);
+        if !mount.uid_mappings.is_empty() {
+            bind["uidMappings"] = json!(mount.uid_mappings.iter().map(mapping).collect::<Vec<_>>());
+            bind["gidMappings"] = json!(mount.gid_mappings.iter().map(mapping).collect::<Vec<_>>());
+        }
+        all.push(bind);
     }
     all
+}
+
+fn mapping(map: &cri::IdMapping) -> Value {
+    json!({"containerID": map.container_id, "hostID": map.host_id, "size": map.length})
 }
 
 /// OCI resources for CRI ones.
@@ -276,6 +288,13 @@ pub fn generate(f: &Facts<'_>) -> Result<Value, String> {
             "readonlyPaths": read_only,
         },
     });
+    if let Some((ids, place)) = f.users {
+        if let Some(all) = config["linux"]["namespaces"].as_array_mut() {
+            all.push(json!({"type": "user", "path": place}));
+        }
+        config["linux"]["uidMappings"] = json!([mapping(&ids.uids)]);
+        config["linux"]["gidMappings"] = json!([mapping(&ids.gids)]);
+    }
     if !ambient.is_empty() {
         config["process"]["capabilities"]["ambient"] = json!(ambient);
         config["process"]["capabilities"]["inheritable"] = json!(ambient);

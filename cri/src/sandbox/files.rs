@@ -22,8 +22,14 @@ pub(super) fn resolv_conf(dns: Option<&cri::DnsConfig>) -> Option<String> {
     Some(text)
 }
 
-/// Writes the files and mounts the pod's /dev/shm.
-pub(super) fn make(dir: &Path, config: &cri::PodSandboxConfig, host_network: bool, host_ipc: bool) -> io::Result<()> {
+/// Writes the files and mounts the pod's /dev/shm. `owner`: whom they belong to, where it is not root.
+pub(super) fn make(
+    dir: &Path,
+    config: &cri::PodSandboxConfig,
+    host_network: bool,
+    host_ipc: bool,
+    owner: Option<(u32, u32)>,
+) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let dns = resolv_conf(config.dns_config.as_ref());
     let dns = dns.map_or_else(|| fs::read("/etc/resolv.conf").unwrap_or_default(), String::into_bytes);
@@ -42,6 +48,11 @@ pub(super) fn make(dir: &Path, config: &cri::PodSandboxConfig, host_network: boo
         use nix::mount::{MsFlags, mount};
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("shm"), &shm, Some("tmpfs"), flags, Some("mode=1777,size=65536k"))?;
+    }
+    if let Some((uid, gid)) = owner {
+        for name in ["resolv.conf", "hostname", "hosts"] {
+            std::os::unix::fs::chown(dir.join(name), Some(uid), Some(gid))?;
+        }
     }
     Ok(())
 }

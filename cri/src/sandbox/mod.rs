@@ -4,6 +4,7 @@ mod files;
 mod network;
 mod run;
 mod stop;
+pub mod users;
 
 use proto::cri;
 

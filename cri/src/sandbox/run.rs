@@ -6,7 +6,7 @@ use gantry_monitor::protocol::{Answer, Request};
 use gantry_sys::namespaces::{Kind, create_pinned};
 use proto::cri;
 
-use super::{files, network, options, release};
+use super::{files, network, options, release, users};
 use crate::cni;
 use crate::daemon::{Daemon, Sandbox, new_id, now};
 use crate::error::{Error, Result};
@@ -76,11 +76,13 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
     let config = record.config.0.clone();
     let linux = config.linux.clone().unwrap_or_default();
     let (host_network, host_ipc) = (is_node(options.network), is_node(options.ipc));
+    let ids = users::wanted(&options).map_err(Error::Invalid)?;
     let list = if host_network { None } else { Some(cni::load(&daemon.config.cni_conf_dir).map_err(Error::Failed)?) };
     sandbox.change(&daemon.ledger, |r| r.cni_config = list.clone())?;
     let dir = daemon.sandbox_dir(&record.id);
     let (folder, request) = (dir.clone(), config.clone());
-    tokio::task::spawn_blocking(move || files::make(&folder, &request, host_network, host_ipc))
+    let owner = ids.as_ref().map(|ids| ids.root());
+    tokio::task::spawn_blocking(move || files::make(&folder, &request, host_network, host_ipc, owner))
         .await?
         .map_err(Error::failed(format!("files of sandbox {}", record.id)))?;
     let mut kinds = Vec::new();
@@ -91,9 +93,11 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
     if !host_ipc {
         kinds.push((Kind::Ipc, dir.join("ns/ipc")));
     }
-    if !kinds.is_empty() {
-        let hostname = (!host_network && !config.hostname.is_empty()).then(|| config.hostname.clone());
-        let sysctls: Vec<(String, String)> = linux.sysctls.into_iter().collect();
+    let hostname = (!host_network && !config.hostname.is_empty()).then(|| config.hostname.clone());
+    let sysctls: Vec<(String, String)> = linux.sysctls.into_iter().collect();
+    if let Some(ids) = &ids {
+        users::make(daemon, &record.id, ids, &kinds, hostname, sysctls).await?;
+    } else if !kinds.is_empty() {
         tokio::task::spawn_blocking(move || create_pinned(&kinds, hostname.as_deref(), &sysctls))
             .await?
             .map_err(Error::failed(format!("namespaces of sandbox {}", record.id)))?;
@@ -108,8 +112,9 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
         })?;
     }
     monitors::spawn(daemon, sandbox).await?;
+    let user = ids.map(|_| users::path(daemon, &record.id));
     if options.pid() == cri::NamespaceMode::Pod
-        && let Answer::Created { pid } = monitors::call(daemon, &record.id, Request::PidNamespace).await?
+        && let Answer::Created { pid } = monitors::call(daemon, &record.id, Request::PidNamespace { user }).await?
     {
         sandbox.change(&daemon.ledger, |r| r.pid_init = Some(pid))?;
     }

@@ -72,7 +72,7 @@ pub(crate) async fn release(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Vec
     let _ = fs::remove_file(client.socket());
     monitors::tidy();
     let dir = daemon.sandbox_dir(&sandbox.id);
-    for name in ["uts", "ipc", "net"] {
+    for name in ["uts", "ipc", "net", "user"] {
         if let Err(e) = unpin(&dir.join("ns").join(name)) {
             faults.push(format!("unpin {name} of sandbox {}: {e}", sandbox.id));
         }
@@ -145,10 +145,16 @@ pub async fn update_resources(
 pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Ok(sandbox) = daemon.sandbox(id) else { return Ok(()) };
     stop(daemon, &sandbox.id).await?;
-    for container in daemon.containers_of(&sandbox.id) {
-        container::remove(daemon, &container.id).await?;
-    }
-    let _turn = sandbox.turn.lock().await;
+    // One may come in until the pod's turn is ours; a stopped pod gets no more.
+    let _turn = loop {
+        for container in daemon.containers_of(&sandbox.id) {
+            container::remove(daemon, &container.id).await?;
+        }
+        let turn = sandbox.turn.lock().await;
+        if daemon.containers_of(&sandbox.id).is_empty() {
+            break turn;
+        }
+    };
     let faults = release(daemon, &sandbox).await;
     if !faults.is_empty() {
         return Err(Error::Failed(format!("remove sandbox {}: {}", sandbox.id, faults.join("; "))));

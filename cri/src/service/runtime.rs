@@ -116,10 +116,16 @@ impl RuntimeService for Service {
         ];
         let mut info = HashMap::new();
         if r.into_inner().verbose {
-            info.insert("config".to_owned(), serde_json::to_string(config).unwrap_or_default());
+            let mut shown = serde_json::to_value(config).unwrap_or_default();
+            // Where root file systems are, by the name under which tools look for it.
+            shown["stateDir"] = serde_json::json!(config.state);
+            info.insert("config".to_owned(), shown.to_string());
         }
         let names = std::iter::once(String::new()).chain(config.runtime_handlers.keys().cloned());
-        let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        let features = cri::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            user_namespaces: sandbox::users::supported(),
+        };
         Ok(Response::new(cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions }),
             info,

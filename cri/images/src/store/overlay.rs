@@ -1,6 +1,7 @@
 //! Mounting overlayfs: the new mount API with one `lowerdir+` per layer, or mount(2) on kernels without it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, open};
@@ -28,17 +29,45 @@ pub(crate) struct Overlay {
     pub(crate) read_only: bool,
     /// SELinux label, empty for none.
     pub(crate) label: String,
+    /// User namespace that maps the ids of all directories.
+    pub(crate) users: Option<PathBuf>,
 }
 
 impl Overlay {
     /// Mounts at `target`, which must exist.
     pub(crate) fn mount(&self, target: &Path) -> Result<()> {
+        if let Some(users) = &self.users {
+            return self.mount_mapped(users, target).map_err(|e| Error::io("mount id-mapped overlay at", target, e));
+        }
         match self.mount_new(target) {
             Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {}
             Ok(()) => return Ok(()),
             Err(e) => return Err(Error::io("mount overlay at", target, e)),
         }
         self.mount_old(target).map_err(|e| Error::io("mount overlay at", target, e))
+    }
+
+    /// Mounts with each directory replaced by a copy of its mount in which ids are mapped; the copies are attached nowhere.
+    fn mount_mapped(&self, users: &Path, target: &Path) -> std::io::Result<()> {
+        use gantry_sys::mount::{Attributes, IDMAP, clone_tree, set_attributes};
+        let namespace = std::fs::File::open(users)?;
+        let mut held = Vec::new();
+        let mut mapped = |dir: &Path| -> std::io::Result<PathBuf> {
+            let tree = clone_tree(CWD, dir, false)?;
+            let attributes = Attributes { set: IDMAP, ..Attributes::default() };
+            set_attributes(tree.as_fd(), attributes, false, Some(namespace.as_fd()))?;
+            let name = format!("/proc/self/fd/{}", tree.as_raw_fd());
+            held.push(tree);
+            Ok(name.into())
+        };
+        let lower = self.lower.iter().map(|dir| mapped(dir)).collect::<std::io::Result<Vec<_>>>()?;
+        // The writable directory is not mapped: overlayfs works in it as root of the host. What the container makes there belongs
+        // to its ids on the host already; only the directory itself, which is `/` in there, must be given to it.
+        if let (Some((upper, _)), Some(top)) = (&self.upper, lower.first()) {
+            let meta = std::fs::metadata(top)?;
+            std::os::unix::fs::chown(upper, Some(meta.uid()), Some(meta.gid()))?;
+        }
+        Ok(Overlay { lower, users: None, ..self.clone() }.mount_new(target)?)
     }
 
     fn mount_new(&self, target: &Path) -> Result<(), Errno> {
@@ -133,6 +162,7 @@ mod tests {
                 upper: Some((dir("upper"), dir("work"))),
                 read_only: false,
                 label: String::new(),
+                users: None,
             };
             let mount = |o: &Overlay| if old { o.mount_old(&target) } else { o.mount_new(&target) };
             match mount(&overlay) {

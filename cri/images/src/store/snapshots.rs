@@ -163,6 +163,7 @@ impl Store {
             upper: (!snapshot.view).then(|| (dir.join("fs"), dir.join("work"))),
             read_only: options.read_only || snapshot.view,
             label: options.selinux_label.clone(),
+            users: options.user_namespace.clone(),
         })
     }
 

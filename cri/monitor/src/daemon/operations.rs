@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, pipe};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use gantry_sys::process::{self, Cloned};
@@ -37,7 +36,7 @@ impl Monitor {
                 Ok(Answer::Done)
             }
             Request::ReopenLog { id } => self.reopen_log(&id),
-            Request::PidNamespace => self.pid_namespace(),
+            Request::PidNamespace { user } => self.pid_namespace(user.as_deref()),
             Request::Shutdown => self.shutdown(),
             Request::Subscribe => return self.subscribe(key),
             Request::Exec { id, process, terminal, streams } => {
@@ -162,15 +161,24 @@ impl Monitor {
         Ok(Answer::Done)
     }
 
-    fn pid_namespace(&mut self) -> Result<Answer, String> {
+    fn pid_namespace(&mut self, user: Option<&Path>) -> Result<Answer, String> {
         if let Some((pid, _)) = &self.pause {
             return Ok(Answer::Created { pid: *pid });
         }
         let flag = gantry_sys::namespaces::Kind::Pid.flag();
-        match process::clone3(flag, None).map_err(|e| format!("make a PID namespace: {e}"))? {
+        // Run by descriptor: the root of a user namespace need not be let into the folder of this program.
+        let program = fs::File::open("/proc/self/exe").map_err(|e| format!("open this program: {e}"))?;
+        let cloned = match user {
+            None => process::clone3(flag, None),
+            Some(path) => fs::File::open(path).and_then(|user| process::clone3_within(user.as_fd(), flag, None)),
+        };
+        match cloned.map_err(|e| format!("make a PID namespace: {e}"))? {
             Cloned::Child => {
-                let program = fs::read_link("/proc/self/exe").unwrap_or_else(|_| "/proc/self/exe".into());
-                let error = Command::new(program).arg("pause").stdin(Stdio::null()).exec();
+                let argv = [c"gantry-monitor".to_owned(), c"pause".to_owned()];
+                if let Ok(null) = fs::File::open("/dev/null") {
+                    let _ = rustix::stdio::dup2_stdin(&null);
+                }
+                let error = process::exec_fd(program.as_fd(), &argv, &[]);
                 super::complain(&format!("start the init of the PID namespace: {error}"));
                 process::exit_now(127)
             }
@@ -344,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_tree_is_killed_with_its_leaves() {
-        let mut shell = Command::new("sh").args(["-c", "sleep 100 & sleep 100 & wait"]).spawn().unwrap();
+        let mut shell = std::process::Command::new("sh").args(["-c", "sleep 100 & sleep 100 & wait"]).spawn().unwrap();
         let pid = i32::try_from(shell.id()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         while descendants(pid).len() < 3 && Instant::now() < deadline {
