@@ -141,3 +141,49 @@ async fn pods_are_measured_and_their_resources_recorded() {
     remove_pod(&mut client, &sandbox).await.unwrap();
     daemon.assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_its_own_user_ids_owns_its_files_and_its_network() {
+    let Some(daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    let status = client.status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner();
+    if !status.runtime_handlers.iter().any(|h| h.features.is_some_and(|f| f.user_namespaces)) {
+        eprintln!("skipped: this kernel cannot do it");
+        return;
+    }
+    let maps = vec![cri::IdMapping { container_id: 0, host_id: 300_000, length: 65_536 }];
+    let users = cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), uids: maps.clone(), gids: maps };
+    let mut config = common::pod("mapped");
+    let options = cri::NamespaceOption { userns_options: Some(users), ..Default::default() };
+    let security = cri::LinuxSandboxSecurityContext { namespace_options: Some(options.clone()), ..Default::default() };
+    config.linux.as_mut().unwrap().security_context = Some(security);
+    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let mut main = common::container("main", "exec /bin/busybox sleep 1000");
+    let security = cri::LinuxContainerSecurityContext {
+        namespace_options: Some(options),
+        capabilities: Some(cri::Capability { add_capabilities: vec!["NET_ADMIN".into()], ..Default::default() }),
+        ..Default::default()
+    };
+    main.linux.as_mut().unwrap().security_context = Some(security);
+    main.working_dir = "/made/here".into();
+    let ask = cri::CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(main),
+        sandbox_config: Some(config),
+    };
+    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
+    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let script = "set -e; cat=/bin/busybox; $cat cat /proc/self/uid_map; $cat stat -c %u:%g / /bin/busybox /etc/hosts /made/here; \
+                  $cat touch /new; $cat stat -c %u /new; $cat hostname; $cat ip link add dev probe type veth; \
+                  $cat ip link del probe; $cat timeout 1 /bin/busybox nc -l -p 80 || [ $? != 1 ]; echo done";
+    let cmd = vec!["/bin/busybox".into(), "sh".into(), "-c".into(), script.into()];
+    let ask = cri::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 20 };
+    let output = client.exec_sync(ask).await.unwrap().into_inner();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let wanted = ["0", "300000", "65536", "0:0", "0:0", "0:0", "0:0", "0", "mapped", "done"];
+    assert_eq!(words, wanted, "{}", String::from_utf8_lossy(&output.stderr));
+    remove_pod(&mut client, &sandbox).await.unwrap();
+    daemon.assert_clean();
+}
