@@ -282,6 +282,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .add_service(ImageServiceServer::new(service).max_decoding_message_size(limit).max_encoding_message_size(limit))
         .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener));
     tokio::select! { done = serving => done?, () = stop => {} }
+    let _ = gantry_telemetry::notify::stopping();
     imports.abort();
     let _ = std::fs::remove_file(&socket);
     let _ = std::fs::remove_file(socket.with_extension("admin"));
