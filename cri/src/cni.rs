@@ -126,6 +126,70 @@ pub async fn del(list: &Value, result: Option<&Value>, to: &Attachment<'_>) -> V
     faults
 }
 
+/// GC and STATUS came with version 1.1.0, CHECK with 0.4.0.
+fn at_least(list: &Value, wanted: (u32, u32)) -> bool {
+    let version = list["cniVersion"].as_str().unwrap_or_default();
+    let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= wanted
+}
+
+/// A call that is about the network and no attachment.
+fn network_itself(bin_dirs: &[PathBuf]) -> Attachment<'_> {
+    Attachment { id: "", netns: None, args: String::new(), capabilities: Map::new(), bin_dirs }
+}
+
+/// Whether plugins say that ADD would work now (where the configuration's version lets them be asked).
+///
+/// # Errors
+/// A plugin is missing, or says why not.
+pub async fn status(list: &Value, bin_dirs: &[PathBuf]) -> Result<()> {
+    let to = network_itself(bin_dirs);
+    for index in 0..list["plugins"].as_array().map_or(0, Vec::len) {
+        let config = plugin_config(list, index, None, &to.capabilities);
+        let kind = config["type"].as_str().unwrap_or_default();
+        if program(kind, &to).is_none() {
+            return Err(Error::Failed(format!("CNI plugin {kind:?} is not in {bin_dirs:?}")));
+        }
+        if at_least(list, (1, 1)) {
+            invoke("STATUS", "", &config, &to).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Has plugins let go of every attachment but those of these containers. Answers what failed.
+pub async fn collect(list: &Value, valid: &[String], bin_dirs: &[PathBuf]) -> Vec<String> {
+    if !at_least(list, (1, 1)) || list["disableGC"] == json!(true) {
+        return Vec::new();
+    }
+    let attachments: Vec<Value> = valid.iter().map(|id| json!({"containerID": id, "ifname": "eth0"})).collect();
+    let to = network_itself(bin_dirs);
+    let mut faults = Vec::new();
+    for index in 0..list["plugins"].as_array().map_or(0, Vec::len) {
+        let mut config = plugin_config(list, index, None, &to.capabilities);
+        config["cni.dev/valid-attachments"] = json!(attachments);
+        if let Err(e) = invoke("GC", "", &config, &to).await {
+            faults.push(e.to_string());
+        }
+    }
+    faults
+}
+
+/// Whether an attachment is still as ADD left it.
+///
+/// # Errors
+/// What a plugin misses.
+pub async fn check(list: &Value, result: &Value, to: &Attachment<'_>) -> Result<()> {
+    if !at_least(list, (0, 4)) || list["disableCheck"] == json!(true) {
+        return Ok(());
+    }
+    for index in 0..list["plugins"].as_array().map_or(0, Vec::len) {
+        let config = plugin_config(list, index, Some(result), &to.capabilities);
+        invoke("CHECK", "eth0", &config, to).await?;
+    }
+    Ok(())
+}
+
 fn program(kind: &str, to: &Attachment<'_>) -> Option<PathBuf> {
     let bad = kind.is_empty() || kind.contains('/');
     to.bin_dirs.iter().map(|d| d.join(kind)).find(|p| !bad && p.exists())
@@ -205,6 +269,14 @@ mod tests {
             json!({"type": "portmap", "name": "n", "cniVersion": "1.0.0",
                    "runtimeConfig": {"portMappings": [1]}, "prevResult": {"ips": []}})
         );
+    }
+
+    #[test]
+    fn newer_commands_need_newer_configurations() {
+        let list = |version: &str| json!({"cniVersion": version});
+        assert!(at_least(&list("1.1.0"), (1, 1)) && at_least(&list("2.0.0"), (1, 1)));
+        assert!(!at_least(&list("1.0.0"), (1, 1)) && !at_least(&json!({}), (0, 4)));
+        assert!(at_least(&list("0.4.0"), (0, 4)) && !at_least(&list("0.3.1"), (0, 4)));
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct Container {
     record: Mutex<ContainerRecord>,
 }
 
+/// When plugins were asked about which configuration, and what they said.
+type NetworkAnswer = (std::time::Instant, serde_json::Value, Result<(), String>);
+
 /// Everything the daemon has.
 pub struct Daemon {
     /// Settings.
@@ -60,6 +63,8 @@ pub struct Daemon {
     pub streaming: std::sync::OnceLock<cri_streaming::Server>,
     /// Pod CIDR as told by the kubelet.
     pub pod_cidr: Mutex<String>,
+    /// What plugins last said about a network configuration, and when.
+    pub network: tokio::sync::Mutex<Option<NetworkAnswer>>,
     /// Long operations so far, and how many of them failed.
     pub calls: Mutex<(u64, u64)>,
 }
@@ -161,6 +166,7 @@ impl Daemon {
             names: Mutex::default(),
             streaming: std::sync::OnceLock::new(),
             pod_cidr: Mutex::default(),
+            network: tokio::sync::Mutex::default(),
             calls: Mutex::default(),
         }
     }
@@ -236,6 +242,22 @@ impl Daemon {
     /// Forgets a container.
     pub fn drop_container(&self, id: &str) {
         self.containers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Whether pods can get a network now, or why not. Plugins are asked at most every ten seconds as long as the
+    /// configuration stays what it is.
+    pub async fn network_ready(&self) -> Result<(), String> {
+        let list = crate::cni::load(&self.config.cni_conf_dir)?;
+        let mut last = self.network.lock().await;
+        if let Some((when, asked, answer)) = &*last
+            && *asked == list
+            && when.elapsed() < std::time::Duration::from_secs(10)
+        {
+            return answer.clone();
+        }
+        let answer = crate::cni::status(&list, &self.config.cni_bin_dirs).await.map_err(|e| e.to_string());
+        *last = Some((std::time::Instant::now(), list, answer.clone()));
+        answer
     }
 
     /// The turn of those who create something with this name, so that a retry joins the first.

@@ -186,6 +186,12 @@ async fn disagreements(daemon: &Arc<Daemon>) -> Vec<String> {
             found.push(format!("sandbox {} is half made", record.id));
         } else if !record.stopped && monitors::call(daemon, &record.id, Request::Ping).await.is_err() {
             found.push(format!("the monitor of sandbox {} does not answer", record.id));
+        } else if let (false, Some(list), Some(result)) = (record.stopped, &record.cni_config, &record.cni_result) {
+            let netns = daemon.sandbox_dir(&record.id).join("ns/net");
+            let attachment = crate::sandbox::network::attachment(daemon, &record, Some(&netns));
+            if let Err(error) = crate::cni::check(list, result, &attachment).await {
+                found.push(format!("network of sandbox {}: {error}", record.id));
+            }
         }
     }
     for entry in daemon.all_containers() {

@@ -1,7 +1,7 @@
 //! Pod sandboxes: pinned namespaces, network, shared files and one monitor; no pause process unless asked for.
 
 mod files;
-mod network;
+pub(crate) mod network;
 mod run;
 mod stop;
 pub mod users;

@@ -76,6 +76,7 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
     let config = record.config.0.clone();
     let linux = config.linux.clone().unwrap_or_default();
     let (host_network, host_ipc) = (is_node(options.network), is_node(options.ipc));
+    network::bandwidth(&config.annotations).map_err(Error::Invalid)?;
     let ids = users::wanted(&options).map_err(Error::Invalid)?;
     let list = if host_network { None } else { Some(cni::load(&daemon.config.cni_conf_dir).map_err(Error::Failed)?) };
     sandbox.change(&daemon.ledger, |r| r.cni_config = list.clone())?;

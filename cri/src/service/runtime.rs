@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{Service, Streaming, once};
 use crate::container::labels_match;
 use crate::error::Error;
-use crate::{cni, container, metrics, monitors, sandbox, stats, streams};
+use crate::{container, metrics, monitors, sandbox, stats, streams};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -104,7 +104,7 @@ impl RuntimeService for Service {
 
     async fn status(&self, r: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
         let config = &self.daemon.config;
-        let network = cni::load(&config.cni_conf_dir);
+        let network = self.daemon.network_ready().await;
         let conditions = vec![
             cri::RuntimeCondition { r#type: "RuntimeReady".to_owned(), status: true, ..Default::default() },
             cri::RuntimeCondition {

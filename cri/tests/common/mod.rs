@@ -148,7 +148,7 @@ impl Daemon {
     pub fn launch(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = self.inside(&self.programs.join("gantry-cri"));
-        command.arg("--config").arg(self.path("cri.toml")).stdin(Stdio::null());
+        command.arg("--config").arg(self.path("cri.toml")).stdin(Stdio::null()).env("RUST_BACKTRACE", "0");
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         self.running = Some(child);
         until("the daemon", Duration::from_secs(60), || self.command(&["image", "ls"]).status.success().then_some(()));
