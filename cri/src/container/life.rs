@@ -89,6 +89,34 @@ pub async fn stop(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: i64) 
     Err(Error::Timeout(format!("container {} does not end after SIGKILL", container.id)))
 }
 
+/// Kills runtimes that a dead monitor has left at work on a container: they would make what is deleted now.
+async fn end_orphans(id: &str) {
+    use std::os::fd::AsFd;
+    let at_work = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|b| *b == 0);
+        words.clone().any(|w| w == id.as_bytes()) && words.any(|w| w == b"create" || w == b"start")
+    };
+    let pids = || -> Vec<i32> {
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        all.filter_map(|e| e.file_name().to_string_lossy().parse().ok()).filter(|pid| at_work(pid)).collect()
+    };
+    for _ in 0..100 {
+        let found = pids();
+        if found.is_empty() {
+            return;
+        }
+        for pid in found {
+            let Ok(pidfd) = gantry_sys::process::pidfd_open(pid) else { continue };
+            if at_work(&pid) {
+                let _ = gantry_sys::process::pidfd_send_signal(pidfd.as_fd(), nix::libc::SIGKILL);
+            }
+        }
+        // There is no event for the end of a process that is no child.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Lets go of everything a container holds but its record. Answers what failed.
 pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Vec<String> {
     let mut faults = Vec::new();
@@ -101,6 +129,7 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
             daemon.config.handler(&daemon.sandbox(&record.sandbox).map(|s| s.record().handler).unwrap_or_default())
         {
             let root = &daemon.config.runtime_root;
+            end_orphans(&record.id).await;
             let run = tokio::process::Command::new(runtime)
                 .arg("--root")
                 .arg(root)
