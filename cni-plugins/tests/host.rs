@@ -462,3 +462,74 @@ fn vxlan_makes_a_bridge_with_the_nodes_network() {
     assert_eq!(left.count(), 0);
     assert_eq!(fs::read_dir(net.folder.path().join("kept")).unwrap().count(), 0);
 }
+
+/// Sends from one namespace to another for two seconds; answers megabits a second.
+fn throughput(net: &Net, from: &str, to: &str, address: &str) -> f64 {
+    let address: std::net::SocketAddr = address.parse().unwrap();
+    let listener = net.inside(to, move || TcpListener::bind(address)).unwrap();
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut buffer, mut total) = (vec![0; 65536], 0usize);
+        let start = std::time::Instant::now();
+        while start.elapsed() < Duration::from_secs(2) {
+            match stream.read(&mut buffer) {
+                Ok(n) if n > 0 => total += n,
+                _ => break,
+            }
+        }
+        total as f64 * 8.0 / 1e6 / start.elapsed().as_secs_f64()
+    });
+    let mut stream = net.inside(from, move || TcpStream::connect(address)).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    let block = vec![0; 65536];
+    while stream.write_all(&block).is_ok() && !receiver.is_finished() {}
+    receiver.join().unwrap()
+}
+
+#[test]
+fn bandwidth_limits_both_directions() {
+    let Some(net) = Net::new(&["a"]) else { return };
+    let a = net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    let limits =
+        json!({"ingressRate": 16_000_000, "ingressBurst": 400_000, "egressRate": 8_000_000, "egressBurst": 400_000});
+    let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "bandwidth", "prevResult": a,
+        "runtimeConfig": {"bandwidth": limits}});
+    let result = net.call("bandwidth", "ADD", "a", &config).unwrap();
+    assert_eq!(result["interfaces"].as_array().unwrap().len(), 4);
+    net.call("bandwidth", "CHECK", "a", &config).unwrap();
+    let received = throughput(&net, "host", "a", "10.77.0.2:9000");
+    let sent = throughput(&net, "a", "host", "10.77.0.1:9001");
+    assert!((12.0..19.0).contains(&received), "{received} Mbit/s of 16 received");
+    assert!((6.0..10.0).contains(&sent), "{sent} Mbit/s of 8 sent");
+    net.call("bandwidth", "DEL", "a", &config).unwrap();
+    net.call("bandwidth", "DEL", "a", &config).unwrap();
+    assert!(!net.links().contains("bwp"), "{}", net.links());
+    assert!(net.call("bandwidth", "CHECK", "a", &config).is_err());
+}
+
+#[test]
+fn tuning_sets_sysctls_and_the_device_and_gives_back_what_was() {
+    let Some(net) = Net::new(&["a"]) else { return };
+    let a = net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "tuning", "prevResult": a,
+        "dataDir": net.folder.path().join("tuning"), "mac": "02:00:00:00:00:77", "mtu": 1300, "promisc": true,
+        "sysctl": {"net.core.somaxconn": "777", "net.ipv4.conf.IFNAME.arp_filter": "1"}});
+    let result = net.call("tuning", "ADD", "a", &config).unwrap();
+    assert_eq!(
+        (&result["interfaces"][2]["mac"], &result["interfaces"][2]["mtu"]),
+        (&json!("02:00:00:00:00:77"), &json!(1300))
+    );
+    let shown =
+        || sh(&format!("ip -n {0} -d link show eth0; ip netns exec {0} sysctl -n net.core.somaxconn", net.name("a")));
+    assert!(
+        shown().contains("02:00:00:00:00:77") && shown().contains("mtu 1300") && shown().contains("777"),
+        "{}",
+        shown()
+    );
+    net.call("tuning", "CHECK", "a", &config).unwrap();
+    net.call("tuning", "DEL", "a", &config).unwrap();
+    net.call("tuning", "DEL", "a", &config).unwrap();
+    assert!(shown().contains("mtu 1500") && !shown().contains("02:00:00:00:00:77"), "{}", shown());
+    let host = with(config, "sysctl", json!({"kernel.hostname": "x"}));
+    assert_eq!(net.call("tuning", "ADD", "a", &host).unwrap_err()["code"], 7);
+}

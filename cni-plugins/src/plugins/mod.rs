@@ -1,11 +1,13 @@
 //! The plugins by name.
 
+mod bandwidth;
 mod bridge;
 mod host_local;
 mod loopback;
 mod portmap;
 mod ptp;
 mod static_ipam;
+mod tuning;
 mod vxlan;
 
 use crate::spec::{CniResult, Request, Result};
@@ -52,13 +54,15 @@ pub trait Plugin {
     }
 }
 
-static PLUGINS: [(&str, &(dyn Plugin + Sync)); 8] = [
+static PLUGINS: [(&str, &(dyn Plugin + Sync)); 10] = [
+    ("bandwidth", &bandwidth::Bandwidth),
     ("bridge", &bridge::Bridge),
     ("host-local", &host_local::HostLocal),
     ("loopback", &loopback::Loopback),
     ("portmap", &portmap::Portmap),
     ("ptp", &ptp::Ptp),
     ("static", &static_ipam::Static),
+    ("tuning", &tuning::Tuning),
     ("vxlan", &vxlan::Vxlan),
     ("flannel", &vxlan::Vxlan),
 ];

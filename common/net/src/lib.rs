@@ -9,6 +9,7 @@ pub mod link;
 pub mod message;
 pub mod neighbour;
 pub mod nft;
+pub mod qdisc;
 pub mod socket;
 
 pub use ip::{Prefix, Route};

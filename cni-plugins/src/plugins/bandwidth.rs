@@ -1,0 +1,161 @@
+//! bandwidth: limits what a container receives and sends.
+
+use gantry_net::link::{self, Change, Kind};
+use gantry_net::{Link, Socket, qdisc};
+use serde::Deserialize;
+
+use super::{Plugin, field};
+use crate::attach;
+use crate::netns::Netns;
+use crate::spec::{CniResult, Context, Error, Request, Result};
+
+/// How long a packet may wait.
+const LATENCY_MS: u64 = 25;
+
+/// The plugin.
+#[derive(Debug)]
+pub(super) struct Bandwidth;
+
+/// Rates in bits a second, bursts in bits.
+#[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+struct Limits {
+    ingress_rate: u64,
+    ingress_burst: u64,
+    egress_rate: u64,
+    egress_burst: u64,
+}
+
+/// One direction: bytes a second, bytes at once.
+type Bucket = (u64, u32);
+
+fn bucket(name: &str, rate: u64, burst: u64) -> Result<Option<Bucket>> {
+    match (rate, burst) {
+        (0, 0) => Ok(None),
+        (0, _) => Err(Error::config(format!("{name}Burst is set without {name}Rate"))),
+        (_, 0) => Err(Error::config(format!("{name}Rate is set without {name}Burst"))),
+        _ => match u32::try_from(burst / 8) {
+            Ok(bytes) if bytes > 0 => Ok(Some((rate / 8, bytes))),
+            _ => Err(Error::config(format!("{name}Burst: {burst} is less than 8 bits or more than 4 GiB"))),
+        },
+    }
+}
+
+/// What the runtime asks for, else what the configuration says: to the container, from it.
+fn read(request: &Request) -> Result<(Option<Bucket>, Option<Bucket>)> {
+    let value = &request.config.value;
+    for key in ["unshapedSubnets", "shapedSubnets"] {
+        if value[key].as_array().is_some_and(|l| !l.is_empty()) {
+            return Err(Error::config(format!("{key} is not supported")));
+        }
+    }
+    let runtime = serde_json::Value::Object(request.config.section(&["runtimeConfig"]));
+    let limits: Limits = match runtime.get("bandwidth").filter(|b| !b.is_null()) {
+        Some(_) => field(&runtime, "bandwidth")?,
+        None => serde_json::from_value(value.clone()).map_err(|e| Error::config(format!("bandwidth: {e}")))?,
+    };
+    Ok((
+        bucket("ingress", limits.ingress_rate, limits.ingress_burst)?,
+        bucket("egress", limits.egress_rate, limits.egress_burst)?,
+    ))
+}
+
+/// The device that what the container sends goes through; its name follows from the attachment.
+fn shaper_name(request: &Request) -> String {
+    attach::host_name(request).replacen("veth", "bwp", 1)
+}
+
+/// The host's end of the container's device.
+fn host_end(request: &Request, socket: &mut Socket) -> Result<Link> {
+    let netns = Netns::open(request)?;
+    let inside = netns.socket()?.link(&request.ifname).doing(|| format!("find {}", request.ifname))?;
+    let peer =
+        inside.and_then(|l| l.peer).ok_or_else(|| Error::internal(format!("{} has no other end", request.ifname)))?;
+    let host = socket.link_by_index(peer).doing(|| "find the host's end".into())?;
+    host.filter(|l| l.kind == "veth").ok_or_else(|| Error::internal("the container's device is no veth pair"))
+}
+
+fn limit(socket: &mut Socket, device: &Link, bucket: Bucket) -> Result<()> {
+    let request = qdisc::token_bucket(device.index, bucket.0, bucket.1, LATENCY_MS);
+    socket.request(request).doing(|| format!("limit {}", device.name))
+}
+
+/// Sends what comes from the container through a device of its own, where it can be held back.
+fn shape(request: &Request, socket: &mut Socket, host: &Link, bucket: Bucket) -> Result<Link> {
+    let name = shaper_name(request);
+    let find = |socket: &mut Socket| socket.link(&name).doing(|| format!("find {name}"));
+    if let Some(old) = find(socket)? {
+        socket.request(link::delete(old.index)).doing(|| format!("remove {name}"))?;
+    }
+    socket.request(link::create(&name, &Kind::Ifb, Some(host.mtu), None)).doing(|| format!("make {name}"))?;
+    let shaper = find(socket)?.ok_or_else(|| Error::internal(format!("{name} is gone")))?;
+    let up = Change { up: Some(true), ..Change::default() };
+    socket.request(link::change(shaper.index, &up)).doing(|| format!("set {name} up"))?;
+    limit(socket, &shaper, bucket)?;
+    let batch = vec![qdisc::ingress(host.index), qdisc::redirect(host.index, shaper.index)];
+    socket.batch(batch).map_err(|(_, e)| Error::internal(format!("redirect {} to {name}: {e}", host.name)))?;
+    Ok(shaper)
+}
+
+impl Plugin for Bandwidth {
+    fn add(&self, request: &Request) -> Result<CniResult> {
+        let (to, from) = read(request)?;
+        let mut result =
+            request.config.previous.clone().ok_or_else(|| Error::config("must be called as chained plugin"))?;
+        if to.is_none() && from.is_none() {
+            return Ok(result);
+        }
+        let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
+        let host = host_end(request, &mut socket)?;
+        if let Some(bucket) = to {
+            limit(&mut socket, &host, bucket)?;
+        }
+        if let Some(bucket) = from {
+            match shape(request, &mut socket, &host, bucket) {
+                Ok(shaper) => result.interfaces.push(attach::described(&shaper, "")),
+                Err(error) => {
+                    let _ = self.del(request);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(result)
+    }
+
+    fn del(&self, request: &Request) -> Result<()> {
+        // The limit on what the container receives goes with its device.
+        let name = shaper_name(request);
+        let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
+        match socket.link(&name).doing(|| format!("find {name}"))? {
+            Some(shaper) => socket.request(link::delete(shaper.index)).doing(|| format!("remove {name}")),
+            None => Ok(()),
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        let (_, from) = read(request)?;
+        let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
+        host_end(request, &mut socket)?;
+        let name = shaper_name(request);
+        if from.is_some() && socket.link(&name).doing(|| format!("find {name}"))?.is_none() {
+            return Err(Error::internal(format!("{name}, which limits what the container sends, is missing")));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_and_bursts_come_in_pairs() {
+        assert_eq!(bucket("ingress", 0, 0).unwrap(), None);
+        assert_eq!(bucket("ingress", 8000, 800).unwrap(), Some((1000, 100)));
+        for (rate, burst, part) in
+            [(1, 0, "without ingressBurst"), (0, 1, "without ingressRate"), (1, 7, "8 bits"), (1, 1 << 40, "4 GiB")]
+        {
+            assert!(bucket("ingress", rate, burst).unwrap_err().message.contains(part));
+        }
+    }
+}
