@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# How fast the CNI plugins are, against Debian's containernetworking-plugins in the same run, call by call in turn:
+# medians of ADD and DEL in milliseconds and their ratio, without and with standing pods, and peak memory.
+# In a network namespace of its own; needs root and scripts/build.sh.
+#
+# usage: cni.sh [--output json]
+# env:   ROUNDS (30), STANDING (100) pods that stand in the second part
+set -uo pipefail
+. "$(dirname "$0")/../lib.sh"
+case ${1:-} in -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit ;; esac
+need_root
+need_packages containernetworking-plugins iptables iproute2
+[ -x "$BIN_DIR/gantry-cni" ] || die "$BIN_DIR/gantry-cni is missing: run scripts/build.sh"
+work=$(mktemp -d) ns=gantry-cnibench-$$
+ip netns add "$ns" && ip -n "$ns" link set lo up || die "cannot make a network namespace"
+trap 'for n in $(ip netns list | awk -v p="^$ns" "\$1 ~ p {print \$1}"); do ip netns delete "$n"; done; rm -rf "$work"' EXIT
+"$BIN_DIR/gantry-cni" install "$work/bin" >/dev/null || die "cannot install the plugins"
+FORMAT=$([ "${1:-}" = --output ] && echo "${2:-}" || echo table) PREFIX=$ns WORK=$work \
+  nsenter --net="/run/netns/$ns" python3 "$(dirname "$0")/cni.py"
