@@ -25,6 +25,10 @@ pub struct Config {
     pub runtime_handlers: BTreeMap<String, PathBuf>,
     /// Address of the exec/attach/port-forward server.
     pub streaming_address: String,
+    /// How long an exec, attach or port-forward session may carry nothing before it is ended, in seconds; 0: for ever.
+    pub streaming_idle_seconds: u64,
+    /// Address of the Prometheus endpoint (`127.0.0.1:9464`), path /metrics; empty: none.
+    pub metrics_address: String,
     /// Folders with CNI plugins.
     pub cni_bin_dirs: Vec<PathBuf>,
     /// Folder with CNI configuration lists.
@@ -48,6 +52,8 @@ impl Default for Config {
             monitor: PathBuf::new(),
             runtime_handlers: BTreeMap::new(),
             streaming_address: "127.0.0.1:0".into(),
+            streaming_idle_seconds: 4 * 3600,
+            metrics_address: String::new(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             cni_conf_dir: "/etc/cni/net.d".into(),
             registry_config: "/etc/gantry/certs.d".into(),

@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod monitors;
 pub mod oci;
+pub mod prometheus;
 pub mod reconcile;
 pub mod sandbox;
 pub mod service;

@@ -1,7 +1,7 @@
 //! gantry-cri: daemon and command line.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -236,20 +236,44 @@ async fn open(config: Config) -> anyhow::Result<Arc<Daemon>> {
     Ok(Arc::new(Daemon::new(config, images, ledger, host)))
 }
 
+/// The listening socket that systemd hands over (sd_listen_fds), if it does.
+fn handed_socket() -> anyhow::Result<Option<tokio::net::UnixListener>> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
+    if number("LISTEN_PID") != Some(std::process::id()) || number("LISTEN_FDS").unwrap_or(0) == 0 {
+        return Ok(None);
+    }
+    anyhow::ensure!(number("LISTEN_FDS") == Some(1), "LISTEN_FDS: more than one socket is handed over");
+    gantry_sys::fd::close_on_exec_from(3)?;
+    let fd = gantry_sys::fd::inherited(3).context("take the socket that systemd hands over")?;
+    let listener = std::os::unix::net::UnixListener::from(fd);
+    listener.local_addr().context("what systemd hands over is no listening unix socket")?;
+    listener.set_nonblocking(true)?;
+    Ok(Some(tokio::net::UnixListener::from_std(listener)?))
+}
+
+fn own_socket(path: &Path) -> anyhow::Result<tokio::net::UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        anyhow::bail!("{} is served by another process", path.display());
+    }
+    let _ = std::fs::remove_file(path);
+    let listener = tokio::net::UnixListener::bind(path).with_context(|| format!("bind {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
 async fn serve(config: Config) -> anyhow::Result<()> {
     let socket = config.socket.clone();
     let daemon = open(config).await?;
     cri::reconcile::run(&daemon).await;
     cri::streams::start(&daemon).await.context("start the streaming server")?;
-    if let Some(folder) = socket.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
-        anyhow::bail!("{} is served by another process", socket.display());
-    }
-    let _ = std::fs::remove_file(&socket);
-    let listener = tokio::net::UnixListener::bind(&socket).with_context(|| format!("bind {}", socket.display()))?;
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+    cri::prometheus::serve(&daemon).await.context("serve metrics")?;
+    let (listener, handed) = match handed_socket()? {
+        Some(listener) => (listener, true),
+        None => (own_socket(&socket)?, false),
+    };
     let _ = gantry_telemetry::notify::ready();
     if let Some(every) = gantry_telemetry::notify::watchdog_interval() {
         tokio::spawn(async move {
@@ -284,7 +308,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::select! { done = serving => done?, () = stop => {} }
     let _ = gantry_telemetry::notify::stopping();
     imports.abort();
-    let _ = std::fs::remove_file(&socket);
+    // One that systemd handed over stays: it starts the daemon again.
+    if !handed {
+        let _ = std::fs::remove_file(&socket);
+    }
     let _ = std::fs::remove_file(socket.with_extension("admin"));
     Ok(())
 }

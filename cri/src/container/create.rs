@@ -31,7 +31,11 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
     let _turn = daemon.name_turn(&format!("{}_{}_{}", sandbox.id, metadata.name, metadata.attempt)).await;
     let same = |c: &Arc<Container>| c.record().config.0.metadata.as_ref() == Some(&metadata);
     if let Some(existing) = daemon.containers_of(&sandbox.id).into_iter().find(same) {
-        return Ok(existing.id.clone());
+        if existing.record().complete {
+            return Ok(existing.id.clone());
+        }
+        // What an earlier try could not let go of.
+        super::remove(daemon, &existing.id).await?;
     }
     let pod = sandbox.record();
     if pod.stopped {
@@ -82,6 +86,9 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
         }
         if faults.is_empty() {
             let _ = daemon.ledger.remove_container(&id);
+        } else {
+            // Shown, so that whoever removes the pod or tries again lets go of the rest.
+            daemon.add_container(container);
         }
         return Err(error);
     }
@@ -195,6 +202,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         cgroup: &record.cgroup,
         user: &who,
         seccomp: profile(daemon, &security, &held)?,
+        apparmor: apparmor(&security)?,
         capabilities: &held,
         pid_namespace,
         lowest_oom_score,
@@ -236,6 +244,38 @@ fn monitor_pid(daemon: &Daemon, id: &str) -> Result<i32> {
     let file = daemon.bundle(&container.id).join("pid");
     let text = fs::read_to_string(&file).map_err(Error::failed(format!("read {}", file.display())))?;
     text.trim().parse().map_err(|e| Error::Failed(format!("read {}: {e}", file.display())))
+}
+
+/// The profile that containers get which ask for none or for the runtime's own, where the package's profile is loaded.
+const DEFAULT_APPARMOR: &str = "gantry-default";
+
+/// The profile of AppArmor for a container; empty for none.
+fn apparmor(security: &cri::LinuxContainerSecurityContext) -> Result<String> {
+    let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+    choose_apparmor(security, &loaded).map_err(Error::Invalid)
+}
+
+/// Pure: `loaded` is the kernel's list, a line `name (mode)` for each profile, empty where AppArmor is off.
+fn choose_apparmor(security: &cri::LinuxContainerSecurityContext, loaded: &str) -> std::result::Result<String, String> {
+    use cri::security_profile::ProfileType;
+    let is_loaded = |name: &str| loaded.lines().any(|l| l.rsplit_once(" (").is_some_and(|(n, _)| n == name));
+    let default = || if is_loaded(DEFAULT_APPARMOR) { DEFAULT_APPARMOR.to_owned() } else { String::new() };
+    match security.apparmor.as_ref() {
+        _ if security.privileged => Ok(String::new()),
+        None => Ok(default()),
+        Some(asked) => match asked.profile_type() {
+            ProfileType::Unconfined => Ok(String::new()),
+            ProfileType::RuntimeDefault => Ok(default()),
+            ProfileType::Localhost => {
+                let name = asked.localhost_ref.trim_start_matches("localhost/");
+                if is_loaded(name) {
+                    Ok(name.to_owned())
+                } else {
+                    Err(format!("AppArmor profile {name:?} is not loaded on this node"))
+                }
+            }
+        },
+    }
 }
 
 fn profile(daemon: &Daemon, security: &cri::LinuxContainerSecurityContext, held: &[String]) -> Result<Value> {
@@ -296,4 +336,27 @@ fn devices(asked: &[cri::Device], privileged: bool) -> Result<Vec<Value>> {
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cri::security_profile::ProfileType;
+
+    #[test]
+    fn a_profile_of_apparmor_must_be_loaded_and_the_default_is_taken_where_it_is() {
+        let loaded = "gantry-default (enforce)\nmine (complain)\n";
+        let ask = |kind: Option<ProfileType>, name: &str, privileged: bool, loaded: &str| {
+            let apparmor =
+                kind.map(|k| cri::SecurityProfile { profile_type: k as i32, localhost_ref: name.to_owned() });
+            choose_apparmor(&cri::LinuxContainerSecurityContext { apparmor, privileged, ..Default::default() }, loaded)
+        };
+        assert_eq!(ask(None, "", false, loaded).unwrap(), "gantry-default");
+        assert_eq!(ask(None, "", false, "").unwrap(), "");
+        assert_eq!(ask(None, "", true, loaded).unwrap(), "");
+        assert_eq!(ask(Some(ProfileType::RuntimeDefault), "", false, loaded).unwrap(), "gantry-default");
+        assert_eq!(ask(Some(ProfileType::Unconfined), "", false, loaded).unwrap(), "");
+        assert_eq!(ask(Some(ProfileType::Localhost), "localhost/mine", false, loaded).unwrap(), "mine");
+        assert!(ask(Some(ProfileType::Localhost), "min", false, loaded).unwrap_err().contains("not loaded"));
+    }
 }

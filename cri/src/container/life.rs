@@ -135,7 +135,13 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
                 .arg(root)
                 .args(["delete", "--force", &record.id])
                 .output();
-            let _ = tokio::time::timeout(Duration::from_secs(30), run).await;
+            let what = format!("delete container {} without its monitor", record.id);
+            match tokio::time::timeout(Duration::from_secs(30), run).await {
+                Ok(Ok(output)) if output.status.success() => {}
+                Ok(Ok(output)) => faults.push(format!("{what}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+                Ok(Err(e)) => faults.push(format!("{what}: {e}")),
+                Err(_) => faults.push(format!("{what}: no end after 30 s")),
+            }
         }
     }
     let (task_daemon, task_record) = (daemon.clone(), record.clone());

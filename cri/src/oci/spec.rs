@@ -31,6 +31,8 @@ pub struct Facts<'a> {
     pub capabilities: &'a [String],
     /// Seccomp profile, null for none.
     pub seccomp: Value,
+    /// Profile of AppArmor, empty for none.
+    pub apparmor: String,
     /// PID namespace to join; none makes one; empty means the host's.
     pub pid_namespace: Option<String>,
     /// The daemon's own oom_score_adj: lower is not allowed to everyone.
@@ -298,6 +300,9 @@ pub fn generate(f: &Facts<'_>) -> Result<Value, String> {
     if !ambient.is_empty() {
         config["process"]["capabilities"]["ambient"] = json!(ambient);
         config["process"]["capabilities"]["inheritable"] = json!(ambient);
+    }
+    if !f.apparmor.is_empty() {
+        config["process"]["apparmorProfile"] = json!(f.apparmor);
     }
     if !f.seccomp.is_null() {
         config["linux"]["seccomp"] = f.seccomp.clone();

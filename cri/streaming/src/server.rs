@@ -19,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::idle::Idle;
 use crate::session::{self, Wanted};
 use crate::{AttachRequest, ExecRequest, Runtime, websocket};
 
@@ -38,6 +39,7 @@ pub(crate) enum Pending {
 struct Shared {
     runtime: Arc<dyn Runtime>,
     waiting: Mutex<HashMap<String, (Pending, Instant)>>,
+    idle: Duration,
 }
 
 /// The streaming server; cheap to clone.
@@ -49,14 +51,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address` (port 0: any free one).
+    /// Listens on `address` (port 0: any free one). A session that carries nothing for as long as `idle` is ended.
     ///
     /// # Errors
     /// The address cannot be had.
-    pub async fn bind(address: SocketAddr, runtime: Arc<dyn Runtime>) -> io::Result<Self> {
+    pub async fn bind(address: SocketAddr, runtime: Arc<dyn Runtime>, idle: Duration) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { runtime, waiting: Mutex::default() });
+        let shared = Arc::new(Shared { runtime, waiting: Mutex::default(), idle });
         Ok(Self { shared, address, listener: Arc::new(listener) })
     }
 
@@ -158,11 +160,11 @@ fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Full
     let Some((pending, _)) = found.filter(|(_, since)| since.elapsed() < LIFETIME) else {
         return refuse(StatusCode::NOT_FOUND, "no such session: addresses are good for one use within a minute");
     };
-    let runtime = shared.runtime.clone();
+    let (runtime, idle) = (shared.runtime.clone(), shared.idle);
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(socket) => serve(carrier, TokioIo::new(socket), runtime, pending).await,
+            Ok(socket) => serve(carrier, Idle::new(TokioIo::new(socket), idle), runtime, pending).await,
             Err(error) => tracing::debug!(%error, "upgrade"),
         }
     });
@@ -174,7 +176,7 @@ fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Full
 
 async fn serve(
     carrier: Carrier,
-    socket: TokioIo<hyper::upgrade::Upgraded>,
+    socket: Idle<TokioIo<hyper::upgrade::Upgraded>>,
     runtime: Arc<dyn Runtime>,
     pending: Pending,
 ) {

@@ -263,12 +263,22 @@ fn lock(root: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .map_err(|e| Error::io("open", &path, e))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path: root.to_path_buf() }),
-        Err(e) => Err(Error::io("lock", &path, e)),
+    // A killed owner is gone at once, but a child that it was just starting holds the lock until it runs its program.
+    let deadline = std::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Locked { path: root.to_path_buf() }),
+            Err(e) => return Err(Error::io("lock", &path, e)),
+        }
     }
 }
+
+/// How long the lock of an owner that may have just ended is waited for.
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn load(path: &Path) -> Result<std::collections::BTreeMap<String, Record>> {
     let bytes = match fs::read(path) {

@@ -133,7 +133,8 @@ impl Monitor {
     fn delete(&mut self, id: &str) -> Result<Answer, String> {
         let Some(container) = self.containers.get(id) else {
             let scratch = self.socket.with_extension("log");
-            let _ = self.runtime.run(&scratch, &["delete", "--force", id], Streams::null(), SLOW);
+            // A create that failed half-way may have left its state; by force, nothing there is fine.
+            self.runtime.run(&scratch, &["delete", "--force", id], Streams::null(), SLOW)?;
             return Ok(Answer::Done);
         };
         let scratch = container.bundle.join("log.json");
