@@ -129,6 +129,8 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
             },
             period_us,
             memory: i64::try_from(crate::metrics::meminfo("MemTotal")).unwrap_or(i64::MAX),
+            oom_group: config.single_process_oom_kill != Some(true)
+                && gantry_cgroup::Host::detect().is_ok_and(|h| h.version() == gantry_cgroup::Version::V2),
         },
         allocatable: Allocatable {
             cpu_milli: facts::value(&allocatable, "cpu", true),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, SeccompProfile};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SeccompProfile};
 use kubelet_volumes::{MountSpec, Propagation, expand};
 use proto::cri;
 
@@ -53,6 +53,8 @@ pub(crate) struct NodeFacts {
     pub(crate) period_us: Option<i64>,
     /// The node's memory in bytes.
     pub(crate) memory: i64,
+    /// Out of memory ends a whole container, not one of its processes (needs cgroup v2; `singleProcessOOMKill: false`).
+    pub(crate) oom_group: bool,
 }
 
 /// `<root>/<namespace>_<name>_<uid>`
@@ -258,6 +260,7 @@ fn resources(pod: &Pod, container: &Container, node: &NodeFacts) -> cri::LinuxCo
         memory_limit_in_bytes: amounts.memory_limit.unwrap_or(0),
         memory_swap_limit_in_bytes: amounts.memory_limit.unwrap_or(0),
         oom_score_adj: qos::oom_score_adj(qos::class(pod), amounts.memory_request, node.memory),
+        unified: node.oom_group.then(|| ("memory.oom.group".to_owned(), "1".to_owned())).into_iter().collect(),
         ..Default::default()
     }
 }
@@ -318,6 +321,7 @@ fn security(
         None if node.seccomp_default => profile("RuntimeDefault", None, node),
         None => profile("Unconfined", None, node),
     };
+    let apparmor = own.app_armor_profile.as_ref().or(whole.app_armor_profile.as_ref()).map(apparmor);
     Ok(cri::LinuxContainerSecurityContext {
         capabilities: Some(cri::Capability {
             add_capabilities: capabilities.add.unwrap_or_default(),
@@ -336,8 +340,23 @@ fn security(
         masked_paths: list(&MASKED),
         readonly_paths: list(&READ_ONLY),
         seccomp: Some(seccomp),
+        apparmor,
         ..Default::default()
     })
+}
+
+/// A profile of AppArmor is a name that the node's administrator has loaded, not a file.
+fn apparmor(asked: &AppArmorProfile) -> cri::SecurityProfile {
+    use cri::security_profile::ProfileType;
+    let kind = match asked.type_.as_str() {
+        "Unconfined" => ProfileType::Unconfined,
+        "Localhost" => ProfileType::Localhost,
+        _ => ProfileType::RuntimeDefault,
+    };
+    cri::SecurityProfile {
+        profile_type: kind as i32,
+        localhost_ref: asked.localhost_profile.clone().unwrap_or_default(),
+    }
 }
 
 fn profile(kind: &str, local: Option<&str>, node: &NodeFacts) -> cri::SecurityProfile {
