@@ -50,6 +50,7 @@ done
 # tmpfiles.d and modules-load.d are read from /usr/local/lib too, sysctl.d likewise.
 put 644 "$from/tmpfiles.d/gantry.conf" "$PREFIX/lib/tmpfiles.d/gantry.conf"
 put 644 "$from/sysctl.d/60-gantry.conf" "$PREFIX/lib/sysctl.d/60-gantry.conf"
+config "$from/apparmor.d/gantry-default" /etc/apparmor.d/gantry-default
 put 644 "$from/modules-load.d/gantry.conf" "$PREFIX/lib/modules-load.d/gantry.conf"
 
 install -d -m 755 "$DESTDIR/etc/gantry/certs.d" "$DESTDIR/etc/kubernetes/manifests" "$DESTDIR/etc/kubernetes/pki" "$DESTDIR/opt/cni/bin"

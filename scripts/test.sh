@@ -2,12 +2,12 @@
 # Runs every test: formatting, lints, unit and component tests of all crates, then node tests on release programs.
 # Installs what they need. Ends with one line: N passed, N failed, N skipped.
 #
-# usage: test.sh [--fast|--unit]   --fast: no lints; --unit: no release programs, no node tests
+# usage: test.sh [--fast|--unit|--vm]   --fast: no lints; --unit: no release programs, no node tests; --vm: tests in virtual machines too
 # env:   CRICTL  crictl to use (default: built where Go is found)
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
-fast= node=1
-case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; --unit) node= ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
+fast= node=1 vm=
+case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; --unit) node= ;; --vm) vm=1 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
 cd "$ROOT" || exit
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
@@ -88,6 +88,15 @@ if [ -n "$node" ]; then
     step "The two commands"
     check "scripts/up.sh and scripts/down.sh, twice, leave nothing" ./tests/up-down.sh
   fi
+fi
+
+if [ -n "$vm" ]; then
+  step "Machine tests"
+  timeout 1500 ./tests/vm/run.sh 2>&1 | tee "$work/vm.log" | sed 's/^/    /'
+  line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$work/vm.log" | tail -n 1)
+  # No closing line: the machines did not come up, which is one failure.
+  read -r p _ f _ <<<"${line:-0 passed, 1 failed}"
+  passed=$((passed + p)) failed=$((failed + f))
 fi
 
 [ -n "$node" ] || note "node tests were left out (--unit)"

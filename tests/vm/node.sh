@@ -122,3 +122,22 @@ was_oom_killed() {
   k get pod hungry -o 'jsonpath={.status.containerStatuses[?(@.name=="hog")]}' | grep '"reason":"OOMKilled"' | grep '"exitCode":137' &&
     [ "$(k get pod hungry -o 'jsonpath={.status.containerStatuses[?(@.name=="hog")].restartCount}')" -ge 1 ]
 }
+
+t_apparmor() {
+  on n1 'grep -q "^gantry-default (enforce)" /sys/kernel/security/apparmor/profiles
+    printf "profile vm-test flags=(attach_disconnected) {\n  file,\n  network,\n  capability,\n  signal,\n  deny /v/secret* w,\n}\n" >/root/vm-test && apparmor_parser -r /root/vm-test'
+  confined() { # name profile-type profile
+    pod "$1" n1 | sed "s|^  containers:|  securityContext: {appArmorProfile: {type: $2${3:+, localhostProfile: $3}}}\n&|"
+  }
+  { pod plain n1; confined free Unconfined; confined mine Localhost vm-test; confined lost Localhost not-there; } | apply
+  local p
+  for p in plain free mine; do until_so 60 "$p is Ready" pod_is_ready $p; done
+  [ "$(k exec plain -- /bin/gantry-demo cat /proc/1/attr/current)" = "gantry-default (enforce)" ] || fail "plain has another profile"
+  [ "$(k exec free -- /bin/gantry-demo cat /proc/1/attr/current)" = unconfined ] || fail "free is confined"
+  [ "$(k exec mine -- /bin/gantry-demo cat /proc/1/attr/current)" = "vm-test (enforce)" ] || fail "mine has another profile"
+  # A process that enters later is confined too.
+  ! timeout 20 kubectl "${kubectl[@]}" exec mine -- /bin/gantry-demo write /v/secret 1 || fail "the profile did not hold exec"
+  until_so 60 "the missing profile is told" tells_missing_profile
+  k delete pod plain free mine lost --wait=true --timeout=60s
+}
+tells_missing_profile() { k get pod lost -o yaml | grep 'not-there" is not loaded\|not-there.* is not loaded'; }

@@ -45,6 +45,7 @@ try oom "a container over its memory limit is OOMKilled and restarted, its neigh
 try restart "systemctl restart of kubelet and gantry-cri restarts no container"
 try kill "kill -9 of kubelet and gantry-cri restarts no container, readiness and Events stay calm"
 try watchdog "a daemon that hangs is restarted by the watchdog"
+try apparmor "containers run under the package's profile, or the one that they ask for if it is loaded"
 try reboot "a reboot with 20 pods: all come back, no address is lost"
 try reset "a hard reset with 20 pods: all come back, no address is lost"
 try upgrade "an upgrade of the package keeps pods running"
