@@ -8,6 +8,7 @@ pub mod auth;
 pub mod binder;
 pub mod controllers;
 pub mod http_util;
+pub mod node_ipam;
 pub mod pki;
 pub mod pods;
 pub mod protobuf;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use apiserver::auth::Tokens;
 use apiserver::router::Api;
 use apiserver::store::Store;
-use apiserver::{controllers, pki, server};
+use apiserver::{controllers, node_ipam, pki, server};
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +60,15 @@ struct Serve {
     /// CSV file of tokens: token,user,uid,"group1,group2".
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
+    /// Networks of all pods, at most one of each family; each node gets a part. Empty: nodes get none.
+    #[arg(long, default_value = "10.244.0.0/16", value_delimiter = ',')]
+    cluster_cidr: Vec<String>,
+    /// Prefix length of a node's IPv4 pod network.
+    #[arg(long, default_value_t = 24)]
+    node_cidr_mask_size: u8,
+    /// Prefix length of a node's IPv6 pod network.
+    #[arg(long, default_value_t = 64)]
+    node_cidr_mask_size_ipv6: u8,
     /// Do not bind pods to nodes.
     #[arg(long)]
     no_binder: bool,
@@ -81,7 +90,23 @@ fn main() -> Result<()> {
     runtime.block_on(run(cli.serve))
 }
 
+/// How nodes get pod networks; none when they get none.
+fn networks(flags: &Serve) -> Result<Option<node_ipam::Plan>> {
+    let cidrs: Vec<node_ipam::Cidr> = flags
+        .cluster_cidr
+        .iter()
+        .filter(|text| !text.is_empty())
+        .map(|text| text.parse().map_err(|e| anyhow::anyhow!("--cluster-cidr: {e}")))
+        .collect::<Result<_>>()?;
+    if cidrs.is_empty() {
+        return Ok(None);
+    }
+    let plan = node_ipam::Plan::new(&cidrs, flags.node_cidr_mask_size, flags.node_cidr_mask_size_ipv6);
+    plan.map(Some).map_err(anyhow::Error::msg)
+}
+
 async fn run(flags: Serve) -> Result<()> {
+    let networks = networks(&flags)?;
     std::fs::create_dir_all(&flags.data_dir).with_context(|| format!("create {}", flags.data_dir.display()))?;
     let mut names = vec![flags.bind_address.to_string()];
     for name in [
@@ -127,6 +152,9 @@ async fn run(flags: Serve) -> Result<()> {
     });
     controllers::bootstrap(&api).await.context("make the default namespaces")?;
     tokio::spawn(controllers::namespaces(Arc::clone(&api)));
+    if let Some(plan) = networks {
+        tokio::spawn(node_ipam::run(Arc::clone(&api), plan));
+    }
     if !flags.no_binder {
         tokio::spawn(apiserver::binder::run(Arc::clone(&api)));
     }

@@ -71,3 +71,34 @@ fn kubectl_creates_applies_patches_and_deletes_and_a_kill_loses_nothing() {
     let deleted = kubectl(dir.path(), &["delete", "cm", "a"]).1;
     assert_eq!((text.as_str(), deleted.contains("deleted")), ("1", true));
 }
+
+#[test]
+fn each_node_gets_a_pod_network_of_its_own_and_a_deleted_nodes_is_free_again() {
+    if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
+        println!("skipped: no kubectl");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let _server = start(dir.path(), port);
+    wait_ready(dir.path());
+    let add = |name: &str| {
+        let file = dir.path().join(format!("{name}.yaml"));
+        std::fs::write(&file, format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n")).unwrap();
+        let (done, text) = kubectl(dir.path(), &["create", "-f", &file.to_string_lossy()]);
+        assert!(done, "{text}");
+        for _ in 0..100 {
+            let network =
+                kubectl(dir.path(), &["get", "node", name, "-o", "jsonpath={.spec.podCIDR} {.spec.podCIDRs}"]).1;
+            if network.contains('/') {
+                return network;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{name} got no network");
+    };
+    assert_eq!(add("n1"), "10.244.0.0/24 [\"10.244.0.0/24\"]");
+    assert_eq!(add("n2"), "10.244.1.0/24 [\"10.244.1.0/24\"]");
+    assert!(kubectl(dir.path(), &["delete", "node", "n1"]).0);
+    assert_eq!(add("n3"), "10.244.0.0/24 [\"10.244.0.0/24\"]");
+}
