@@ -191,7 +191,11 @@ fn main() -> anyhow::Result<()> {
     match flags.command {
         None => {
             gantry_telemetry::log::init(&flags.log_level, flags.log_format).map_err(anyhow::Error::msg)?;
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(config))
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?
+                .block_on(serve(config, path))
         }
         Some(Command::Config { .. }) => {
             println!("{}: ok", path.display());
@@ -255,8 +259,11 @@ fn own_socket(path: &Path) -> anyhow::Result<tokio::net::UnixListener> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        anyhow::bail!("{} is served by another process", path.display());
+    // A killed daemon's half-started child holds its socket until it runs its program.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    while std::os::unix::net::UnixStream::connect(path).is_ok() {
+        anyhow::ensure!(std::time::Instant::now() < deadline, "{} is served by another process", path.display());
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let _ = std::fs::remove_file(path);
     let listener = tokio::net::UnixListener::bind(path).with_context(|| format!("bind {}", path.display()))?;
@@ -264,7 +271,25 @@ fn own_socket(path: &Path) -> anyhow::Result<tokio::net::UnixListener> {
     Ok(listener)
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+/// Looks at the configuration file at each SIGHUP. Network and registry settings are read whenever they are used and need none;
+/// other keys count from the next start on, and what is wrong with them is told now.
+fn check_at_hangup(path: PathBuf) -> std::io::Result<()> {
+    let mut hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            match Config::load(&path, false) {
+                Ok(_) => {
+                    tracing::info!(path = %path.display(), "the configuration is fine; its changes count from the next start")
+                }
+                Err(error) => tracing::error!("the configuration is wrong, and a start would fail: {error:#}"),
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn serve(config: Config, path: PathBuf) -> anyhow::Result<()> {
+    check_at_hangup(path)?;
     let socket = config.socket.clone();
     let daemon = open(config).await?;
     cri::reconcile::run(&daemon).await;

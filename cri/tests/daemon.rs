@@ -187,3 +187,55 @@ async fn a_pod_with_its_own_user_ids_owns_its_files_and_its_network() {
     remove_pod(&mut client, &sandbox).await.unwrap();
     daemon.assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_tells_about_itself_and_survives_a_hangup() {
+    let Some(daemon) = Daemon::start_with("metrics_address = \"127.0.0.1:9464\"") else { return };
+    let mut client = daemon.client().await;
+    let (sandbox, _) = start_pod(&mut client, "counted", "/bin/busybox sleep 1000").await.unwrap();
+    let get =
+        |path: &str| daemon.run("/bin/busybox", &["wget", "-q", "-O", "-", &format!("http://127.0.0.1:9464{path}")]);
+    let text = get("/metrics");
+    for wanted in [
+        "gantry_cri_sandboxes{state=\"ready\"} 1\n",
+        "gantry_cri_containers{state=\"running\"} 1\n",
+        "gantry_cri_images 1\n",
+        "gantry_cri_operation_errors_total 0\n",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is not in\n{text}");
+    }
+    assert_eq!(get("/else"), "");
+    let before = daemon.pid();
+    fs::write(daemon.path("cri.toml"), "sokket = 1\n").unwrap();
+    common::kill(before, nix::sys::signal::Signal::SIGHUP);
+    common::until("a complaint about the file", Duration::from_secs(20), || {
+        daemon.log().contains("sokket").then_some(())
+    });
+    assert_eq!(daemon.pid(), before);
+    remove_pod(&mut client, &sandbox).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_network_is_ready_when_its_plugins_say_so_and_bandwidth_must_be_a_quantity() {
+    let Some(daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    let mut config = common::pod("fast");
+    config.annotations.insert("kubernetes.io/egress-bandwidth".into(), "very".into());
+    let ask = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+    let error = client.run_pod_sandbox(ask).await.unwrap_err();
+    assert!(error.message().contains("egress-bandwidth"), "{error}");
+    async fn network(client: &mut common::Client) -> cri::RuntimeCondition {
+        let status = client.status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner().status.unwrap();
+        status.conditions.into_iter().find(|c| c.r#type == "NetworkReady").unwrap()
+    }
+    let ready = network(&mut client).await;
+    assert!(ready.status, "{ready:?}");
+    let list = r#"{"cniVersion": "1.1.0", "name": "other", "plugins": [{"type": "nowhere"}]}"#;
+    fs::write(daemon.path("net.d/10-test.conflist"), list).unwrap();
+    let missing = network(&mut client).await;
+    assert!(!missing.status && missing.message.contains("nowhere"), "{missing:?}");
+    fs::remove_file(daemon.path("net.d/10-test.conflist")).unwrap();
+    let none = network(&mut client).await;
+    assert!(!none.status && none.message.contains("no network configuration"), "{none:?}");
+    daemon.assert_clean();
+}
