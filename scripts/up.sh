@@ -22,7 +22,7 @@ step "Programs"
 if [ -z "${GANTRY_BIN_DIR:-}" ]; then
   need_cargo
   note "building (the first time takes some minutes)"
-  long "$(mktemp /tmp/gantry-build.XXXXXX.log)" "$ROOT/scripts/build.sh"
+  mkdir -p "$ROOT/target" && long "$ROOT/target/build.log" "$ROOT/scripts/build.sh"
 fi
 for p in gantry-apiserver gantry-cri kubelet gantry-run gantry-monitor gantry-cni gantry-demo; do
   [ -x "$BIN_DIR/$p" ] || die "$BIN_DIR/$p is missing: run scripts/build.sh"
