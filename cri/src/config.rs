@@ -37,6 +37,10 @@ pub struct Config {
     pub registry_config: PathBuf,
     /// Images that are never collected.
     pub pinned_images: Vec<String>,
+    /// Folders of CDI files; the later counts more.
+    pub cdi_dirs: Vec<PathBuf>,
+    /// Docker's config.json with logins and credential helpers; empty: none.
+    pub docker_config: PathBuf,
     /// Folder of localhost seccomp profiles.
     pub seccomp_profile_root: PathBuf,
 }
@@ -58,6 +62,8 @@ impl Default for Config {
             cni_conf_dir: "/etc/cni/net.d".into(),
             registry_config: "/etc/gantry/certs.d".into(),
             pinned_images: Vec::new(),
+            cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            docker_config: PathBuf::new(),
             seccomp_profile_root: "/var/lib/kubelet/seccomp".into(),
         }
     }

@@ -234,6 +234,7 @@ async fn open(config: Config) -> anyhow::Result<Arc<Daemon>> {
     let mut store = cri_images::Config::new(config.root.join("images"));
     store.config_path.clone_from(&config.registry_config);
     store.pinned.clone_from(&config.pinned_images);
+    store.docker_config = Some(config.docker_config.clone()).filter(|path| !path.as_os_str().is_empty());
     let images = tokio::task::spawn_blocking(move || Images::open(store)).await??;
     let ledger = Ledger::open(&config.root).with_context(|| format!("open the ledger in {}", config.root.display()))?;
     let host = gantry_cgroup::Host::detect().context("find cgroups")?;

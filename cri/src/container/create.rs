@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::{ContainerRecord, Wire};
 use crate::monitors;
-use crate::oci::{capabilities, seccomp, spec, user};
+use crate::oci::{capabilities, cdi, seccomp, spec, user};
 use crate::sandbox::users;
 
 /// Makes a container, or answers the one that has the same metadata in this sandbox already.
@@ -210,7 +210,9 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         users: ids.as_ref().map(|ids| (ids, place.as_path())),
         mounts: &mounts,
     };
-    let text = spec::generate(&facts).map_err(Error::Invalid)?;
+    let mut text = spec::generate(&facts).map_err(Error::Invalid)?;
+    let names: Vec<&str> = config.cdi_devices.iter().map(|d| d.name.as_str()).collect();
+    cdi::apply(&names, &daemon.config.cdi_dirs, &mut text).map_err(Error::Invalid)?;
     // Where ids are mapped, root of the host owns nothing: the runtime makes the folder as root of the container.
     if let Some(cwd) = text["process"]["cwd"].as_str().filter(|d| *d != "/" && ids.is_none()) {
         root.make_dir(Path::new(cwd.trim_start_matches('/')))
