@@ -13,7 +13,7 @@ case ${1:-} in -h|--help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit ;; --remove) re
 programs=(gantry-apiserver gantry-cri gantry-monitor gantry-run gantry-cni kubelet)
 # The overlay agent is an ordinary program of the node, but not every build has it.
 [ ! -x "$BIN_DIR/gantry-overlay" ] || programs+=(gantry-overlay)
-units=(gantry-apiserver gantry-cri kubelet gantry-overlay)
+units=(gantry-apiserver gantry-cri gantry-pods kubelet gantry-overlay)
 list=$lib/installed
 
 if [ -n "$remove" ]; then
@@ -42,6 +42,7 @@ config() { # from to: a file of the administrator's
 
 for p in "${programs[@]}"; do put 755 "$BIN_DIR/$p" "$PREFIX/bin/$p"; done
 filled 755 "$from/lib/node-credentials" "$lib/node-credentials"
+filled 755 "$from/lib/end-pods" "$lib/end-pods"
 for u in "${units[@]}"; do
   [ "$u" != gantry-overlay ] || [ -x "$BIN_DIR/gantry-overlay" ] || continue
   filled 644 "$from/systemd/$u.service" "$PREFIX/lib/systemd/system/$u.service"
