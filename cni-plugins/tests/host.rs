@@ -533,3 +533,49 @@ fn tuning_sets_sysctls_and_the_device_and_gives_back_what_was() {
     let host = with(config, "sysctl", json!({"kernel.hostname": "x"}));
     assert_eq!(net.call("tuning", "ADD", "a", &host).unwrap_err()["code"], 7);
 }
+
+#[test]
+fn macvlan_gives_the_container_a_device_on_one_of_the_hosts() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "macvlan", "master": "up0", "ipam": {
+        "type": "host-local", "dataDir": net.data(), "ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.10"}]]}});
+    let probe = net.call("macvlan", "ADD", "a", &config);
+    if probe.as_ref().is_err_and(|e| e["msg"].as_str().is_some_and(|m| m.contains("not supported"))) {
+        println!("skipped: this kernel has no macvlan");
+        return;
+    }
+    let a = probe.unwrap();
+    net.call("macvlan", "ADD", "b", &config).unwrap();
+    assert_eq!(a["ips"][0]["address"], "192.0.2.10/24");
+    net.serve("out", 81);
+    assert_eq!(net.get("a", "192.0.2.2:81").unwrap(), "192.0.2.10");
+    net.serve("b", 80);
+    assert_eq!(net.get("a", "192.0.2.11:80").unwrap(), "192.0.2.10");
+    net.call("macvlan", "CHECK", "a", &with(config.clone(), "prevResult", a)).unwrap();
+    for id in ["a", "b"] {
+        net.call("macvlan", "DEL", id, &config).unwrap();
+        net.call("macvlan", "DEL", id, &config).unwrap();
+    }
+    assert_eq!(net.taken().len(), 0);
+    let wrong = net.call("macvlan", "ADD", "a", &with(config, "mode", json!("odd"))).unwrap_err();
+    assert_eq!(wrong["code"], 7);
+}
+
+#[test]
+fn a_host_device_moves_in_and_comes_back_under_its_name() {
+    let Some(net) = Net::new(&["a"]) else { return };
+    sh(&format!("ip -n {} link add name spare type bridge", net.name("host")));
+    let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "host-device", "device": "spare", "ipam": {
+        "type": "static", "addresses": [{"address": "10.5.0.1/24"}]}});
+    // A bridge may not leave its namespace: what cannot be done changes nothing.
+    assert!(net.call("host-device", "ADD", "a", &config).is_err());
+    assert!(net.links().contains("spare"));
+    sh(&format!("ip -n {0} link del spare && ip -n {0} link add spare type veth peer name other", net.name("host")));
+    let a = net.call("host-device", "ADD", "a", &config).unwrap();
+    assert!(!net.links().contains("spare"));
+    assert_eq!(a["interfaces"][0]["name"], "eth0");
+    net.call("host-device", "CHECK", "a", &with(config.clone(), "prevResult", a)).unwrap();
+    net.call("host-device", "DEL", "a", &config).unwrap();
+    net.call("host-device", "DEL", "a", &config).unwrap();
+    assert!(net.links().contains("spare@"), "{}", net.links());
+}

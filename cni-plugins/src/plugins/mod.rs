@@ -2,8 +2,10 @@
 
 mod bandwidth;
 mod bridge;
+mod host_device;
 mod host_local;
 mod loopback;
+mod macvlan;
 mod portmap;
 mod ptp;
 mod static_ipam;
@@ -54,11 +56,13 @@ pub trait Plugin {
     }
 }
 
-static PLUGINS: [(&str, &(dyn Plugin + Sync)); 10] = [
+static PLUGINS: [(&str, &(dyn Plugin + Sync)); 12] = [
     ("bandwidth", &bandwidth::Bandwidth),
     ("bridge", &bridge::Bridge),
+    ("host-device", &host_device::HostDevice),
     ("host-local", &host_local::HostLocal),
     ("loopback", &loopback::Loopback),
+    ("macvlan", &macvlan::Macvlan),
     ("portmap", &portmap::Portmap),
     ("ptp", &ptp::Ptp),
     ("static", &static_ipam::Static),

@@ -18,6 +18,7 @@ const MTU: u16 = 4;
 const PARENT: u16 = 5;
 const MASTER: u16 = 10;
 const PORT: u16 = 12;
+const ALIAS: u16 = 20;
 const QUEUE: u16 = 13;
 const STATE: u16 = 16;
 const INFO: u16 = 18;
@@ -63,6 +64,8 @@ pub struct Link {
     pub promiscuity: u32,
     /// The peer's network namespace, as an id of this one.
     pub peer_netns: Option<u32>,
+    /// A note that anyone may write.
+    pub alias: String,
     /// What only this kind has, as the kernel wrote it.
     pub data: Vec<u8>,
 }
@@ -91,6 +94,7 @@ impl Link {
                 QUEUE => link.queue = u32_at(value, 0)?,
                 STATE => link.state = value.first().copied()?,
                 PROMISCUITY => link.promiscuity = u32_at(value, 0)?,
+                ALIAS => link.alias = text(value),
                 LINK_NETNS => link.peer_netns = u32_at(value, 0),
                 INFO => {
                     let info = Attributes(value);
@@ -162,6 +166,8 @@ pub enum Kind<'a> {
         parent: u32,
         /// 1 private, 2 vepa, 4 bridge, 8 passthru.
         mode: u32,
+        /// The network namespace in which it is made.
+        netns: BorrowedFdKey<'a>,
     },
     /// Traffic redirected to it can be shaped.
     Ifb,
@@ -227,8 +233,8 @@ pub fn create(name: &str, kind: &Kind<'_>, mtu: Option<u32>, mac: Option<[u8; 6]
     if let Some(mac) = mac {
         message.put(ADDRESS, &mac);
     }
-    if let Kind::Macvlan { parent, .. } = kind {
-        message.put_u32(PARENT, *parent);
+    if let Kind::Macvlan { parent, netns, .. } = kind {
+        message.put_u32(PARENT, *parent).put_u32(NETNS_FD, netns.0.as_raw_fd().cast_unsigned());
     }
     message.nest(INFO, |info| match kind {
         Kind::Veth { peer, netns, mac } => info.put_text(INFO_KIND, "veth").nest(INFO_DATA, |data| {
@@ -272,6 +278,8 @@ pub struct Change<'a> {
     pub master: Option<u32>,
     /// New name; the device must be down.
     pub name: Option<&'a str>,
+    /// A note; empty removes it.
+    pub alias: Option<&'a str>,
     /// MTU.
     pub mtu: Option<u32>,
     /// Hardware address.
@@ -298,6 +306,9 @@ pub fn change(index: u32, change: &Change<'_>) -> Message {
     let mut message = Message::new(NEW, 0, &header(index, flags, mask));
     if let Some(name) = change.name {
         message.put_text(NAME, name);
+    }
+    if let Some(alias) = change.alias {
+        message.put(ALIAS, alias.as_bytes());
     }
     if let Some(mac) = change.mac {
         message.put(ADDRESS, &mac);
