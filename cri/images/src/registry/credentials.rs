@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+use super::helper;
 use crate::error::{Error, Result};
 use crate::image::Auth;
 
@@ -114,6 +115,10 @@ fn from_docker(bytes: &[u8], host: &str) -> Result<Credentials, String> {
     struct File {
         #[serde(default)]
         auths: std::collections::BTreeMap<String, Entry>,
+        #[serde(default, rename = "credHelpers")]
+        helpers: std::collections::BTreeMap<String, String>,
+        #[serde(default, rename = "credsStore")]
+        store: String,
     }
     #[derive(Deserialize, Default)]
     #[serde(default)]
@@ -126,6 +131,17 @@ fn from_docker(bytes: &[u8], host: &str) -> Result<Credentials, String> {
     }
     let file: File = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     let want = normalise(host);
+    // As docker does: a server's own helper, then the store for all, then what stands in the file.
+    let helper = file.helpers.iter().find(|(key, _)| normalise(key) == want);
+    let helper = helper.map(|(server, name)| (server.as_str(), name.as_str()));
+    let general = if want == "docker.io" { "https://index.docker.io/v1/" } else { want.as_str() };
+    if let Some((server, name)) = helper.or((!file.store.is_empty()).then_some((general, file.store.as_str()))) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = helper::ask(&helper::find(name, &path)?, server)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
     let Some((_, e)) = file.auths.into_iter().find(|(key, _)| normalise(key) == want) else {
         return Ok(Credentials::default());
     };
@@ -176,5 +192,8 @@ mod tests {
         assert_eq!(from_docker(json.as_bytes(), "quay.io").map(|c| c.identity_token), Ok(Some("t".into())));
         assert_eq!(from_docker(json.as_bytes(), "other.io"), Ok(Credentials::default()));
         assert!(from_docker(b"[", "x").is_err());
+        let helped = br#"{"credHelpers":{"quay.io":"there-is-no-such-helper"}}"#;
+        assert!(from_docker(helped, "quay.io").unwrap_err().contains("docker-credential-there-is-no-such-helper"));
+        assert_eq!(from_docker(helped, "other.io"), Ok(Credentials::default()));
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod blob;
 pub(crate) mod challenge;
 pub(crate) mod client;
 pub(crate) mod credentials;
-pub(crate) mod hosts;
+pub(crate) mod helper;
+mod hosts;
 pub(crate) mod proxy;
 pub(crate) mod transport;
