@@ -118,7 +118,7 @@ t_purge() {
   on n1 'dpkg -P gantry'
   local left
   machine_state n1 | sort -u >"$work/after-n1"
-  left=$(comm -13 "$work/before-n1" "$work/after-n1" | grep -vE '^file /(root|var/lib/apt|var/lib/private|usr/share/man)(/|$)' || true)
+  left=$(comm -13 "$VM_STATE/before-n1" "$work/after-n1" | grep -vE '^file /(root|var/lib/apt|var/lib/private|usr/share/man)(/|$)' || true)
   [ -z "$left" ] || { echo "$left"; fail "the purge left something"; }
   on n1 'systemctl is-system-running; systemctl list-units --failed --no-pager' || true
 }

@@ -11,7 +11,7 @@ machine_state() { # node
 t_install() {
   local node
   for node in n1 n2; do
-    machine_state $node | sort -u >"$work/before-$node"
+    machine_state $node | sort -u >"$VM_STATE/before-$node"
     ! on $node 'command -v cargo rustc'
     on $node 'dpkg -i /root/gantry_0*.deb'
     on $node 'dpkg -s gantry | grep -q "^Status: install ok installed"'

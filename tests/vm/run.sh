@@ -3,14 +3,16 @@
 # crashes, reboots, upgrade, purge. The machines are scripts/vm's n1 and n2, new at the start and gone at the end.
 #
 # usage: run.sh [--keep] [TEST...]     --keep: leave the machines running
+#        run.sh --again TEST...        on the machines that --keep left, as they are
 # env:   GANTRY_BIN_DIR  programs to package (target/gantry/bin, from scripts/build.sh)
 set -uo pipefail
-keep= only=()
-declare -A needs_all=([install]=1 [start]=1 [join]=1)
+keep= again= only=()
 while [ $# -gt 0 ]; do
-  case $1 in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --keep) keep=1 ;; *) only+=("$1") ;; esac
+  case $1 in -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit ;; --keep) keep=1 ;; --again) keep=1 again=1 ;; *) only+=("$1") ;; esac
   shift
 done
+declare -A needs_all=()
+[ -n "$again" ] || needs_all=([install]=1 [start]=1 [join]=1)
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/node.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/life.sh"
@@ -21,37 +23,44 @@ trap 'exit 130' INT TERM
 need_root
 command -v kubectl >/dev/null || need_packages kubernetes-client
 need_packages python3
-step "Package"
-deb=$(OUT=$work "$ROOT/scripts/package.sh") || die "the package could not be built"
-next=$(OUT=$work "$ROOT/scripts/package.sh" --version 99.0.0) || die "the package could not be built"
-archive=$work/demo.tar
-rootfs=$work/rootfs
-mkdir -p "$rootfs"/{bin,tmp,v} && cp "$BIN_DIR/gantry-demo" "$rootfs/bin/" && chmod 1777 "$rootfs/tmp"
-"$BIN_DIR/gantry-cri" image build "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo --env PATH=/bin --output "$archive" >"$work/image.log" 2>&1 ||
-  die "cannot pack the demo image" "$work/image.log"
-good "$deb"
-"$vm/down.sh" n1 n2 >/dev/null 2>&1
-"$vm/up.sh" --nodes 2 --memory 2048 || exit 1
-for node in n1 n2; do "$vm/copy.sh" $node "$deb" "$next" "$archive" vm:/root/ || die "cannot copy to $node"; done
+main() {
+  if [ -z "$again" ]; then
+    step "Package"
+    deb=$(OUT=$work "$ROOT/scripts/package.sh") || die "the package could not be built"
+    next=$(OUT=$work "$ROOT/scripts/package.sh" --version 99.0.0) || die "the package could not be built"
+    archive=$work/demo.tar
+    rootfs=$work/rootfs
+    mkdir -p "$rootfs"/{bin,tmp,v} && cp "$BIN_DIR/gantry-demo" "$rootfs/bin/" && chmod 1777 "$rootfs/tmp"
+    "$BIN_DIR/gantry-cri" image build "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo --env PATH=/bin --output "$archive" >"$work/image.log" 2>&1 ||
+      die "cannot pack the demo image" "$work/image.log"
+    good "$deb"
+    "$vm/down.sh" n1 n2 >/dev/null 2>&1
+    "$vm/up.sh" --nodes 2 --memory 2048 || exit 1
+    for node in n1 n2; do "$vm/copy.sh" $node "$deb" "$next" "$archive" vm:/root/ || die "cannot copy to $node"; done
+  fi
 
-step "Tests"
-try install "the package installs on a clean machine and brings units, configuration, man pages, completions"
-try start "the quick start: start the services, the node is Ready, status and journal tell so"
-tunnel || die "the apiserver of n1 cannot be reached" "$VM_STATE/n1/console.log"
-try join "a second machine joins with credentials made on the first"
-try remote "pods run on both nodes; logs and exec reach the remote one"
-try limits "limits of cpu, memory and processes stand in the cgroup's files"
-try oom "a container over its memory limit is OOMKilled and restarted, its neighbour is not"
-try restart "systemctl restart of kubelet and gantry-cri restarts no container"
-try kill "kill -9 of kubelet and gantry-cri restarts no container, readiness and Events stay calm"
-try watchdog "a daemon that hangs is restarted by the watchdog"
-try apparmor "containers run under the package's profile, or the one that they ask for if it is loaded"
-try reboot "a reboot with 20 pods: all come back, no address is lost"
-try reset "a hard reset with 20 pods: all come back, no address is lost"
-try upgrade "an upgrade of the package keeps pods running"
-try purge "removal ends the pods, purge leaves nothing"
+  step "Tests"
+  try install "the package installs on a clean machine and brings units, configuration, man pages, completions"
+  try start "the quick start: start the services, the node is Ready, status and journal tell so"
+  tunnel || die "the apiserver of n1 cannot be reached" "$VM_STATE/n1/console.log"
+  try join "a second machine joins with credentials made on the first"
+  try remote "pods run on both nodes; logs and exec reach the remote one"
+  try limits "limits of cpu, memory and processes stand in the cgroup's files"
+  try oom "a container over its memory limit is OOMKilled and restarted, its neighbour is not"
+  try restart "systemctl restart of kubelet and gantry-cri restarts no container"
+  try kill "kill -9 of kubelet and gantry-cri restarts no container, readiness and Events stay calm"
+  try watchdog "a daemon that hangs is restarted by the watchdog"
+  try apparmor "containers run under the package's profile, or the one that they ask for if it is loaded"
+  try reboot "a reboot with 20 pods: all come back, no address is lost"
+  try reset "a hard reset with 20 pods: all come back, no address is lost"
+  try upgrade "an upgrade of the package keeps pods running"
+  try purge "removal ends the pods, purge leaves nothing"
 
-step "Result"
-[ "$failed" = 0 ] || note "failed: ${failures[*]}"
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+  step "Result"
+  [ "$failed" = 0 ] || note "failed: ${failures[*]}"
+  echo "$passed passed, $failed failed"
+  [ "$failed" = 0 ]
+}
+
+# In one piece, so that a change of this file while it runs changes nothing.
+main; exit
