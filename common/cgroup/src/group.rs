@@ -56,7 +56,7 @@ impl Cgroup {
     }
 
     /// Every folder of this group: one per mounted hierarchy.
-    fn folders(&self) -> BTreeSet<PathBuf> {
+    pub(crate) fn folders(&self) -> BTreeSet<PathBuf> {
         self.host.v1.values().chain(&self.host.unified).map(|point| point.join(&self.path)).collect()
     }
 
@@ -167,8 +167,15 @@ impl Cgroup {
         }
         self.apply_memory_v1(resources)?;
         let Some(devices) = self.host.v1.get("devices").map(|p| p.join(&self.path)) else { return Ok(()) };
-        for (file, line) in resources.devices.iter().flatten().map(device::DeviceRule::v1) {
-            put(&devices.join(file), &line)?;
+        let rules: Vec<_> = resources.devices.iter().flatten().map(device::DeviceRule::v1).collect();
+        // One rule a write, in order; rules in a row for one file share its descriptor.
+        for run in rules.chunk_by(|a, b| a.0 == b.0) {
+            let path = devices.join(run[0].0);
+            let mut file = OpenOptions::new().write(true).open(&path).map_err(Error::io("open", &path))?;
+            for (_, line) in run {
+                let limit = |source| Error::Limit { path: path.clone(), value: line.clone(), source };
+                file.write_all(line.as_bytes()).map_err(limit)?;
+            }
         }
         Ok(())
     }

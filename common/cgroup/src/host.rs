@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -36,7 +37,10 @@ impl Host {
     /// No cgroup file system is mounted.
     pub fn detect() -> Result<Self> {
         let path = Path::new("/proc/self/mountinfo");
-        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        // Read with room for a usual table: procfs tells no size, and growing from nothing would read it in many pieces.
+        let mut text = String::with_capacity(16 * 1024);
+        let read = fs::File::open(path).and_then(|mut f| f.read_to_string(&mut text));
+        read.map_err(Error::io("read", path))?;
         let mut host = Self::parse(&text)?;
         if let Some(root) = &host.unified {
             let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();

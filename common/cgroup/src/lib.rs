@@ -5,6 +5,7 @@
 
 mod convert;
 mod device;
+mod entry;
 mod error;
 mod group;
 mod host;
@@ -14,6 +15,7 @@ mod stats;
 
 pub use convert::{shares_to_weight, weight_to_shares};
 pub use device::{Access, DeviceKind, DeviceRule};
+pub use entry::Entry;
 pub use error::{Error, Result};
 pub use group::Cgroup;
 pub use host::{Host, Version};

@@ -66,12 +66,17 @@ pub fn set(sets: Sets) -> io::Result<()> {
 
 /// The bounding set: what exec can ever give this thread.
 pub fn bounding() -> u64 {
-    (0..64).filter(|&n| holds(libc::PR_CAPBSET_READ, n)).fold(0, |set, n| set | 1 << n)
+    // The kernel answers with an error from the first number on that is no capability.
+    (0..64).map_while(|n| held(n).map(|held| u64::from(held) << n)).fold(0, |set, bit| set | bit)
 }
 
-fn holds(option: i32, capability: u64) -> bool {
+/// Whether a capability is in the bounding set; nothing where the kernel knows none of this number.
+fn held(capability: u64) -> Option<bool> {
     // SAFETY: plain integers.
-    unsafe { libc::prctl(option, capability, 0_u64, 0_u64, 0_u64) == 1 }
+    match unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0_u64, 0_u64, 0_u64) } {
+        answer @ 0.. => Some(answer == 1),
+        _ => None,
+    }
 }
 
 /// Removes every capability outside `keep` from the bounding set.
@@ -79,9 +84,12 @@ fn holds(option: i32, capability: u64) -> bool {
 /// # Errors
 /// The caller lacks CAP_SETPCAP.
 pub fn limit_bounding(keep: u64) -> io::Result<()> {
-    let held = bounding();
-    for n in (0..64).filter(|n| held & !keep & (1 << n) != 0) {
-        crate::process::prctl(libc::PR_CAPBSET_DROP, n)?;
+    for n in (0..64).filter(|n| keep & (1 << n) == 0) {
+        match held(n) {
+            Some(true) => crate::process::prctl(libc::PR_CAPBSET_DROP, n)?,
+            Some(false) => {}
+            None => break,
+        }
     }
     Ok(())
 }

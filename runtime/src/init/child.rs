@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use gantry_cgroup::Entry;
 use gantry_sys::namespaces::{Kind, enter, leave, sysctl_path};
 use gantry_sys::process as sys;
 use rustix::fs::{Access, Mode, OFlags, openat};
@@ -25,6 +26,8 @@ use crate::spec::{Process, Spec};
 /// Everything the new process needs, decided before it was made.
 pub(crate) struct Job<'a> {
     pub(crate) channel: Channel,
+    /// The ways into its cgroups, where it has any.
+    pub(crate) entry: Option<Entry>,
     pub(crate) process: &'a Process,
     pub(crate) caps: capabilities::Plan,
     pub(crate) filter: Option<Filter>,
@@ -63,6 +66,7 @@ fn set_up(job: &Job<'_>, c: &Container<'_>) -> Result<std::convert::Infallible> 
     // Nobody in a namespace that is joined now may look into this process, its memory or its descriptors.
     sys::set_dumpable(false).context(|| "hide this process".to_owned())?;
     job.channel.wait_go()?;
+    enter_cgroups(job)?;
     rustix::process::setsid().context(|| "start a session".to_owned())?;
     for (kind, file) in &c.joined {
         enter(file, *kind).context(|| format!("join the {} namespace", kind.proc_name()))?;
@@ -136,6 +140,14 @@ fn set_up(job: &Job<'_>, c: &Container<'_>) -> Result<std::convert::Infallible> 
     run(&program, &argv, &envp)
 }
 
+/// Goes into the version 1 groups before anything is made or charged.
+fn enter_cgroups(job: &Job<'_>) -> Result<()> {
+    match &job.entry {
+        Some(entry) => entry.enter().context(|| "enter the container's cgroup".to_owned()),
+        None => Ok(()),
+    }
+}
+
 /// Sets the host's and domain's name. A joined namespace has its names already, and may not let this process set them.
 fn set_names(spec: &Spec) -> Result<()> {
     let now = rustix::system::uname();
@@ -165,6 +177,7 @@ pub(crate) fn become_process(job: Job<'_>, container: &OwnedFd, flags: i32) -> !
     let set_up = || -> Result<std::convert::Infallible> {
         sys::set_dumpable(false).context(|| "hide this process".to_owned())?;
         job.channel.wait_go()?;
+        enter_cgroups(&job)?;
         rustix::process::setsid().context(|| "start a session".to_owned())?;
         let proc = rootfs::host_proc()?;
         nix::sched::setns(container, nix::sched::CloneFlags::from_bits_retain(flags))

@@ -41,15 +41,16 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
         None => container.state.cgroup.clone(),
     };
     let group = cgroups::find(&path)?.filter(gantry_cgroup::Cgroup::exists);
-    let cgroup_fd = group.as_ref().map(gantry_cgroup::Cgroup::open_v2).transpose();
-    let cgroup_fd = cgroup_fd.context(|| "open the cgroup".to_owned())?.flatten();
+    let entry = group.as_ref().map(gantry_cgroup::Cgroup::entry).transpose();
+    let entry = entry.context(|| "open the container's cgroup".to_owned())?;
     let (ours, theirs) = Channel::pair()?;
-    let into = cgroup_fd.as_ref().map(AsFd::as_fd);
+    let into = entry.as_ref().and_then(gantry_cgroup::Entry::unified);
     let (pid, pidfd) = match clone3(0, into).context(|| "clone a process".to_owned())? {
         Cloned::Child => {
             drop(ours);
             let job = Job {
                 channel: theirs,
+                entry,
                 process: ask.process,
                 caps,
                 filter,
@@ -62,9 +63,6 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
     };
     drop(theirs);
     let followed = (|| {
-        if let (Some(group), None) = (&group, &cgroup_fd) {
-            group.add_process(pid).context(|| "move the process into the container's cgroup".to_owned())?;
-        }
         if let Some(warning) = super::identity::set_oom_score(ask.process, pid)? {
             crate::cli::warn(&warning);
         }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use gantry_cgroup::Cgroup;
+use gantry_cgroup::{Cgroup, Entry};
 use gantry_sys::capability;
 use gantry_sys::namespaces::{Kind, enter};
 use gantry_sys::process::{Cloned, clone3, clone3_within, pidfd_send_signal, wait};
@@ -133,10 +133,10 @@ fn start_child(
     }
     let (ours, theirs) = Channel::pair()?;
     let state = container.public(Status::Creating);
-    let cgroup_fd = group.map(Cgroup::open_v2).transpose().context(|| "open the cgroup".to_owned())?.flatten();
+    let entry = group.map(Cgroup::entry).transpose().context(|| "open the cgroup".to_owned())?;
     // The cgroup namespace is made by the child, once it is in its cgroup.
     let flags = namespaces.new & !(Kind::Cgroup.flag() | Kind::Time.flag());
-    let into = cgroup_fd.as_ref().map(AsFd::as_fd);
+    let into = entry.as_ref().and_then(Entry::unified);
     // What a container makes beside a user namespace that it joins must belong to that one.
     let (mut users, joined): (Vec<_>, Vec<_>) = joined.into_iter().partition(|(kind, _)| *kind == Kind::User);
     let cloned = match users.pop() {
@@ -147,7 +147,8 @@ fn start_child(
         Cloned::Child => {
             drop(ours);
             container.leave_lock();
-            let job = Job { channel: theirs, process, caps, filter, console: ask.console, preserved: ask.preserved };
+            let job =
+                Job { channel: theirs, entry, process, caps, filter, console: ask.console, preserved: ask.preserved };
             let parts = child::Container {
                 spec,
                 namespaces: &namespaces,
@@ -171,9 +172,6 @@ fn start_child(
         container.state.pid = pid;
         container.state.start_time = process_start(pid).unwrap_or(0);
         container.save()?;
-        if let (Some(group), None) = (group, &cgroup_fd) {
-            group.add_process(pid).context(|| "move the container's first process into its cgroup".to_owned())?;
-        }
         if let Some(warning) = identity::set_oom_score(process, pid)? {
             crate::cli::warn(&warning);
         }

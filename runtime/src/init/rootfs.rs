@@ -240,6 +240,24 @@ fn devices(view: &View<'_>, root: &Root) -> Result<()> {
     if bound {
         return Ok(());
     }
+    let umask = rustix::process::umask(Mode::empty());
+    let made = nodes(view, root);
+    rustix::process::umask(umask);
+    made?;
+    for (path, target) in LINKS {
+        if path == "/dev/ptmx" && root.place_nofollow(Path::new("/dev/pts")).is_err() {
+            continue;
+        }
+        match root.make_link(Path::new(path), target) {
+            // An image may bring its own /dev/ptmx; a node there is as good.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.context(|| format!("link {path}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn nodes(view: &View<'_>, root: &Root) -> Result<()> {
     for (path, major, minor) in DEFAULT {
         let device = Device {
             path: path.into(),
@@ -254,16 +272,6 @@ fn devices(view: &View<'_>, root: &Root) -> Result<()> {
     }
     for device in view.linux.devices.iter().filter(|d| !is_default(d)) {
         make_device(view, root, device).context(|| format!("make device {}", device.path.display()))?;
-    }
-    for (path, target) in LINKS {
-        if path == "/dev/ptmx" && root.place_nofollow(Path::new("/dev/pts")).is_err() {
-            continue;
-        }
-        match root.make_link(Path::new(path), target) {
-            // An image may bring its own /dev/ptmx; a node there is as good.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other.context(|| format!("link {path}"))?,
-        }
     }
     Ok(())
 }
@@ -280,18 +288,22 @@ fn make_device(view: &View<'_>, root: &Root, device: &Device) -> Result<()> {
     let number =
         |n: i64, what: &str| u32::try_from(n).map_err(|_| crate::Error::new(format!("{what} {n} is out of range")));
     let (major, minor) = (number(device.major, "major")?, number(device.minor, "minor")?);
-    match root.make_node(&device.path, file_type, 0o600, major, minor) {
+    let (parent, name) = root.parent_of(&device.path).context(|| "find its folder".to_owned())?;
+    // The mode as asked for, whatever the umask: this process has none while it builds the root.
+    let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
+    match rustix::fs::mknodat(&parent, name, file_type, mode, rustix::fs::makedev(major, minor)) {
         Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) => return bind_device(root, device),
+        Err(rustix::io::Errno::EXIST) => return Ok(()),
+        Err(rustix::io::Errno::PERM) => return bind_device(root, device),
         Err(e) => return Err(e).context(|| "mknod".to_owned()),
     }
-    let (parent, name) = root.parent_of(&device.path).context(|| "find its folder".to_owned())?;
-    let owner = (Uid::from_raw(device.uid.unwrap_or(0)), Gid::from_raw(device.gid.unwrap_or(0)));
-    rustix::fs::chownat(&parent, name, Some(owner.0), Some(owner.1), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-        .context(|| "chown".to_owned())?;
-    let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
-    rustix::fs::chmodat(&parent, name, mode, rustix::fs::AtFlags::empty()).context(|| "chmod".to_owned())
+    let owner = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
+    if owner == (0, 0) {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+    rustix::fs::chownat(&parent, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .context(|| "chown".to_owned())
 }
 
 /// Without the right to make nodes, the host's own node is shown instead.
