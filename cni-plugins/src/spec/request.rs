@@ -80,10 +80,13 @@ impl NetConfig {
     /// # Errors
     /// It is no JSON object (6), of an unknown version (1), or its name is missing or wrong (7).
     pub fn parse(text: &[u8]) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(text)
+        let mut value: Value = serde_json::from_slice(text)
             .map_err(|e| Error::new(Code::Decoding, format!("decode the network configuration: {e}")))?;
         if !value.is_object() {
             return Err(Error::new(Code::Decoding, "the network configuration is not a JSON object"));
+        }
+        if let Some(given) = value.get_mut("runtimeConfig") {
+            small_first_letters(given);
         }
         let version = match &value["cniVersion"] {
             Value::Null => Version::parse("")?,
@@ -111,6 +114,23 @@ impl NetConfig {
             at = &at[*key];
         }
         at.as_object().cloned().unwrap_or_default()
+    }
+}
+
+/// containerd writes `HostPort` where the specification has `hostPort`, and Go programs read both.
+fn small_first_letters(value: &mut Value) {
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(small_first_letters),
+        Value::Object(map) => {
+            let old = std::mem::take(map);
+            for (key, mut value) in old {
+                small_first_letters(&mut value);
+                let mut letters = key.chars();
+                let first = letters.next().map(|c| c.to_ascii_lowercase());
+                map.insert(first.into_iter().chain(letters).collect(), value);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -288,6 +308,14 @@ mod tests {
         assert_eq!(request.args["IP"], "10.0.0.9");
         assert_eq!(request.path.len(), 2);
         assert!(Request::parse(Command::Del, environment(&[("CNI_NETNS", "")]), CONFIG).unwrap().netns.is_none());
+    }
+
+    #[test]
+    fn capabilities_are_read_as_containerd_writes_them() {
+        let text = br#"{"name": "n", "runtimeConfig": {"portMappings": [{"HostPort": 1, "HostIP": "::"}]}}"#;
+        let config = NetConfig::parse(text).unwrap();
+        let mapping = &config.value["runtimeConfig"]["portMappings"][0];
+        assert_eq!((&mapping["hostPort"], &mapping["hostIP"]), (&Value::from(1), &Value::from("::")));
     }
 
     #[test]
