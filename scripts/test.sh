@@ -87,6 +87,13 @@ if [ -n "$node" ]; then
   if [ "$(id -u)" = 0 ]; then
     step "The two commands"
     check "scripts/up.sh and scripts/down.sh, twice, leave nothing" ./tests/up-down.sh
+    step "With others' programs"
+    if [ -x "${CRICTL:-$(command -v crictl)}" ]; then
+      need_packages containerd
+      check "our CNI plugins under containerd" ./tests/interop-containerd.sh
+    else
+      skipped=$((skipped + 1)); note "skipped: our CNI plugins under containerd: there is no crictl"
+    fi
   fi
 fi
 
