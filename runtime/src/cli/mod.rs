@@ -3,6 +3,7 @@
 mod args;
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod foreground;
@@ -40,6 +41,7 @@ verbs:
   list, ps         list containers, or the processes of one
   pause, resume    freeze a container, let it go on
   update ID        change limits
+  events ID        print what a container uses, and word of the OOM killer
   spec             write an example config.json
   features         print what this runtime can do, as JSON
 
@@ -126,7 +128,8 @@ fn dispatch(words: Vec<String>) -> Result<i32> {
         "update" => update::main(&globals, rest),
         "spec" => spec::main(rest),
         "features" => features::main(rest),
-        "checkpoint" | "restore" | "events" => Err(Error::new(format!("{verb}: not part of this build"))),
+        "events" => events::main(&globals, rest),
+        "checkpoint" | "restore" => Err(Error::new(format!("{verb}: this build cannot drive criu"))),
         other => Err(Error::new(format!("unknown verb {other:?}: gantry-run --help lists them"))),
     }
 }

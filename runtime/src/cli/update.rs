@@ -12,7 +12,7 @@ use crate::fail;
 use crate::plan::resources;
 use crate::spec::{BlockIo, Cpu, Memory, Pids, Resources};
 
-const OPTIONS: [&str; 16] = [
+const OPTIONS: [&str; 18] = [
     "resources,r=",
     "cpu-period=",
     "cpu-quota=",
@@ -28,6 +28,8 @@ const OPTIONS: [&str; 16] = [
     "memory-swap=",
     "pids-limit=",
     "blkio-weight=",
+    "kernel-memory=",
+    "kernel-memory-tcp=",
     "help,h",
 ];
 
@@ -86,9 +88,9 @@ fn asked(words: &Words) -> Result<Resources> {
         return serde_json::from_str(&text).context(|| format!("--resources {path}"));
     }
     let memory = Memory {
-        limit: words.number("memory")?,
-        reservation: words.number("memory-reservation")?,
-        swap: words.number("memory-swap")?,
+        limit: size(words, "memory")?,
+        reservation: size(words, "memory-reservation")?,
+        swap: size(words, "memory-swap")?,
         ..Memory::default()
     };
     let cpu = Cpu {
@@ -113,9 +115,42 @@ fn asked(words: &Words) -> Result<Resources> {
     })
 }
 
+/// A number of bytes, with a unit of 1024 (`k`, `m`, `g`, `t`, with or without `b` or `ib`) or none; -1 for no limit.
+fn size(words: &Words, option: &str) -> Result<Option<i64>> {
+    words.value(option).map(|text| bytes(text).context(|| format!("--{option}"))).transpose()
+}
+
+fn bytes(text: &str) -> Result<i64> {
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => fail!("{text:?}: unknown unit {unit:?}"),
+    };
+    match number.trim().parse::<i64>() {
+        Ok(-1) if shift == 0 => Ok(-1),
+        Ok(n) if n >= 0 && n <= i64::MAX >> shift => Ok(n << shift),
+        _ => fail!("{text:?} is not a number of bytes"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_may_have_units() {
+        for (text, want) in [("-1", -1), ("0", 0), ("64m", 64 << 20), ("1GiB", 1 << 30), ("5kb", 5120)] {
+            assert_eq!(bytes(text).unwrap(), want, "{text}");
+        }
+        for wrong in ["", "m", "-2", "-1m", "5x", "9999999999t"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn new_limits_replace_old_ones_field_by_field() {
