@@ -230,10 +230,13 @@ async fn the_network_is_ready_when_its_plugins_say_so_and_bandwidth_must_be_a_qu
     }
     let ready = network(&mut client).await;
     assert!(ready.status, "{ready:?}");
-    let list = r#"{"cniVersion": "1.1.0", "name": "other", "plugins": [{"type": "nowhere"}]}"#;
+    let refuses = daemon.path("cni/refuses");
+    fs::write(&refuses, "#!/bin/sh\necho '{\"code\": 50, \"msg\": \"the fabric is down\"}'\nexit 1\n").unwrap();
+    fs::set_permissions(&refuses, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let list = r#"{"cniVersion": "1.1.0", "name": "other", "plugins": [{"type": "refuses"}]}"#;
     fs::write(daemon.path("net.d/10-test.conflist"), list).unwrap();
-    let missing = network(&mut client).await;
-    assert!(!missing.status && missing.message.contains("nowhere"), "{missing:?}");
+    let down = network(&mut client).await;
+    assert!(!down.status && down.message.contains("the fabric is down"), "{down:?}");
     fs::remove_file(daemon.path("net.d/10-test.conflist")).unwrap();
     let none = network(&mut client).await;
     assert!(!none.status && none.message.contains("no network configuration"), "{none:?}");
