@@ -87,6 +87,18 @@ if [ -n "$node" ]; then
   if [ "$(id -u)" = 0 ]; then
     step "The two commands"
     check "scripts/up.sh and scripts/down.sh, twice, leave nothing" ./tests/up-down.sh
+    step "critest"
+    if command -v go >/dev/null; then
+      OUT=$work/critest timeout 1200 ./scripts/conformance.sh >"$work/critest.log" 2>&1
+      line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$work/critest.log" | tail -n 1)
+      # No closing line: it did not get as far as running, which is one failure.
+      read -r p _ f _ s _ <<<"${line:-0 passed, 1 failed, 0 skipped}"
+      passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+      note "$p passed, $f failed, $s skipped (AppArmor, which this host lacks, and benchmarks)"
+      [ "$f" = 0 ] || tail -n 60 "$work/critest.log" | sed 's/^/    | /'
+    else
+      skipped=$((skipped + 1)); note "skipped: critest: there is no Go"
+    fi
     step "With others' programs"
     if [ -x "${CRICTL:-$(command -v crictl)}" ]; then
       need_packages containerd
