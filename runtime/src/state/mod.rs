@@ -161,26 +161,52 @@ impl Store {
     /// Removes what a killed `create` left: a folder without a readable state. Tells whether there was one.
     pub(crate) fn remove_remains(&self, id: &str) -> Result<bool> {
         let folder = self.folder(id)?;
-        match fs::remove_dir_all(&folder) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e).context(|| format!("remove {}", folder.display())),
-        }
+        discard(&folder).context(|| format!("remove {}", folder.display()))
     }
 
     /// The ids of all containers, sorted.
     pub(crate) fn ids(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let folders = entries.filter(|e| e.path().join("state.json").exists());
-        let mut ids: Vec<String> = folders.filter_map(|e| e.file_name().into_string().ok()).collect();
+        let names = folders.filter_map(|e| e.file_name().into_string().ok());
+        let mut ids: Vec<String> = names.filter(|name| !name.contains(DISCARDED)).collect();
         ids.sort();
         ids
     }
 }
 
+/// In the names of folders that are being removed; no id has it.
+const DISCARDED: char = '~';
+
+/// Removes a folder: first out of the way, so that no other command opens its lock while it is being emptied. Tells whether
+/// there was one.
+fn discard(folder: &Path) -> io::Result<bool> {
+    let mut name = folder.file_name().unwrap_or_default().to_owned();
+    name.push(format!("{DISCARDED}{}", std::process::id()));
+    let aside = folder.with_file_name(name);
+    match fs::rename(folder, &aside) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    }
+    fs::remove_dir_all(&aside)?;
+    // What a command that was killed here left.
+    for entry in fs::read_dir(folder.parent().unwrap_or(folder))?.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|n| n.rsplit_once(DISCARDED)).and_then(|(_, pid)| pid.parse().ok());
+        if owner.is_some_and(|pid| process_start(pid).is_none()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(true)
+}
+
 fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
+    if file.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        fail!("container does not exist");
+    }
     let file = file.context(|| format!("open {}", path.display()))?;
     file.lock().context(|| format!("lock {}", path.display()))?;
     // While this command waited, the one before may have deleted the container, and a third may have made a new one.
@@ -262,7 +288,7 @@ impl Container {
 
     /// Forgets the container.
     pub(crate) fn remove(self) -> Result<()> {
-        fs::remove_dir_all(&self.folder).context(|| format!("remove {}", self.folder.display()))
+        discard(&self.folder).map(drop).context(|| format!("remove {}", self.folder.display()))
     }
 }
 
