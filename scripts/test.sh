@@ -37,7 +37,9 @@ run_tests() { # log cmd...
   "$@" >"$log" 2>&1; rc=$?
   count "$log" "$rc"
   if [ "$rc" != 0 ]; then
-    grep -vE '^test .* \.\.\. ok|^running |^$|Compiling|Downloaded' "$log" | tail -n 150 | sed 's/^/    | /'
+    # What failed and why first: the end of a long log says little about a test in its middle.
+    grep -E -A 3 '^test .* \.\.\. FAILED|panicked at|^error' "$log" | grep -v '^--$' | head -n 120 | sed 's/^/    | /'
+    tail -n 30 "$log" | sed 's/^/    | /'
   fi
   grep -E '^skipped: |^test .* \.\.\. ignored' "$log" | sort | uniq -c | sed 's/^/    /'
 }

@@ -82,7 +82,10 @@ impl Nodes {
 
     fn command(&self, n: usize) -> Command {
         let settings = self.file("net-conf.json");
-        fs::write(&settings, &self.settings).unwrap();
+        // Not while another agent reads it: that one would find it empty and end.
+        if fs::read_to_string(&settings).ok().as_ref() != Some(&self.settings) {
+            fs::write(&settings, &self.settings).unwrap();
+        }
         let mut agent = Command::new("nsenter");
         agent.arg(format!("--net=/run/netns/{}", self.name(n))).arg(env!("CARGO_BIN_EXE_gantry-overlay"));
         agent.arg("--peers").arg(self.file("peers.json")).arg("--net-config-path").arg(settings);
