@@ -78,7 +78,9 @@ fn exec_runs_beside_the_first_process() {
     let case = Case::new("sleep 100");
     assert_eq!(case.create().code, 0);
     assert_eq!(case.run(&["start", &case.id]).code, 0);
-    let ran = case.run(&["exec", &case.id, "sh", "-c", "hostname; cat /proc/1/cmdline | head -c 5; exit 9"]);
+    // The first process is a shell until it has become `sleep`.
+    let script = "hostname; until grep -q ^sleep /proc/1/cmdline; do :; done; cat /proc/1/cmdline | head -c 5; exit 9";
+    let ran = case.run(&["exec", &case.id, "sh", "-c", script]);
     assert_eq!((ran.code, ran.out.as_str()), (9, "case\nsleep"), "{ran:?}");
     let options = ["exec", "--user", "1000:1000", "--cwd", "/tmp", "--env", "X=y", &case.id];
     let ran = case.run(&[&options[..], &["sh", "-c", "id -u; pwd; echo $X"]].concat());
