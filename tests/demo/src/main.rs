@@ -90,8 +90,10 @@ fn serve(port: u16, dir: &Path) -> io::Result<()> {
 
 fn answer(stream: &mut TcpStream, dir: &Path) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut request = String::new();
-    BufReader::new(stream.try_clone()?.take(8192)).read_line(&mut request)?;
+    // To the end of the headers: what is closed with unread bytes is reset, and the client may lose its answer.
+    let mut lines = BufReader::new(stream.try_clone()?.take(8192)).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
     let path = request.split(' ').nth(1).unwrap_or("/").to_owned();
     let body = match path.as_str() {
         "/healthz" => Some(b"ok\n".to_vec()),
@@ -102,8 +104,9 @@ fn answer(stream: &mut TcpStream, dir: &Path) -> io::Result<()> {
     println!("{} {path}", if body.is_some() { 200 } else { 404 });
     let (status, body) = body.map_or(("404 Not Found", b"not found\n".to_vec()), |body| ("200 OK", body));
     let length = body.len();
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
-    stream.write_all(&body)
+    let mut whole = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").into_bytes();
+    whole.extend_from_slice(&body);
+    stream.write_all(&whole)
 }
 
 /// The file that a request path names, or none where the path would leave `dir`.
@@ -150,7 +153,7 @@ fn get(url: &str) -> io::Result<String> {
     let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).ok_or_else(|| wrong("no HTTP answer"))
@@ -173,6 +176,21 @@ fn hog(mebibytes: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_survives_a_client_that_sends_its_request_in_pieces() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || answer(&mut listener.accept().unwrap().0, Path::new("/nowhere")).unwrap());
+        let mut client = TcpStream::connect(address).unwrap();
+        client.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+        thread::sleep(Duration::from_millis(50));
+        client.write_all(b"Host: x\r\n\r\n").unwrap();
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        server.join().unwrap();
+        assert!(text.ends_with("\r\n\r\nok\n"), "{text}");
+    }
 
     #[test]
     fn request_paths_stay_below_the_folder() {
