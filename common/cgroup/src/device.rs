@@ -63,7 +63,7 @@ impl Access {
         Ok(access)
     }
 
-    fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         [(self.read, 'r'), (self.write, 'w'), (self.mknod, 'm')].iter().filter(|(on, _)| *on).map(|(_, c)| *c).collect()
     }
 

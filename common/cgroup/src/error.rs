@@ -43,6 +43,19 @@ pub enum Error {
     /// No cgroup file system is mounted, or its mounts do not make sense.
     #[error("cgroup file systems: {0}")]
     Host(String),
+    /// systemd cannot be reached, or did not do what it was asked for.
+    #[error("{0}")]
+    Systemd(String),
+    /// systemd answered a call with an error.
+    #[error("systemd refuses {action}: {text} ({name})")]
+    Unit {
+        /// The method that was called.
+        action: String,
+        /// The error's D-Bus name.
+        name: String,
+        /// systemd's own words.
+        text: String,
+    },
 }
 
 impl Error {

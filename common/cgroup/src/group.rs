@@ -51,6 +51,11 @@ impl Cgroup {
         self.host.unified.as_ref().map(|root| root.join(&self.path))
     }
 
+    /// The layout of the host that it is on.
+    pub fn version(&self) -> Version {
+        self.host.version()
+    }
+
     fn is_v2(&self) -> bool {
         self.host.version() == Version::V2
     }

@@ -1,7 +1,7 @@
 //! Control groups: version 1, version 2 and hybrid hosts behind one interface.
 //!
 //! [`Host::detect`] says what the host has; [`Host::cgroup`] names a group by its path, which is the same on every
-//! layout. What a limit becomes (which file, which text) is pure and in `plan`; `group` does the system calls.
+//! layout. [`Systemd`] makes groups that are units of systemd, named by [`Unit`]. What a limit becomes (which file, which text) is pure and in `plan`; `group` does the system calls.
 
 mod convert;
 mod device;
@@ -13,6 +13,7 @@ mod oom;
 mod plan;
 mod resources;
 mod stats;
+mod systemd;
 
 pub use convert::{shares_to_weight, weight_to_shares};
 pub use device::{Access, DeviceKind, DeviceRule};
@@ -23,3 +24,4 @@ pub use host::{Host, Version};
 pub use oom::OomWatch;
 pub use resources::{BlockIo, HugepageLimit, Resources, Throttle};
 pub use stats::Stats;
+pub use systemd::{Systemd, Unit};

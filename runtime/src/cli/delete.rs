@@ -39,7 +39,7 @@ pub(super) fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     }
     let mut faults: Vec<String> = Vec::new();
     let mut note = |outcome: Result<()>| faults.extend(outcome.err().map(|e| e.to_string()));
-    let group = cgroups::find(&container.state.cgroup)?.filter(gantry_cgroup::Cgroup::exists);
+    let group = cgroups::find(&container.state.place.cgroup)?.filter(gantry_cgroup::Cgroup::exists);
     if let Some(group) = &group {
         if group.is_frozen() {
             note(group.thaw().context(|| "thaw".to_owned()));
@@ -47,9 +47,7 @@ pub(super) fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         note(group.kill().context(|| "kill the container's processes".to_owned()));
     }
     note(end_first_process(&container));
-    if let Some(group) = &group {
-        note(group.destroy().context(|| "remove the cgroup".to_owned()));
-    }
+    note(cgroups::remove(group.as_ref(), &container.state.place));
     let hooks_of = container.state.spec.hooks.clone();
     let state = container.public(Status::Stopped);
     // With something left to undo the container stays known, so that a second delete can finish the work.

@@ -32,7 +32,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     if matches!(container.status(), Status::Stopped | Status::Creating) {
         fail!("container with id {id} is not running");
     }
-    let Some(group) = cgroups::find(&container.state.cgroup)? else { fail!("this host has no cgroups") };
+    let Some(group) = cgroups::find(&container.state.place.cgroup)? else { fail!("this host has no cgroups") };
     if words.is_set("stats") {
         return print(&json!({"type": "stats", "id": id, "data": data(&group.stats())})).map(|_| 0);
     }

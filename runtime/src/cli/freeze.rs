@@ -10,7 +10,7 @@ use crate::state::Status;
 pub(super) fn main(globals: &Globals, words: Vec<String>, freeze: bool) -> Result<i32> {
     let words = Words::anywhere(words, &[])?;
     let container = globals.store.open(words.id()?)?;
-    let Some(group) = cgroups::find(&container.state.cgroup)? else { fail!("this host has no cgroups") };
+    let Some(group) = cgroups::find(&container.state.place.cgroup)? else { fail!("this host has no cgroups") };
     match (container.status(), freeze) {
         (Status::Running | Status::Created, true) => group.freeze().context(|| "pause".to_owned())?,
         (Status::Paused, false) => group.thaw().context(|| "resume".to_owned())?,

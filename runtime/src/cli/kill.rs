@@ -36,7 +36,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     gantry_sys::process::pidfd_send_signal(pidfd.as_fd(), signal).context(|| format!("send signal {signal}"))?;
     // A frozen process takes even SIGKILL only when it thaws.
     if signal == libc::SIGKILL
-        && let Some(group) = cgroups::find(&container.state.cgroup)?.filter(gantry_cgroup::Cgroup::is_frozen)
+        && let Some(group) = cgroups::find(&container.state.place.cgroup)?.filter(gantry_cgroup::Cgroup::is_frozen)
     {
         group.thaw().context(|| "thaw the container".to_owned())?;
     }
@@ -45,7 +45,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
 
 /// Sends a signal to every process of a container, also when the first is gone.
 fn all(container: &Container, signal: i32) -> Result<()> {
-    let Some(group) = cgroups::find(&container.state.cgroup)? else { return Ok(()) };
+    let Some(group) = cgroups::find(&container.state.place.cgroup)? else { return Ok(()) };
     if signal == libc::SIGKILL {
         if group.is_frozen() {
             group.thaw().context(|| "thaw the container".to_owned())?;

@@ -61,6 +61,8 @@ global options:
 /// What every verb may use.
 pub(crate) struct Globals {
     pub(crate) store: Store,
+    /// Whether systemd makes the cgroups.
+    pub(crate) systemd: bool,
 }
 
 /// Runs the program; answers its exit code.
@@ -108,10 +110,10 @@ fn dispatch(words: Vec<String>) -> Result<i32> {
         return Ok(0);
     }
     if words.is_set("systemd-cgroup") {
-        return Err(Error::new("--systemd-cgroup: this build drives cgroups through the file system only"));
+        crate::cgroups::require_systemd()?;
     }
     let root = PathBuf::from(words.value("root").unwrap_or("/run/gantry-run"));
-    let globals = Globals { store: Store::new(root) };
+    let globals = Globals { store: Store::new(root), systemd: words.is_set("systemd-cgroup") };
     let rest = rest.to_vec();
     match verb.as_str() {
         "create" => create::main(&globals, rest),

@@ -12,7 +12,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::before_program(words, &["format,f=", "help,h"])?;
     let Some((id, options)) = words.rest().split_first() else { fail!("a container id is needed") };
     let container = globals.store.open(id)?;
-    let pids = match cgroups::find(&container.state.cgroup)? {
+    let pids = match cgroups::find(&container.state.place.cgroup)? {
         Some(group) => group.procs().context(|| "list the container's processes".to_owned())?,
         None => vec![container.state.pid],
     };

@@ -49,6 +49,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         pid_file: words.value("pid-file").map(Path::new),
         preserved: words.number("preserve-fds")?.unwrap_or(0),
         no_pivot: words.is_set("no-pivot"),
+        systemd: globals.systemd,
     };
     let container = init::create(&globals.store, ask)?;
     let pid = container.state.pid;

@@ -47,13 +47,13 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         fail!("container not running");
     }
     let asked = asked(&words)?;
-    let Some(group) = cgroups::find(&container.state.cgroup)? else { fail!("this host has no cgroups") };
+    let Some(group) = cgroups::find(&container.state.place.cgroup)? else { fail!("this host has no cgroups") };
     let mut limits = resources::plan(Some(&asked))?;
     // Devices change only when they are named: the rules of `create` stay.
     if asked.devices.is_empty() {
         limits.devices = None;
     }
-    group.apply(&limits).context(|| "update".to_owned())?;
+    cgroups::update(&group, &container.state.place, &limits)?;
     let linux = container.state.spec.linux.get_or_insert_with(Default::default);
     linux.resources = Some(merged(linux.resources.as_ref(), &asked)?);
     container.save().map(|()| 0)

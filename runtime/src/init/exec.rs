@@ -37,8 +37,8 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
         setns(&init, CloneFlags::CLONE_NEWPID).context(|| "join the container's pid namespace".to_owned())?;
     }
     let path = match ask.sub_cgroup {
-        Some(sub) => container.state.cgroup.join(sub.strip_prefix("/").unwrap_or(sub)),
-        None => container.state.cgroup.clone(),
+        Some(sub) => container.state.place.cgroup.join(sub.strip_prefix("/").unwrap_or(sub)),
+        None => container.state.place.cgroup.clone(),
     };
     let group = cgroups::find(&path)?.filter(gantry_cgroup::Cgroup::exists);
     let entry = group.as_ref().map(gantry_cgroup::Cgroup::entry).transpose();

@@ -15,7 +15,7 @@ use super::channel::{Channel, Message};
 use super::child::{self, Job};
 use super::identity::{self, Filter};
 use super::terminal;
-use crate::cgroups;
+use crate::cgroups::{self, Place};
 use crate::error::{Context, Error, Result};
 use crate::fail;
 use crate::hooks;
@@ -32,6 +32,8 @@ pub(crate) struct Create<'a> {
     pub(crate) pid_file: Option<&'a Path>,
     pub(crate) preserved: i32,
     pub(crate) no_pivot: bool,
+    /// Whether `linux.cgroupsPath` names a unit of systemd.
+    pub(crate) systemd: bool,
 }
 
 /// Makes a container up to the point where its program waits for `start`.
@@ -47,19 +49,21 @@ pub(crate) fn create(store: &Store, ask: Create<'_>) -> Result<Container> {
     let rootfs = fs::canonicalize(&root).context(|| format!("root.path {}", root.display()))?;
     let limits = resources::plan(linux.resources.as_ref())?;
     let filter = filter_of(linux.seccomp.as_ref())?;
-    let path = resources::cgroup_path(linux.cgroups_path.as_ref(), ask.id);
-    let mut container = store.reserve(ask.id, &spec, &bundle, &rootfs, &path)?;
+    let place = Place::find(linux.cgroups_path.as_ref(), ask.id, ask.systemd)?;
+    let mut container = store.reserve(ask.id, &spec, &bundle, &rootfs, &place)?;
     let made = (|| {
-        let group = cgroups::find(&path)?;
-        if let Some(group) = &group {
-            cgroups::create(group, &limits)?;
+        let group = cgroups::find(&place.cgroup)?;
+        let id = ask.id;
+        let holder = group.as_ref().map(|group| cgroups::create(group, &place, id, &limits)).transpose()?.flatten();
+        let mut started = start_child(&mut container, &spec, &process, filter, group.as_ref(), ask);
+        if let (Ok(()), Some(holder), Some(group)) = (&started, holder, &group) {
+            started = holder.leave(group, &place);
         }
-        let started = start_child(&mut container, &spec, &process, filter, group.as_ref(), ask);
-        if started.is_err()
-            && let Some(group) = &group
-        {
-            let _ = group.kill();
-            let _ = group.destroy();
+        if started.is_err() {
+            if let Some(group) = &group {
+                let _ = group.kill();
+            }
+            let _ = cgroups::remove(group.as_ref(), &place);
         }
         started
     })();
@@ -155,7 +159,7 @@ fn start_child(
                 joined,
                 rootfs: &container.state.rootfs,
                 bundle: &container.state.bundle,
-                cgroup: &container.state.cgroup,
+                cgroup: &container.state.place.cgroup,
                 fifo: place,
                 state: &state,
                 no_pivot: ask.no_pivot,

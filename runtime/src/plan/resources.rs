@@ -1,7 +1,5 @@
 //! From the configuration's limits to those of `gantry_cgroup`.
 
-use std::path::{Path, PathBuf};
-
 use gantry_cgroup::{BlockIo, HugepageLimit, Resources, Throttle};
 
 use crate::error::Result;
@@ -60,13 +58,5 @@ fn block_io(asked: Option<&spec::BlockIo>) -> BlockIo {
         write_bps: throttles(&b.throttle_write_bps_device),
         read_iops: throttles(&b.throttle_read_iops_device),
         write_iops: throttles(&b.throttle_write_iops_device),
-    }
-}
-
-/// The cgroup of a container: what the configuration says, below `/` where relative; `/ID` without a word of it.
-pub(crate) fn cgroup_path(asked: Option<&PathBuf>, id: &str) -> PathBuf {
-    match asked {
-        Some(path) if !path.as_os_str().is_empty() => Path::new("/").join(path),
-        _ => Path::new("/").join(id),
     }
 }

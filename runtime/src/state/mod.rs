@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use clock::now;
 
-use crate::cgroups;
+use crate::cgroups::{self, Place};
 use crate::error::{Context, Result};
 use crate::fail;
 use crate::spec::{Spec, VERSION};
@@ -46,7 +46,8 @@ pub(crate) struct State {
     pub(crate) start_time: u64,
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: PathBuf,
-    pub(crate) cgroup: PathBuf,
+    #[serde(flatten)]
+    pub(crate) place: Place,
     pub(crate) created: String,
     pub(crate) spec: Spec,
 }
@@ -109,7 +110,7 @@ impl Store {
         spec: &Spec,
         bundle: &Path,
         rootfs: &Path,
-        cgroup: &Path,
+        place: &Place,
     ) -> Result<Container> {
         let folder = self.folder(id)?;
         let builder = |recursive| {
@@ -131,7 +132,7 @@ impl Store {
             start_time: 0,
             bundle: bundle.to_owned(),
             rootfs: rootfs.to_owned(),
-            cgroup: cgroup.to_owned(),
+            place: place.clone(),
             created: now(),
             spec: spec.clone(),
         };
@@ -265,7 +266,7 @@ impl Container {
         if self.fifo().exists() {
             return Status::Created;
         }
-        let group = cgroups::find(&self.state.cgroup).ok().flatten();
+        let group = cgroups::find(&self.state.place.cgroup).ok().flatten();
         if group.is_some_and(|g| g.is_frozen()) { Status::Paused } else { Status::Running }
     }
 
