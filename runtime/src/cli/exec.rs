@@ -81,13 +81,8 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
 fn process(words: &Words, program: &[String], base: Process) -> Result<Process> {
     if let Some(path) = words.value("process") {
         let bytes = std::fs::read(path).context(|| format!("--process: read {path}"))?;
-        let process: Process = serde_json::from_slice(&bytes).context(|| format!("--process: parse {path}"))?;
-        if process.args.is_empty() {
-            fail!("--process {path}: args: empty");
-        }
-        if !process.cwd.is_absolute() {
-            fail!("--process {path}: cwd: {:?} is not an absolute path", process.cwd);
-        }
+        let process: Process = crate::spec::parse(&bytes).context(|| format!("--process {path}"))?;
+        crate::spec::validate_process("process", &process).context(|| format!("--process {path}"))?;
         return Ok(process);
     }
     if program.is_empty() {

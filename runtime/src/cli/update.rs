@@ -10,7 +10,7 @@ use crate::cgroups;
 use crate::error::{Context, Result};
 use crate::fail;
 use crate::plan::resources;
-use crate::spec::{BlockIo, Cpu, Memory, Pids, Resources};
+use crate::spec::{BlockIo, Cpu, Memory, Pids, Resources, validate_resources};
 
 const OPTIONS: [&str; 18] = [
     "resources,r=",
@@ -85,7 +85,8 @@ fn asked(words: &Words) -> Result<Resources> {
         } else {
             text = std::fs::read_to_string(path).context(|| format!("--resources: read {path}"))?;
         }
-        return serde_json::from_str(&text).context(|| format!("--resources {path}"));
+        let asked: Resources = crate::spec::parse(text.as_bytes()).context(|| format!("--resources {path}"))?;
+        return validate_resources("resources", &asked).map(|()| asked).context(|| format!("--resources {path}"));
     }
     let memory = Memory {
         limit: size(words, "memory")?,

@@ -21,7 +21,7 @@ use crate::fail;
 use crate::hooks;
 use crate::plan::{capabilities, namespaces, resources};
 use crate::seccomp;
-use crate::spec::{Process, Seccomp, Spec};
+use crate::spec::{Linux, Process, Seccomp, Spec};
 use crate::state::{Container, Status, Store, process_start};
 
 /// What `create` and `run` are asked for.
@@ -47,6 +47,10 @@ pub(crate) fn create(store: &Store, ask: Create<'_>) -> Result<Container> {
     let linux = spec.linux().into_owned();
     let root = spec.root.as_ref().map(|r| bundle.join(&r.path)).unwrap_or_default();
     let rootfs = fs::canonicalize(&root).context(|| format!("root.path {}", root.display()))?;
+    if !rootfs.is_dir() {
+        fail!("root.path {}: not a directory", root.display());
+    }
+    own_network_only(&linux)?;
     let limits = resources::plan(linux.resources.as_ref())?;
     let filter = filter_of(linux.seccomp.as_ref())?;
     let place = Place::find(linux.cgroups_path.as_ref(), ask.id, ask.systemd)?;
@@ -74,6 +78,18 @@ pub(crate) fn create(store: &Store, ask: Create<'_>) -> Result<Container> {
             Err(error)
         }
     }
+}
+
+/// Kernel parameters of a network must not change the host's, which a container may join by path.
+fn own_network_only(linux: &Linux) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let Some(key) = linux.sysctl.keys().find(|k| k.starts_with("net")) else { return Ok(()) };
+    let joined = linux.namespaces.iter().find(|n| n.kind == "network").and_then(|n| n.path.as_ref());
+    let file = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    if joined.is_some_and(|j| file(j).is_some() && file(j) == file(Path::new("/proc/self/ns/net"))) {
+        fail!("linux.sysctl: {key} would change the host's network");
+    }
+    Ok(())
 }
 
 /// The compiled filter of a profile.

@@ -6,7 +6,7 @@ use gantry_sys::seccomp::Instruction;
 
 use super::profile::action;
 use super::table::TABLE;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::spec::{Seccomp, SeccompArg};
 
 const LOAD: u16 = 0x20;
@@ -37,7 +37,8 @@ struct Answer {
 /// # Errors
 /// An action, operator or argument index is unknown, or the filter is longer than the kernel takes.
 pub fn compile(profile: &Seccomp) -> Result<Vec<Instruction>> {
-    let default = action(&profile.default_action, profile.default_errno_ret)?;
+    let what = || "linux.seccomp".to_owned();
+    let default = action(&profile.default_action, profile.default_errno_ret).context(what)?;
     let listed = |arch: &str| profile.architectures.iter().any(|a| a == arch);
     let tree = |column: fn(&(&str, i16, i16, i16)) -> i16, base: u32| -> Result<(Vec<Instruction>, u32)> {
         let answers = answers(profile, column, base, default)?;
@@ -70,7 +71,7 @@ fn answers(
 ) -> Result<BTreeMap<u32, Answer>> {
     let mut answers: BTreeMap<u32, Answer> = BTreeMap::new();
     for rule in &profile.syscalls {
-        let verdict = action(&rule.action, rule.errno_ret)?;
+        let verdict = action(&rule.action, rule.errno_ret).context(|| "linux.seccomp".to_owned())?;
         check(&rule.args)?;
         // A rule that says the default changes nothing, and would only hide later rules.
         if verdict == default {

@@ -8,5 +8,5 @@ mod profile;
 mod table;
 
 pub use compile::compile;
-pub(crate) use profile::flags;
-pub use profile::{ACTIONS, ARCHITECTURES, OPERATORS};
+pub use profile::{ACTIONS, ALL_ARCHITECTURES, ARCHITECTURES, FLAGS, OPERATORS};
+pub(crate) use profile::{action, flags};

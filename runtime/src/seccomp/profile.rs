@@ -23,13 +23,48 @@ pub const OPERATORS: [&str; 7] =
 /// Architectures that filters are compiled for here; others in a profile are left out, as no such program runs here.
 pub const ARCHITECTURES: [&str; 3] = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"];
 
+/// All architecture names of the specification.
+pub const ALL_ARCHITECTURES: [&str; 23] = [
+    "SCMP_ARCH_X86",
+    "SCMP_ARCH_X86_64",
+    "SCMP_ARCH_X32",
+    "SCMP_ARCH_ARM",
+    "SCMP_ARCH_AARCH64",
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_MIPSEL",
+    "SCMP_ARCH_MIPSEL64",
+    "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
+    "SCMP_ARCH_RISCV64",
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
+    "SCMP_ARCH_SH",
+    "SCMP_ARCH_SHEB",
+];
+
+/// Flag names of the specification.
+pub const FLAGS: [&str; 4] = [
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+];
+
 const EPERM: u32 = 1;
 
 /// The kernel's return value for an action (`SECCOMP_RET_*`).
 pub(crate) fn action(name: &str, errno: Option<u32>) -> Result<u32> {
     let data = errno.unwrap_or(EPERM);
     if data > 4095 && matches!(name, "SCMP_ACT_ERRNO" | "SCMP_ACT_TRACE") {
-        return Err(Error::new(format!("linux.seccomp: error number {data} is out of range")));
+        return Err(Error::new(format!("error number {data} is out of range 0 to 4095")));
     }
     Ok(match name {
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => 0,
@@ -40,7 +75,7 @@ pub(crate) fn action(name: &str, errno: Option<u32>) -> Result<u32> {
         "SCMP_ACT_TRACE" => 0x7ff0_0000 | data,
         "SCMP_ACT_LOG" => 0x7ffc_0000,
         "SCMP_ACT_ALLOW" => 0x7fff_0000,
-        other => return Err(Error::new(format!("linux.seccomp: unknown action {other:?}"))),
+        other => return Err(Error::new(format!("unknown action {other:?}"))),
     })
 }
 

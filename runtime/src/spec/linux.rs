@@ -74,8 +74,13 @@ pub struct Namespace {
     #[serde(rename = "type")]
     pub kind: String,
     /// The one to join; a new one without it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "filled")]
     pub path: Option<PathBuf>,
+}
+
+/// An empty path is no path, as programs in Go write it.
+fn filled<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<PathBuf>, D::Error> {
+    Ok(Option::<PathBuf>::deserialize(d)?.filter(|p| !p.as_os_str().is_empty()))
 }
 
 /// A device node.

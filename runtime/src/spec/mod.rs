@@ -4,12 +4,15 @@
 //! writes its configurations with the same types.
 
 mod linux;
+mod locate;
 mod process;
 mod validate;
 
 pub use linux::*;
+pub(crate) use locate::parse;
 pub use process::*;
 pub use validate::validate;
+pub(crate) use validate::{process as validate_process, resources as validate_resources};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -134,7 +137,7 @@ impl Spec {
     pub fn load(bundle: &Path) -> Result<Self> {
         let path = bundle.join("config.json");
         let bytes = std::fs::read(&path).context(|| format!("open {}", path.display()))?;
-        let spec: Self = serde_json::from_slice(&bytes).context(|| format!("parse {}", path.display()))?;
+        let spec: Self = parse(&bytes).context(|| format!("parse {}", path.display()))?;
         validate(&spec).map_err(|e| crate::Error::new(format!("{}: {e}", path.display())))?;
         Ok(spec)
     }

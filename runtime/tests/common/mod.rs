@@ -197,6 +197,13 @@ impl Case {
         if state.exists() {
             left.push(state.display().to_string());
         }
+        // A copy of the runtime that never became the container's program still has the command line.
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if words.split(|b| *b == 0).any(|word| word == self.id.as_bytes()) {
+                left.push(format!("process {}", entry.file_name().display()));
+            }
+        }
         left
     }
 }
