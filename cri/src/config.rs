@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::cgroups::Driver;
 use serde::{Deserialize, Serialize};
 
 /// All settings of the daemon.
@@ -17,6 +18,8 @@ pub struct Config {
     pub state: PathBuf,
     /// The OCI runtime's own state folder.
     pub runtime_root: PathBuf,
+    /// Who makes control groups: `cgroupfs` or `systemd`. The kubelet asks for it and does the same.
+    pub cgroup_driver: Driver,
     /// OCI runtime; empty: gantry-run beside this program, then in PATH.
     pub runtime: PathBuf,
     /// Monitor program; empty: gantry-monitor beside this program, then in PATH.
@@ -52,6 +55,7 @@ impl Default for Config {
             root: "/var/lib/gantry/cri".into(),
             state: "/run/gantry/cri".into(),
             runtime_root: "/run/gantry/run".into(),
+            cgroup_driver: Driver::default(),
             runtime: PathBuf::new(),
             monitor: PathBuf::new(),
             runtime_handlers: BTreeMap::new(),

@@ -4,6 +4,7 @@
 //! before it is done; `monitors` talks to the small process that holds each pod's containers.
 
 pub mod admin;
+pub mod cgroups;
 pub mod client;
 pub mod cni;
 pub mod config;

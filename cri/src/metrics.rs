@@ -163,10 +163,9 @@ fn of_container(daemon: &Daemon, container: &Container, pod: &cri::PodSandboxMet
 /// Metrics of a pod and its running containers. Blocking: walks writable layers.
 pub fn of_sandbox(daemon: &Daemon, sandbox: &Sandbox) -> cri::PodSandboxMetrics {
     let record = sandbox.record();
+    let parent = crate::sandbox::cgroup(daemon, &record).unwrap_or_default();
     let config = record.config.0;
     let pod = config.metadata.unwrap_or_default();
-    let parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).filter(|p| !p.is_empty());
-    let parent = parent.unwrap_or_else(|| crate::container::default_parent(&record.id));
     let labels =
         [parent.clone(), record.id.clone(), String::new(), String::new(), pod.name.clone(), pod.namespace.clone()];
     let measured = measure(daemon, &parent, 0, cri::LinuxContainerResources::default());

@@ -11,6 +11,7 @@ use gantry_monitor::protocol::{Answer, Request};
 use gantry_monitor::record::ExitRecord;
 use tokio::io::AsyncReadExt;
 
+use crate::cgroups::Driver;
 use crate::daemon::{Daemon, Sandbox, now};
 use crate::error::{Error, Result};
 
@@ -41,6 +42,7 @@ pub async fn spawn(daemon: &Daemon, sandbox: &Sandbox) -> Result<()> {
         .arg(runtime)
         .arg("--root")
         .arg(&daemon.config.runtime_root)
+        .args((daemon.config.cgroup_driver == Driver::Systemd).then_some("--systemd-cgroup"))
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .process_group(0)
         .spawn()

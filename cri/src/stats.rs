@@ -57,9 +57,8 @@ pub fn container(daemon: &Daemon, container: &Container) -> cri::ContainerStats 
 /// Of a sandbox with its containers. Blocking.
 pub fn sandbox(daemon: &Daemon, sandbox: &Sandbox) -> cri::PodSandboxStats {
     let record = sandbox.record();
+    let parent = crate::sandbox::cgroup(daemon, &record).unwrap_or_default();
     let config = record.config.0;
-    let parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).filter(|p| !p.is_empty());
-    let parent = parent.unwrap_or_else(|| crate::container::default_parent(&record.id));
     let (cpu, memory, _, pids) = usage(daemon, &parent);
     let running = |c: &std::sync::Arc<Container>| c.state() == cri::ContainerState::ContainerRunning;
     let containers = daemon.containers_of(&record.id).into_iter().filter(running);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use gantry_monitor::daemon::{self, Settings};
 
-const USAGE: &str = "usage: gantry-monitor --socket PATH --runtime PROGRAM --root FOLDER
+const USAGE: &str = "usage: gantry-monitor --socket PATH --runtime PROGRAM --root FOLDER [--systemd-cgroup]
        gantry-monitor pause
        gantry-monitor namespaces <REQUEST
 
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let (mut socket, mut runtime, mut root) = (None, None, None);
+    let (mut socket, mut runtime, mut root, mut systemd) = (None, None, None, false);
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         let slot = match argument.to_str() {
@@ -35,6 +35,10 @@ fn run() -> anyhow::Result<()> {
                 use std::io::Write;
                 let _ = writeln!(std::io::stdout(), "{USAGE}");
                 return Ok(());
+            }
+            Some("--systemd-cgroup") => {
+                systemd = true;
+                continue;
             }
             Some("--socket") => &mut socket,
             Some("--runtime") => &mut runtime,
@@ -48,5 +52,6 @@ fn run() -> anyhow::Result<()> {
         socket: socket.ok_or_else(|| missing("socket"))?,
         runtime: runtime.ok_or_else(|| missing("runtime"))?,
         root: root.ok_or_else(|| missing("root"))?,
+        systemd,
     })
 }

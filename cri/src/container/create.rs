@@ -12,14 +12,14 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
 use super::life::release;
-use super::{default_parent, log_path};
+use super::log_path;
 use crate::daemon::{Container, Daemon, Sandbox, new_id, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::{ContainerRecord, Wire};
-use crate::monitors;
 use crate::oci::{capabilities, cdi, seccomp, spec, user};
 use crate::sandbox::users;
+use crate::{cgroups, monitors, sandbox};
 
 /// Makes a container, or answers the one that has the same metadata in this sandbox already.
 ///
@@ -44,8 +44,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
     let name = config.image.clone().unwrap_or_default().image;
     let image = daemon.images.get(&name).ok_or_else(|| Error::NotFound(format!("image {name:?}")))?;
     let id = new_id();
-    let parent = pod.config.0.linux.as_ref().map(|l| l.cgroup_parent.clone()).filter(|p| !p.is_empty());
-    let parent = parent.unwrap_or_else(|| default_parent(&sandbox.id));
+    let parent = sandbox::cgroup(daemon, &pod)?;
     let resources = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
     let stop_signal = match config.stop_signal() {
         cri::Signal::RuntimeDefault if image.config.stop_signal.is_empty() => "SIGTERM".to_owned(),
@@ -60,7 +59,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
         created_at: now(),
         started_at: 0,
         complete: false,
-        cgroup: format!("{}/{id}", parent.trim_end_matches('/')),
+        cgroup: cgroups::of_container(daemon.config.cgroup_driver, &parent, &id),
         log_path: log_path(&pod.config.0.log_directory, &config.log_path),
         stop_signal,
         user: Default::default(),
@@ -199,7 +198,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         container: config,
         image: &image.config,
         rootfs: &rootfs,
-        cgroup: &record.cgroup,
+        cgroup: &cgroups::oci_path(&record.cgroup),
         user: &who,
         seccomp: profile(daemon, &security, &held)?,
         apparmor: apparmor(&security)?,

@@ -11,6 +11,7 @@ use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
 use super::{ended, signal_number};
+use crate::cgroups;
 use crate::daemon::{Container, Daemon, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
@@ -156,7 +157,8 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
             && cgroup.exists()
         {
             let _ = cgroup.kill();
-            if let Err(e) = cgroup.destroy() {
+            let forgotten = cgroups::forget(&task_record.cgroup);
+            if let Err(e) = cgroup.destroy().and(forgotten) {
                 faults.push(e.to_string());
             }
         }
@@ -208,9 +210,14 @@ pub async fn update_resources(daemon: &Arc<Daemon>, id: &str, new: cri::LinuxCon
     if container.state() == cri::ContainerState::ContainerExited {
         return Err(Error::State(format!("container {} has ended", container.id)));
     }
-    let cgroup = daemon.host.cgroup(container.record().cgroup).map_err(|e| Error::Failed(e.to_string()))?;
+    let group = container.record().cgroup;
+    let cgroup = daemon.host.cgroup(&group).map_err(|e| Error::Failed(e.to_string()))?;
     let wanted = to_cgroup(&new);
-    tokio::task::spawn_blocking(move || cgroup.apply(&wanted)).await?.map_err(|e| Error::Failed(e.to_string()))?;
+    let changed = tokio::task::spawn_blocking(move || {
+        cgroups::tell(&group, &wanted, cgroup.version())?;
+        cgroup.apply(&wanted)
+    });
+    changed.await?.map_err(|e| Error::Failed(e.to_string()))?;
     container.change(&daemon.ledger, |r| {
         let now = std::mem::take(&mut r.resources.0);
         r.resources = Wire(merge(now, new));

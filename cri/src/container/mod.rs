@@ -18,11 +18,6 @@ pub use life::{remove, start, stop, update_resources};
 use crate::daemon::{Container, Daemon};
 use crate::events::emit;
 
-/// Cgroup parent of pods that name none.
-pub fn default_parent(sandbox: &str) -> String {
-    format!("/gantry-{sandbox}")
-}
-
 /// A container has ended: recorded once, then told.
 pub fn ended(daemon: &Daemon, id: &str, exit: ExitRecord, reason: &str, message: &str) {
     let Ok(container) = daemon.container(id) else { return };

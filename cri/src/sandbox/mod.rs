@@ -12,13 +12,24 @@ pub use run::run;
 pub(crate) use stop::release;
 pub use stop::{remove, stop, update_resources};
 
-use crate::daemon::Sandbox;
+use crate::cgroups;
+use crate::daemon::{Daemon, Sandbox};
+use crate::error::Result;
 use crate::ledger::SandboxRecord;
 
 /// Namespace options of a sandbox request.
 pub fn options(record: &SandboxRecord) -> cri::NamespaceOption {
     let linux = record.config.0.linux.as_ref();
     linux.and_then(|l| l.security_context.as_ref()?.namespace_options.clone()).unwrap_or_default()
+}
+
+/// The control group of a pod.
+///
+/// # Errors
+/// The parent that its configuration names is none under the driver.
+pub fn cgroup(daemon: &Daemon, record: &SandboxRecord) -> Result<String> {
+    let parent = record.config.0.linux.as_ref().map(|l| l.cgroup_parent.as_str());
+    cgroups::of_pod(daemon.config.cgroup_driver, parent, &record.id)
 }
 
 fn state(record: &SandboxRecord) -> cri::PodSandboxState {

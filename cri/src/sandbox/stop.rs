@@ -12,7 +12,7 @@ use super::network;
 use crate::daemon::{Daemon, Sandbox};
 use crate::error::{Error, Result};
 use crate::events::emit;
-use crate::{cni, container, monitors};
+use crate::{cgroups, cni, container, monitors};
 
 /// Stops all containers and lets go of the network.
 ///
@@ -89,10 +89,20 @@ pub(crate) async fn release(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Vec
         faults.push(format!("remove {}: {e}", dir.display()));
     }
     let own_parent = sandbox.record().config.0.linux.is_none_or(|l| l.cgroup_parent.is_empty());
-    if own_parent && let Ok(cgroup) = daemon.host.cgroup(container::default_parent(&sandbox.id)) {
-        let _ = cgroup.destroy();
+    if own_parent && let Ok(group) = super::cgroup(daemon, &sandbox.record()) {
+        let _ = forget_group(daemon, group).await;
     }
     faults
+}
+
+/// Removes a pod's own, empty group.
+async fn forget_group(daemon: &Arc<Daemon>, group: String) -> Result<()> {
+    let daemon = daemon.clone();
+    let removed = tokio::task::spawn_blocking(move || {
+        cgroups::forget(&group)?;
+        daemon.host.cgroup(&group)?.destroy()
+    });
+    removed.await?.map_err(|e| Error::Failed(e.to_string()))
 }
 
 /// Kills a pod's orphaned init, after making sure that the pid is one.
@@ -125,11 +135,15 @@ pub async fn update_resources(
     let own_parent = record.config.0.linux.as_ref().is_none_or(|l| l.cgroup_parent.is_empty());
     if let (true, Some(wanted)) = (own_parent, &resources) {
         let failed = |e: gantry_cgroup::Error| Error::Failed(format!("resources of sandbox {}: {e}", sandbox.id));
-        let cgroup = daemon.host.cgroup(container::default_parent(&sandbox.id)).map_err(failed)?;
+        let group = super::cgroup(daemon, &record)?;
+        let cgroup = daemon.host.cgroup(&group).map_err(failed)?;
         let wanted = container::to_cgroup(wanted);
-        tokio::task::spawn_blocking(move || cgroup.create().and_then(|()| cgroup.apply(&wanted)))
-            .await?
-            .map_err(failed)?;
+        tokio::task::spawn_blocking(move || {
+            cgroups::tell(&group, &wanted, cgroup.version())?;
+            cgroup.create().and_then(|()| cgroup.apply(&wanted))
+        })
+        .await?
+        .map_err(failed)?;
     }
     sandbox.change(&daemon.ledger, |r| {
         let linux = r.config.0.linux.get_or_insert_default();

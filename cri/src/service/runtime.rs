@@ -10,6 +10,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
 use super::{Service, Streaming, once};
+use crate::cgroups::Driver;
 use crate::container::labels_match;
 use crate::error::Error;
 use crate::{container, metrics, monitors, sandbox, stats, streams};
@@ -135,7 +136,11 @@ impl RuntimeService for Service {
     }
 
     async fn runtime_config(&self, _: Request<cri::RuntimeConfigRequest>) -> Answer<cri::RuntimeConfigResponse> {
-        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+        let driver = match self.daemon.config.cgroup_driver {
+            Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+            Driver::Systemd => cri::CgroupDriver::Systemd,
+        };
+        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
         Ok(Response::new(cri::RuntimeConfigResponse { linux: Some(linux) }))
     }
 

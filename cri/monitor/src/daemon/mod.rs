@@ -29,6 +29,8 @@ pub struct Settings {
     pub runtime: PathBuf,
     /// The runtime's `--root`.
     pub root: PathBuf,
+    /// Whether containers' cgroups are units of systemd.
+    pub systemd: bool,
 }
 
 /// What a connection is for.
@@ -89,7 +91,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     listener.local_addr().context("standard input is no listening socket")?;
     listener.set_nonblocking(true)?;
     let mut monitor = Monitor {
-        runtime: Runtime { program: settings.runtime, root: settings.root },
+        runtime: Runtime { program: settings.runtime, root: settings.root, systemd: settings.systemd },
         socket: settings.socket,
         containers: BTreeMap::new(),
         peers: BTreeMap::new(),

@@ -15,6 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 pub(super) struct Runtime {
     pub(super) program: PathBuf,
     pub(super) root: PathBuf,
+    /// Whether containers' cgroups are units of systemd.
+    pub(super) systemd: bool,
 }
 
 /// What a runtime command inherits.
@@ -48,6 +50,7 @@ impl Runtime {
             .arg("--log")
             .arg(log)
             .args(["--log-format", "json"])
+            .args(self.systemd.then_some("--systemd-cgroup"))
             .args(arguments)
             .stdin(streams.input)
             .stdout(streams.output)
@@ -146,7 +149,7 @@ mod tests {
         fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let runtime = Runtime { program, root: dir.path().into() };
+        let runtime = Runtime { program, root: dir.path().into(), systemd: false };
         let e = runtime.run(&dir.path().join("log"), &["create"], Streams::null(), Duration::from_millis(200));
         assert!(e.unwrap_err().contains("killed"));
     }
