@@ -12,6 +12,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status, Streaming};
 
+use crate::resources::cgroups::Driver;
+
 /// The label that names a pod's uid on its sandboxes and containers.
 pub(crate) const UID_LABEL: &str = "io.kubernetes.pod.uid";
 /// The label of a pod's name.
@@ -71,6 +73,18 @@ impl Cri {
         bounded("Version", self.limit, c.version(VersionRequest { version: "v1".into() })).await
     }
 
+    /// Who makes control groups at the runtime; nothing where it does not say.
+    pub(crate) async fn cgroup_driver(&self) -> Result<Option<Driver>, CriError> {
+        let mut c = self.runtime.clone();
+        let told = bounded("RuntimeConfig", self.limit, c.runtime_config(RuntimeConfigRequest {})).await?;
+        Ok(told.linux.and_then(|linux| match CgroupDriver::try_from(linux.cgroup_driver) {
+            Ok(CgroupDriver::Systemd) => Some(Driver::Systemd),
+            Ok(CgroupDriver::Cgroupfs) => Some(Driver::Cgroupfs),
+            Err(_) => None,
+        }))
+    }
+
+    /// The runtime's condition and handlers.
     pub(crate) async fn status(&self) -> Result<StatusResponse, CriError> {
         let mut c = self.runtime.clone();
         bounded("Status", self.limit, c.status(StatusRequest { verbose: false })).await

@@ -22,7 +22,7 @@ use crate::node::facts;
 use crate::objects::{FromApi, Nowhere};
 use crate::pleg::Health;
 use crate::pod::{NodeDns, NodeFacts, parse_resolv_conf};
-use crate::resources::cgroups::Cgroups;
+use crate::resources::cgroups::{Cgroups, Driver};
 use crate::serve::Served;
 use crate::shared::Shared;
 use crate::sources::{Source, api, static_pods};
@@ -79,6 +79,24 @@ fn labels(flags: &Flags) -> Result<BTreeMap<String, String>> {
     Ok(out)
 }
 
+/// The runtime's driver, where it tells (Kubernetes since 1.34 prefers it); else what the configuration says.
+async fn cgroup_driver(cri: &Cri, config: &KubeletConfiguration) -> Driver {
+    let named = |name: &str| if name == "systemd" { Driver::Systemd } else { Driver::Cgroupfs };
+    match cri.cgroup_driver().await {
+        Ok(Some(driver)) => {
+            if driver != named(&config.cgroup_driver) {
+                tracing::info!(?driver, configured = config.cgroup_driver, "the runtime's cgroup driver counts");
+            }
+            driver
+        }
+        Ok(None) => named(&config.cgroup_driver),
+        Err(e) => {
+            tracing::warn!(error = %e, configured = config.cgroup_driver, "the runtime does not tell its cgroup driver");
+            named(&config.cgroup_driver)
+        }
+    }
+}
+
 async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
     let client = client(flags).await?;
     let node_name = flags.hostname_override.clone().unwrap_or_else(facts::host_name);
@@ -97,7 +115,8 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
     let runtime_name = runtime_name(&cri, &config).await;
     let period_us =
         config.cpu_cfs_quota.then(|| i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000));
-    let cgroups = Cgroups::new(&config.cgroup_root, config.cgroups_per_qos, period_us, config.pod_pids_limit);
+    let driver = cgroup_driver(&cri, &config).await;
+    let cgroups = Cgroups::new(driver, &config.cgroup_root, config.cgroups_per_qos, period_us, config.pod_pids_limit);
     if let Err(e) = cgroups.prepare() {
         tracing::warn!(error = %e, "the parents of pods' control groups are not as they should be");
     }

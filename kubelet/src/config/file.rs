@@ -433,8 +433,8 @@ impl KubeletConfiguration {
         if !matches!(self.authorization.mode.as_str(), "Webhook" | "AlwaysAllow") {
             bail!("field authorization.mode: {:?} is neither Webhook nor AlwaysAllow", self.authorization.mode);
         }
-        if self.cgroup_driver != "cgroupfs" {
-            bail!("field cgroupDriver: {:?} is not supported, only cgroupfs", self.cgroup_driver);
+        if !matches!(self.cgroup_driver.as_str(), "cgroupfs" | "systemd") {
+            bail!("field cgroupDriver: {:?} is neither cgroupfs nor systemd", self.cgroup_driver);
         }
         for (field, port) in [("port", self.port), ("healthzPort", self.healthz_port)] {
             if !(0..=65535).contains(&port) {
@@ -475,7 +475,7 @@ mod tests {
             ("maxPods: many", "maxPods"),
             ("authentication: {x509: {caFile: /x}}", "authentication.x509"),
             ("syncFrequency: soon", "syncFrequency"),
-            ("cgroupDriver: systemd", "cgroupDriver"),
+            ("cgroupDriver: openrc", "cgroupDriver"),
         ] {
             let error = format!("{:#}", KubeletConfiguration::parse(&format!("{HEAD}{text}\n")).unwrap_err());
             assert!(error.contains(want), "{error}");

@@ -2,15 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use gantry_cgroup::{Host, Resources};
+use gantry_cgroup::{Host, Resources, Systemd, Unit};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::qos::{self, Qos};
 use crate::pod;
 
+/// Who makes the groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// Folders: `/kubepods/burstable/podUID`.
+    Cgroupfs,
+    /// Slices of systemd: `kubepods-burstable-podUID.slice`, dashes of the uid as underscores.
+    Systemd,
+}
+
 /// Makes and removes pods' groups.
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroups {
+    driver: Driver,
     root: PathBuf,
     per_qos: bool,
     period_us: Option<i64>,
@@ -20,8 +30,8 @@ pub(crate) struct Cgroups {
 impl Cgroups {
     /// Groups below `root` (`/`). `period` is that of CPU quotas, `None` for no quotas; `pids` limits tasks per pod, -1
     /// for no limit.
-    pub(crate) fn new(root: &str, per_qos: bool, period_us: Option<i64>, pids: i64) -> Self {
-        Self { root: Path::new("/").join(root), per_qos, period_us, pids }
+    pub(crate) fn new(driver: Driver, root: &str, per_qos: bool, period_us: Option<i64>, pids: i64) -> Self {
+        Self { driver, root: Path::new("/").join(root), per_qos, period_us, pids }
     }
 
     /// The group of a pod.
@@ -29,44 +39,73 @@ impl Cgroups {
         if !self.per_qos {
             return self.root.clone();
         }
-        self.class(qos::class(pod)).join(format!("pod{}", pod::uid(pod)))
+        self.of(qos::class(pod), Some(pod::uid(pod)))
     }
 
-    fn class(&self, class: Qos) -> PathBuf {
-        let base = self.root.join("kubepods");
-        match class {
-            Qos::Guaranteed => base,
-            Qos::Burstable => base.join("burstable"),
-            Qos::BestEffort => base.join("besteffort"),
+    /// The group of a class, or of a pod in it.
+    fn of(&self, class: Qos, uid: Option<&str>) -> PathBuf {
+        let class = match class {
+            Qos::Guaranteed => None,
+            Qos::Burstable => Some("burstable"),
+            Qos::BestEffort => Some("besteffort"),
+        };
+        let parts = [Some("kubepods".to_owned()), class.map(str::to_owned), uid.map(|uid| format!("pod{uid}"))];
+        let parts = parts.into_iter().flatten();
+        match self.driver {
+            Driver::Cgroupfs => parts.fold(self.root.clone(), |path, part| path.join(part)),
+            Driver::Systemd => {
+                let above =
+                    self.root.iter().filter(|part| *part != "/").map(|part| part.to_string_lossy().into_owned());
+                let escaped: Vec<String> = above.chain(parts).map(|part| part.replace('-', "_")).collect();
+                // Each slice has the names of those above it: /kubepods.slice/kubepods-burstable.slice
+                (1..=escaped.len())
+                    .fold(PathBuf::from("/"), |path, n| path.join(format!("{}.slice", escaped[..n].join("-"))))
+            }
         }
     }
 
     /// Makes the groups of the classes.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel or systemd refuses.
     pub(crate) fn prepare(&self) -> gantry_cgroup::Result<()> {
         if !self.per_qos {
             return Ok(());
         }
-        let host = Host::detect()?;
         for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            host.cgroup(self.class(class))?.create()?;
+            let shares = (class == Qos::BestEffort).then_some(2);
+            self.make(
+                &self.of(class, None),
+                "Kubernetes pods",
+                &Resources { cpu_shares: shares, ..Default::default() },
+            )?;
         }
-        host.cgroup(self.class(Qos::BestEffort))?.apply(&Resources { cpu_shares: Some(2), ..Default::default() })
+        Ok(())
     }
 
     /// Makes a pod's group with its limits.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel or systemd refuses.
     pub(crate) fn create(&self, pod: &Pod) -> gantry_cgroup::Result<()> {
         if !self.per_qos {
             return Ok(());
         }
-        let group = Host::detect()?.cgroup(self.path(pod))?;
+        self.make(&self.path(pod), &format!("Kubernetes pod {}", pod::key(pod)), &self.limits(pod))
+    }
+
+    fn make(&self, path: &Path, what: &str, limits: &Resources) -> gantry_cgroup::Result<()> {
+        let group = Host::detect()?.cgroup(path)?;
+        if let Some(unit) = self.unit(path)? {
+            Systemd::connect(false)?.start_slice(&unit, what, limits, group.version())?;
+        }
         group.create()?;
-        group.apply(&self.limits(pod))
+        group.apply(limits)
+    }
+
+    fn unit(&self, path: &Path) -> gantry_cgroup::Result<Option<Unit>> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        (self.driver == Driver::Systemd).then(|| Unit::slice(&name)).transpose()
     }
 
     fn limits(&self, pod: &Pod) -> Resources {
@@ -92,9 +131,13 @@ impl Cgroups {
         }
         let host = Host::detect()?;
         for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            let group = host.cgroup(self.class(class).join(format!("pod{uid}")))?;
+            let path = self.of(class, Some(uid));
+            let group = host.cgroup(&path)?;
             if group.exists() {
                 let killed = group.kill();
+                if let Some(unit) = self.unit(&path)? {
+                    Systemd::connect(false)?.stop(&unit)?;
+                }
                 group.destroy()?;
                 killed?;
             }
@@ -110,17 +153,30 @@ impl Cgroups {
             return out;
         }
         for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            let Ok(group) = host.cgroup(self.class(class)) else { continue };
+            let above = self.of(class, None);
+            let Ok(group) = host.cgroup(&above) else { continue };
             let folders =
                 ["cpu", "memory", "pids"].into_iter().filter_map(|c| group.folder(c)).chain(group.unified_folder());
             for entry in folders.flat_map(std::fs::read_dir).flatten().flatten() {
-                let uid = entry.file_name().to_string_lossy().strip_prefix("pod").map(str::to_owned);
+                let uid = self.uid(&above, &entry.file_name().to_string_lossy());
                 out.extend(uid.filter(|_| entry.path().is_dir()));
             }
         }
         out.sort();
         out.dedup();
         out
+    }
+
+    /// Whose group the folder `name` below a class's group is.
+    fn uid(&self, above: &Path, name: &str) -> Option<String> {
+        match self.driver {
+            Driver::Cgroupfs => name.strip_prefix("pod").map(str::to_owned),
+            Driver::Systemd => {
+                let above = above.file_name()?.to_str()?.strip_suffix(".slice")?;
+                let uid = name.strip_prefix(above)?.strip_prefix("-pod")?.strip_suffix(".slice")?;
+                Some(uid.replace('_', "-"))
+            }
+        }
     }
 }
 
@@ -131,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_pods_group_is_that_of_its_class_and_uid() {
-        let groups = Cgroups::new("/", true, Some(100_000), -1);
+        let groups = Cgroups::new(Driver::Cgroupfs, "/", true, Some(100_000), -1);
         let pod: Pod = serde_json::from_value(json!({"metadata": {"uid": "u1"}, "spec": {"containers": [
             {"name": "a", "resources": {"limits": {"cpu": "250m", "memory": "64Mi"}, "requests": {"cpu": "100m"}}}]}}))
         .unwrap();
@@ -141,5 +197,19 @@ mod tests {
             (limits.cpu_shares, limits.cpu_quota, limits.memory_limit),
             (Some(102), Some(25_000), Some(64 << 20))
         );
+    }
+    #[test]
+    fn slices_have_the_names_of_those_above() {
+        let groups = |root| Cgroups::new(Driver::Systemd, root, true, None, -1);
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"uid": "a-b-c"}, "spec": {"containers": [{"name": "a"}]}}))
+                .unwrap();
+        let path = groups("/").path(&pod);
+        let above = Path::new("/kubepods.slice/kubepods-besteffort.slice");
+        assert_eq!(path, above.join("kubepods-besteffort-poda_b_c.slice"));
+        assert_eq!(groups("/").uid(above, "kubepods-besteffort-poda_b_c.slice").as_deref(), Some("a-b-c"));
+        assert_eq!(groups("/").uid(Path::new("/kubepods.slice"), "kubepods-besteffort.slice"), None);
+        let below = groups("/my-node").of(Qos::Guaranteed, None);
+        assert_eq!(below, Path::new("/my_node.slice/my_node-kubepods.slice"));
     }
 }
