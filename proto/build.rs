@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = protox::compile(["cri_v1.proto"], ["proto"])?;
+    let files = protox::compile(["cri_v1.proto", "nri_v1alpha1.proto", "ttrpc.proto"], ["proto"])?;
     tonic_prost_build::configure().compile_fds(files)?;
     Ok(())
 }

@@ -18,6 +18,8 @@ use crate::ledger::{ContainerRecord, Ledger, SandboxRecord};
 pub struct Sandbox {
     /// Id.
     pub id: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
     /// Operations on this pod take turns.
     pub turn: tokio::sync::Mutex<()>,
     record: Mutex<SandboxRecord>,
@@ -29,6 +31,8 @@ pub struct Container {
     pub id: String,
     /// Its sandbox.
     pub sandbox: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
     /// Operations on this container take turns.
     pub turn: tokio::sync::Mutex<()>,
     /// Told when it ends.
@@ -87,12 +91,22 @@ pub fn new_id() -> String {
 impl Sandbox {
     /// From its record.
     pub fn new(record: SandboxRecord) -> Self {
-        Self { id: record.id.clone(), turn: tokio::sync::Mutex::new(()), record: Mutex::new(record) }
+        Self {
+            id: record.id.clone(),
+            created_at: record.created_at,
+            turn: tokio::sync::Mutex::new(()),
+            record: Mutex::new(record),
+        }
     }
 
     /// A copy of the record.
     pub fn record(&self) -> SandboxRecord {
         lock(&self.record).clone()
+    }
+
+    /// What `look` sees in the record: for calls that need a few fields of many records.
+    pub fn with<T>(&self, look: impl FnOnce(&SandboxRecord) -> T) -> T {
+        look(&lock(&self.record))
     }
 
     /// Changes the record, on disk first.
@@ -115,6 +129,7 @@ impl Container {
         Self {
             id: record.id.clone(),
             sandbox: record.sandbox.clone(),
+            created_at: record.created_at,
             turn: tokio::sync::Mutex::new(()),
             ended: Notify::new(),
             record: Mutex::new(record),
@@ -124,6 +139,11 @@ impl Container {
     /// A copy of the record.
     pub fn record(&self) -> ContainerRecord {
         lock(&self.record).clone()
+    }
+
+    /// What `look` sees in the record: for calls that need a few fields of many records.
+    pub fn with<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
+        look(&lock(&self.record))
     }
 
     /// Changes the record, on disk first.
@@ -141,12 +161,7 @@ impl Container {
 
     /// CRI state.
     pub fn state(&self) -> cri::ContainerState {
-        let record = lock(&self.record);
-        match (&record.exit, record.started_at) {
-            (Some(_), _) => cri::ContainerState::ContainerExited,
-            (None, 0) => cri::ContainerState::ContainerCreated,
-            _ => cri::ContainerState::ContainerRunning,
-        }
+        self.with(crate::container::state)
     }
 }
 
@@ -189,7 +204,7 @@ impl Daemon {
     /// All sandboxes, oldest first.
     pub fn all_sandboxes(&self) -> Vec<Arc<Sandbox>> {
         let mut all: Vec<_> = self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        all.sort_by_key(|s| lock(&s.record).created_at);
+        all.sort_by_key(|s| s.created_at);
         all
     }
 
@@ -197,13 +212,17 @@ impl Daemon {
     pub fn all_containers(&self) -> Vec<Arc<Container>> {
         let mut all: Vec<_> =
             self.containers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        all.sort_by_key(|c| lock(&c.record).created_at);
+        all.sort_by_key(|c| c.created_at);
         all
     }
 
     /// Containers of a sandbox, oldest first.
     pub fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
-        self.all_containers().into_iter().filter(|c| c.sandbox == sandbox).collect()
+        let all = self.containers.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found: Vec<_> = all.values().filter(|c| c.sandbox == sandbox).cloned().collect();
+        drop(all);
+        found.sort_by_key(|c| c.created_at);
+        found
     }
 
     /// A sandbox by id or a unique beginning of it.

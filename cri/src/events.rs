@@ -9,7 +9,7 @@ pub fn emit(daemon: &Daemon, container: &str, sandbox: &str, kind: cri::Containe
     if daemon.events.receiver_count() == 0 {
         return;
     }
-    let statuses = daemon.containers_of(sandbox).iter().map(|c| crate::container::status(daemon, c)).collect();
+    let statuses = daemon.containers_of(sandbox).iter().map(|c| crate::container::status(c)).collect();
     let event = cri::ContainerEventResponse {
         container_id: container.to_owned(),
         container_event_type: kind.into(),

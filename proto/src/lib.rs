@@ -7,3 +7,15 @@
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
+
+/// NRI, the node resource interface, plugin API 0.12 (package `nri.pkg.api.v1alpha1`): the messages, which go over ttrpc.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod nri {
+    tonic::include_proto!("nri.pkg.api.v1alpha1");
+}
+
+/// The envelopes of ttrpc.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod ttrpc {
+    tonic::include_proto!("ttrpc");
+}

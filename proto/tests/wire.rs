@@ -7,7 +7,7 @@ use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto};
 
 /// A type name without the package: `Outer.Inner`.
 fn short(name: &str) -> String {
-    name.trim_start_matches(".runtime.v1.").to_owned()
+    name.trim_start_matches(".runtime.v1.").trim_start_matches(".nri.pkg.api.v1alpha1.").to_owned()
 }
 
 fn scalar(field: &FieldDescriptorProto) -> String {
@@ -73,4 +73,23 @@ fn the_proto_file_agrees_with_the_table_of_wire_facts() {
     let missing: Vec<_> = theirs.difference(&ours).collect();
     let extra: Vec<_> = ours.difference(&theirs).collect();
     assert!(missing.is_empty() && extra.is_empty(), "missing: {missing:#?}\nnot in the table: {extra:#?}");
+}
+
+#[test]
+fn the_messages_of_nri_agree_with_its_table() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let set = protox::compile(["nri_v1alpha1.proto"], [format!("{root}/proto")]).unwrap();
+    let mut ours = BTreeSet::new();
+    for file in &set.file {
+        file.message_type.iter().for_each(|m| add_message(&mut ours, m));
+        file.enum_type.iter().for_each(|e| add_enum(&mut ours, "", e));
+    }
+    let table = std::fs::read_to_string(format!("{root}/tests/fixtures/nri-v1alpha1.tsv")).unwrap();
+    let mut theirs = BTreeSet::new();
+    for line in table.lines().skip(1).filter(|l| !l.starts_with("rpc")) {
+        let mut columns: Vec<&str> = line.split('\t').collect();
+        columns.resize(5, "");
+        theirs.insert(columns[..5].join("\t"));
+    }
+    assert_eq!(ours, theirs);
 }

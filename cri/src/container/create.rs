@@ -29,7 +29,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
     let sandbox = daemon.sandbox(sandbox)?;
     let metadata = config.metadata.clone().ok_or_else(|| Error::Invalid("the container has no metadata".to_owned()))?;
     let _turn = daemon.name_turn(&format!("{}_{}_{}", sandbox.id, metadata.name, metadata.attempt)).await;
-    let same = |c: &Arc<Container>| c.record().config.0.metadata.as_ref() == Some(&metadata);
+    let same = |c: &Arc<Container>| c.with(|r| r.config.0.metadata.as_ref() == Some(&metadata));
     if let Some(existing) = daemon.containers_of(&sandbox.id).into_iter().find(same) {
         if existing.record().complete {
             return Ok(existing.id.clone());

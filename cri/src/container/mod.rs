@@ -17,6 +17,7 @@ pub use life::{remove, start, stop, update_resources};
 
 use crate::daemon::{Container, Daemon};
 use crate::events::emit;
+use crate::ledger::ContainerRecord;
 
 /// A container has ended: recorded once, then told.
 pub fn ended(daemon: &Daemon, id: &str, exit: ExitRecord, reason: &str, message: &str) {
@@ -38,11 +39,21 @@ pub fn ended(daemon: &Daemon, id: &str, exit: ExitRecord, reason: &str, message:
     tracing::info!(container = id, code, "container ended");
 }
 
+/// CRI state.
+pub(crate) fn state(record: &ContainerRecord) -> cri::ContainerState {
+    match (&record.exit, record.started_at) {
+        (Some(_), _) => cri::ContainerState::ContainerExited,
+        (None, 0) => cri::ContainerState::ContainerCreated,
+        _ => cri::ContainerState::ContainerRunning,
+    }
+}
+
 /// CRI status.
-pub fn status(daemon: &Daemon, container: &Container) -> cri::ContainerStatus {
+pub fn status(container: &Container) -> cri::ContainerStatus {
     let record = container.record();
-    let config = record.config.0.clone();
-    let exit = record.exit.clone();
+    let state = state(&record);
+    let config = record.config.0;
+    let exit = record.exit;
     let reason = match &exit {
         None => String::new(),
         Some(_) if !record.reason.is_empty() => record.reason.clone(),
@@ -56,25 +67,24 @@ pub fn status(daemon: &Daemon, container: &Container) -> cri::ContainerStatus {
         gid: record.user.1.into(),
         supplemental_groups: record.user.2.iter().map(|g| i64::from(*g)).collect(),
     };
-    let _ = daemon;
     cri::ContainerStatus {
-        id: record.id.clone(),
+        id: record.id,
         metadata: config.metadata,
-        state: container.state().into(),
+        state: state.into(),
         created_at: record.created_at,
         started_at: record.started_at,
         finished_at: exit.as_ref().map_or(0, |e| e.finished_at),
         exit_code: exit.as_ref().map_or(0, |e| e.code),
         image: config.image,
-        image_ref: record.image_ref.clone(),
+        image_ref: record.image_ref,
         reason,
-        message: record.message.clone(),
+        message: record.message,
         labels: config.labels,
         annotations: config.annotations,
         mounts: config.mounts,
-        log_path: record.log_path.clone(),
-        resources: Some(cri::ContainerResources { linux: Some(record.resources.0.clone()), windows: None }),
-        image_id: record.image_id.clone(),
+        log_path: record.log_path,
+        resources: Some(cri::ContainerResources { linux: Some(record.resources.0), windows: None }),
+        image_id: record.image_id,
         user: Some(cri::ContainerUser { linux: Some(linux_user) }),
         stop_signal: cri::Signal::from_str_name(&stop).unwrap_or_default().into(),
     }
@@ -82,20 +92,31 @@ pub fn status(daemon: &Daemon, container: &Container) -> cri::ContainerStatus {
 
 /// CRI list entry.
 pub fn summary(container: &Container) -> cri::Container {
-    let record = container.record();
-    let config = record.config.0;
-    cri::Container {
-        id: record.id,
-        pod_sandbox_id: record.sandbox,
-        metadata: config.metadata,
-        image: config.image,
-        image_ref: record.image_ref,
-        state: container.state().into(),
-        created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
-        image_id: record.image_id,
-    }
+    container.with(|record| {
+        let config = &record.config.0;
+        cri::Container {
+            id: record.id.clone(),
+            pod_sandbox_id: record.sandbox.clone(),
+            metadata: config.metadata.clone(),
+            image: config.image.clone(),
+            image_ref: record.image_ref.clone(),
+            state: state(record).into(),
+            created_at: record.created_at,
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
+            image_id: record.image_id.clone(),
+        }
+    })
+}
+
+/// Whether a list with this filter has the container.
+pub fn matches(container: &Container, filter: &cri::ContainerFilter) -> bool {
+    container.id.starts_with(&filter.id)
+        && container.sandbox.starts_with(&filter.pod_sandbox_id)
+        && container.with(|record| {
+            filter.state.as_ref().is_none_or(|wanted| wanted.state == i32::from(state(record)))
+                && labels_match(&filter.label_selector, &record.config.0.labels)
+        })
 }
 
 /// Every wanted label is there with its value.

@@ -38,18 +38,21 @@ fn state(record: &SandboxRecord) -> cri::PodSandboxState {
 
 /// CRI status.
 pub fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
-    let record = sandbox.record();
+    sandbox.with(status_of)
+}
+
+fn status_of(record: &SandboxRecord) -> cri::PodSandboxStatus {
     let config = &record.config.0;
     let mut ips = record.ips.iter().cloned();
     let network = cri::PodSandboxNetworkStatus {
         ip: ips.next().unwrap_or_default(),
         additional_ips: ips.map(|ip| cri::PodIp { ip }).collect(),
     };
-    let namespaces = cri::Namespace { options: Some(options(&record)) };
+    let namespaces = cri::Namespace { options: Some(options(record)) };
     cri::PodSandboxStatus {
         id: record.id.clone(),
         metadata: config.metadata.clone(),
-        state: state(&record).into(),
+        state: state(record).into(),
         created_at: record.created_at,
         network: Some(network),
         linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(namespaces) }),
@@ -61,15 +64,25 @@ pub fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
 
 /// CRI list entry.
 pub fn summary(sandbox: &Sandbox) -> cri::PodSandbox {
-    let record = sandbox.record();
-    let config = record.config.0.clone();
-    cri::PodSandbox {
-        id: record.id.clone(),
-        metadata: config.metadata,
-        state: state(&record).into(),
-        created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
-        runtime_handler: record.handler,
-    }
+    sandbox.with(|record| {
+        let config = &record.config.0;
+        cri::PodSandbox {
+            id: record.id.clone(),
+            metadata: config.metadata.clone(),
+            state: state(record).into(),
+            created_at: record.created_at,
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
+            runtime_handler: record.handler.clone(),
+        }
+    })
+}
+
+/// Whether a list with this filter has the sandbox.
+pub fn matches(sandbox: &Sandbox, filter: &cri::PodSandboxFilter) -> bool {
+    sandbox.id.starts_with(&filter.id)
+        && sandbox.with(|record| {
+            filter.state.as_ref().is_none_or(|wanted| wanted.state == i32::from(state(record)))
+                && crate::container::labels_match(&filter.label_selector, &record.config.0.labels)
+        })
 }

@@ -26,10 +26,7 @@ pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: S
     }
     let name = format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt);
     let _turn = daemon.name_turn(&name).await;
-    let same = |s: &Arc<Sandbox>| {
-        let record = s.record();
-        record.complete && record.config.0.metadata.as_ref() == Some(&metadata)
-    };
+    let same = |s: &Arc<Sandbox>| s.with(|r| r.complete && r.config.0.metadata.as_ref() == Some(&metadata));
     if let Some(existing) = daemon.all_sandboxes().into_iter().find(same) {
         return Ok(existing.id.clone());
     }

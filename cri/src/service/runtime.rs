@@ -20,25 +20,14 @@ type Answer<T> = Result<Response<T>, Status>;
 impl Service {
     fn list_sandboxes(&self, filter: Option<cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
         let filter = filter.unwrap_or_default();
-        let state = filter.state.as_ref().map(|s| s.state);
         let all = self.daemon.all_sandboxes();
-        all.iter()
-            .map(|s| sandbox::summary(s))
-            .filter(|s| s.id.starts_with(&filter.id) && state.is_none_or(|w| s.state == w))
-            .filter(|s| labels_match(&filter.label_selector, &s.labels))
-            .collect()
+        all.iter().filter(|s| sandbox::matches(s, &filter)).map(|s| sandbox::summary(s)).collect()
     }
 
     fn list(&self, filter: Option<cri::ContainerFilter>) -> Vec<cri::Container> {
         let filter = filter.unwrap_or_default();
-        let state = filter.state.as_ref().map(|s| s.state);
         let all = self.daemon.all_containers();
-        all.iter()
-            .map(|c| container::summary(c))
-            .filter(|c| c.id.starts_with(&filter.id) && state.is_none_or(|w| c.state == w))
-            .filter(|c| c.pod_sandbox_id.starts_with(&filter.pod_sandbox_id))
-            .filter(|c| labels_match(&filter.label_selector, &c.labels))
-            .collect()
+        all.iter().filter(|c| container::matches(c, &filter)).map(|c| container::summary(c)).collect()
     }
 
     async fn container_stats_list(
@@ -52,7 +41,7 @@ impl Service {
                 c.id.starts_with(&f.id)
                     && c.sandbox.starts_with(&f.pod_sandbox_id)
                     && c.state() == cri::ContainerState::ContainerRunning
-                    && labels_match(&f.label_selector, &c.record().config.0.labels)
+                    && c.with(|r| labels_match(&f.label_selector, &r.config.0.labels))
             });
             all.map(|c| stats::container(&daemon, &c)).collect()
         };
@@ -193,7 +182,7 @@ impl RuntimeService for Service {
         Ok(Response::new(cri::PodSandboxStatusResponse {
             status: Some(sandbox::status(&found)),
             info,
-            containers_statuses: containers.iter().map(|c| container::status(&self.daemon, c)).collect(),
+            containers_statuses: containers.iter().map(|c| container::status(c)).collect(),
             timestamp: crate::daemon::now(),
         }))
     }
@@ -260,7 +249,7 @@ impl RuntimeService for Service {
             let more = serde_json::json!({"sandboxID": found.sandbox, "pid": pid, "runtimeSpec": spec});
             info.insert("info".to_owned(), more.to_string());
         }
-        Ok(Response::new(cri::ContainerStatusResponse { status: Some(container::status(&self.daemon, &found)), info }))
+        Ok(Response::new(cri::ContainerStatusResponse { status: Some(container::status(&found)), info }))
     }
 
     async fn update_container_resources(
