@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
 use kubelet_server::{Authorization, ServeError, Server, ServerConfig};
 use kubelet_volumes::{Allocatable, Objects, Volumes};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Flags, KubeletConfiguration};
+use crate::config::{Flags, KubeletConfiguration, Loaded, tls_policy};
 use crate::cri::Cri;
 use crate::events::Recorder;
 use crate::kubelet::{Dispatcher, Pods};
@@ -37,20 +36,19 @@ const RUNTIME_WAIT: Duration = Duration::from_secs(30);
 /// # Errors
 /// The configuration is wrong, or a file or port that the kubelet needs cannot be had.
 pub fn main() -> Result<()> {
-    let flags = Flags::parse();
+    let flags = Flags::read(std::env::args_os()).unwrap_or_else(|e| e.exit());
     if flags.version {
         println!("Kubernetes {}", gantry_telemetry::build::git_version());
         return Ok(());
     }
-    let format = flags.log_format.parse().map_err(anyhow::Error::msg)?;
-    gantry_telemetry::log::init(&flags.level(), format).map_err(anyhow::Error::msg)?;
-    let (mut config, ignored) = match &flags.config {
-        Some(path) => KubeletConfiguration::load(path)?,
-        None => (KubeletConfiguration::default(), Vec::new()),
-    };
-    flags.apply(&mut config);
-    for field in ignored {
-        tracing::warn!(field, "this field of the kubelet configuration changes nothing yet");
+    let Loaded { config, idle } = flags.load()?;
+    let format = flags.log_format.as_ref().unwrap_or(&config.logging.format).parse().map_err(anyhow::Error::msg)?;
+    gantry_telemetry::log::init(&flags.level(&config), format).map_err(anyhow::Error::msg)?;
+    for (field, why) in idle {
+        tracing::warn!(field, why, "this field of the kubelet configuration changes nothing");
+    }
+    for (flag, why) in &flags.idle {
+        tracing::warn!(flag = format!("--{flag}"), why, "this flag changes nothing");
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime =
@@ -320,6 +318,8 @@ async fn start_servers(
         token_ttl: config.authentication.webhook.cache_ttl.0,
         authorization,
         debugging_handlers: config.enable_debugging_handlers,
+        tls: tls_policy(config),
+        streaming_idle: config.streaming_connection_idle_timeout.0,
         system_logs: config.enable_system_log_handler.then(|| PathBuf::from("/var/log")),
     };
     let server = patiently(|| Server::bind(config.clone(), node.clone())).await?;

@@ -241,7 +241,7 @@ impl Node for Served {
                  kubelet_node_name{{node=\"{}\"}} 1\n# TYPE kubelet_pleg_healthy gauge\nkubelet_pleg_healthy {healthy}\n",
                 running.count(),
                 self.shared.node_name
-            )
+            ) + &crate::config::gates::metric(&self.shared.config.feature_gates)
         })
     }
 
@@ -327,7 +327,7 @@ impl Node for Served {
     }
 
     fn configz(&self) -> Value {
-        serde_json::to_value(&self.shared.config).unwrap_or_default()
+        crate::config::shown(&self.shared.config)
     }
 
     fn healthz(&self) -> Vec<(String, Result<(), String>)> {

@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) access: Access,
     pub(crate) debugging_handlers: bool,
     pub(crate) system_logs: Option<PathBuf>,
+    /// When an idle stream is closed.
+    pub(crate) streaming_idle: std::time::Duration,
     pub(crate) stop: CancellationToken,
 }
 
@@ -192,7 +194,7 @@ fn has_container(pod: &Pod, name: &str) -> bool {
 
 async fn tunnel(shared: &Shared, request: Request<Incoming>, target: Result<String, NodeError>) -> Reply {
     match target {
-        Ok(url) => proxy::forward(request, &url, shared.stop.clone()).await,
+        Ok(url) => proxy::forward(request, &url, shared.streaming_idle, shared.stop.clone()).await,
         Err(e) => failure(&e),
     }
 }

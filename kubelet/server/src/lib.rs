@@ -15,8 +15,10 @@ mod route;
 mod server;
 mod system_logs;
 mod tls;
+mod tls_policy;
 mod user;
 
 pub use error::NodeError;
 pub use node::{ContainerRef, ExecOptions, LogFile, Node, PodRef, StreamOptions};
 pub use server::{Authorization, ServeError, Server, ServerConfig, serve_healthz};
+pub use tls_policy::TlsPolicy;

@@ -1,12 +1,18 @@
 //! Handing an upgraded connection on to the runtime's streaming server: SPDY and WebSocket alike, since after the
 //! handshake only bytes are copied.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +29,13 @@ pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// Forwards the request to `target` and, when both sides switch protocols, copies bytes until one ends (or `stop`).
-pub(crate) async fn forward(mut request: Request<Incoming>, target: &str, stop: CancellationToken) -> Reply {
+/// A stream over which nothing has come for `idle` is closed; zero: never.
+pub(crate) async fn forward(
+    mut request: Request<Incoming>,
+    target: &str,
+    idle: Duration,
+    stop: CancellationToken,
+) -> Reply {
     if !is_upgrade(request.headers()) {
         return text(StatusCode::BAD_REQUEST, "Upgrade request required");
     }
@@ -36,7 +48,7 @@ pub(crate) async fn forward(mut request: Request<Incoming>, target: &str, stop: 
         }
     };
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return answer.map(|body| body.map_err(std::io::Error::other).boxed_unsync());
+        return answer.map(|body| body.map_err(io::Error::other).boxed_unsync());
     }
     let runtime_side = hyper::upgrade::on(&mut answer);
     let (parts, _) = answer.into_parts();
@@ -47,9 +59,15 @@ pub(crate) async fn forward(mut request: Request<Incoming>, target: &str, stop: 
                 Err(e) => return tracing::debug!(error = %e, "upgrade not finished"),
             };
             let (mut client, mut runtime) = (TokioIo::new(client), TokioIo::new(runtime));
-            match tokio::io::copy_bidirectional(&mut client, &mut runtime).await {
-                Ok((up, down)) => tracing::debug!(up, down, "stream ended"),
-                Err(e) => tracing::debug!(error = %e, "stream broken off"),
+            let seen = Seen::default();
+            let mut client = Watched { stream: &mut client, seen: seen.clone() };
+            let copying = tokio::io::copy_bidirectional(&mut client, &mut runtime);
+            tokio::select! {
+                ended = copying => match ended {
+                    Ok((up, down)) => tracing::debug!(up, down, "stream ended"),
+                    Err(e) => tracing::debug!(error = %e, "stream broken off"),
+                },
+                () = seen.idle_for(idle) => tracing::info!(?idle, "idle stream closed"),
             }
         };
         tokio::select! {
@@ -65,6 +83,61 @@ pub(crate) async fn forward(mut request: Request<Incoming>, target: &str, stop: 
         }
     }
     reply
+}
+
+/// Counts what goes over a stream, so that an idle one is noticed.
+#[derive(Clone, Default)]
+struct Seen(Arc<AtomicU64>);
+
+impl Seen {
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Ends when nothing was seen for so long.
+    async fn idle_for(&self, limit: Duration) {
+        if limit.is_zero() {
+            return std::future::pending().await;
+        }
+        loop {
+            let before = self.0.load(Ordering::Relaxed);
+            tokio::time::sleep(limit).await;
+            if self.0.load(Ordering::Relaxed) == before {
+                return;
+            }
+        }
+    }
+}
+
+/// One side of a stream; both directions pass it.
+struct Watched<'a, S> {
+    stream: &'a mut S,
+    seen: Seen,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut *self.stream).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.seen.add();
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.seen.add();
+        Pin::new(&mut *self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_shutdown(cx)
+    }
 }
 
 async fn dial(request: &Request<Incoming>, target: &str) -> Result<http::Response<Incoming>, String> {

@@ -22,7 +22,7 @@ use crate::handler::{Shared, handle};
 use crate::reply::{Reply, text};
 use crate::route::{self, Route};
 use crate::tls::Certificates;
-use crate::{Node, health};
+use crate::{Node, TlsPolicy, health};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may wait for its next request.
@@ -69,6 +69,10 @@ pub struct ServerConfig {
     pub authorization: Authorization,
     /// exec, attach, portForward, run, containerLogs; off answers 405.
     pub debugging_handlers: bool,
+    /// Versions, cipher suites and key exchanges.
+    pub tls: TlsPolicy,
+    /// A stream over which nothing has come for so long is closed (4 h); zero: never.
+    pub streaming_idle: Duration,
     /// `/logs/` serves this directory (`/var/log`); `None` answers 405.
     pub system_logs: Option<PathBuf>,
 }
@@ -111,8 +115,12 @@ impl Server {
     /// # Errors
     /// A certificate file is unusable or the address is taken.
     pub async fn bind(config: ServerConfig, node: Arc<dyn Node>) -> Result<Self, ServeError> {
-        let certificates =
-            Certificates::load(config.cert_file.clone(), config.key_file.clone(), config.client_ca_file.clone())?;
+        let certificates = Certificates::load(
+            config.cert_file.clone(),
+            config.key_file.clone(),
+            config.client_ca_file.clone(),
+            config.tls.clone(),
+        )?;
         let (listener, address) = listen(config.address).await?;
         Ok(Self { listener, address, certificates: Arc::new(certificates), config, node })
     }
@@ -130,6 +138,7 @@ impl Server {
             access: Access::new(&config),
             debugging_handlers: config.debugging_handlers,
             system_logs: config.system_logs.clone(),
+            streaming_idle: config.streaming_idle,
             stop: stop.clone(),
         });
         accept(listener, &stop, |stream| {

@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 
-use crate::ServeError;
 use crate::user::User;
+use crate::{ServeError, TlsPolicy};
 
 /// How often the files are looked at, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -61,6 +61,7 @@ pub(crate) struct Certificates {
     cert: PathBuf,
     key: PathBuf,
     ca: Option<PathBuf>,
+    policy: TlsPolicy,
     state: Mutex<State>,
 }
 
@@ -71,11 +72,16 @@ struct State {
 }
 
 impl Certificates {
-    pub(crate) fn load(cert: PathBuf, key: PathBuf, ca: Option<PathBuf>) -> Result<Self, ServeError> {
+    pub(crate) fn load(
+        cert: PathBuf,
+        key: PathBuf,
+        ca: Option<PathBuf>,
+        policy: TlsPolicy,
+    ) -> Result<Self, ServeError> {
         let stamps = stamps(&cert, &key, ca.as_deref());
-        let current = read(&cert, &key, ca.as_deref())?;
+        let current = read(&cert, &key, ca.as_deref(), &policy)?;
         let state = Mutex::new(State { current, stamps, looked: Instant::now() });
-        Ok(Self { cert, key, ca, state })
+        Ok(Self { cert, key, ca, policy, state })
     }
 
     /// What to use for a new connection; changed files that cannot be read leave the old ones in use.
@@ -85,7 +91,7 @@ impl Certificates {
             state.looked = Instant::now();
             let now = stamps(&self.cert, &self.key, self.ca.as_deref());
             if now != state.stamps {
-                match read(&self.cert, &self.key, self.ca.as_deref()) {
+                match read(&self.cert, &self.key, self.ca.as_deref(), &self.policy) {
                     Ok(current) => {
                         tracing::info!("certificates of the server read again");
                         state.current = current;
@@ -104,15 +110,16 @@ fn stamps(cert: &Path, key: &Path, ca: Option<&Path>) -> Vec<Option<(SystemTime,
     [Some(cert), Some(key), ca].into_iter().map(|path| path.and_then(stamp)).collect()
 }
 
-fn read(cert: &Path, key: &Path, ca: Option<&Path>) -> Result<Current, ServeError> {
+fn read(cert: &Path, key: &Path, ca: Option<&Path>, policy: &TlsPolicy) -> Result<Current, ServeError> {
     let wrong = |what: &'static str, path: &Path, reason: String| ServeError::Tls { what, path: path.into(), reason };
-    let provider = Arc::new(ring::default_provider());
+    let provider = policy.provider().map_err(|(_, why)| wrong("serving certificate", cert, why))?;
+    let provider = Arc::new(provider);
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect)
         .map_err(|e| wrong("serving certificate", cert, e.to_string()))?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong("serving key", key, e.to_string()))?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(policy.versions())
         .map_err(|e| wrong("serving certificate", cert, e.to_string()))?;
     let (builder, clients) = match ca {
         None => (builder.with_no_client_auth(), None),

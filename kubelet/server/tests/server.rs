@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::Pod;
 use kubelet_server::{
     Authorization, ContainerRef, ExecOptions, LogFile, Node, NodeError, PodRef, Server, ServerConfig, StreamOptions,
-    serve_healthz,
+    TlsPolicy, serve_healthz,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -156,6 +156,8 @@ async fn bench(change: impl FnOnce(&mut ServerConfig)) -> Bench {
         token_ttl: Duration::from_secs(120),
         authorization: Authorization::AlwaysAllow,
         debugging_handlers: true,
+        tls: TlsPolicy::default(),
+        streaming_idle: Duration::from_secs(3600),
         system_logs: Some(at("varlog")),
     };
     change(&mut config);
@@ -533,6 +535,8 @@ async fn bad_files_stop_the_start() {
         token_ttl: Duration::ZERO,
         authorization: Authorization::AlwaysAllow,
         debugging_handlers: true,
+        tls: TlsPolicy::default(),
+        streaming_idle: Duration::from_secs(3600),
         system_logs: None,
     };
     let none = dir.path().join("none.crt");

@@ -1,10 +1,13 @@
 //! The command line. Flags win over the configuration file.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
-use super::KubeletConfiguration;
+use super::settings::{self, Kind};
+use super::{KubeletConfiguration, file};
 
 /// Runs the pods of one node: those that an apiserver binds to it and those of a manifest folder.
 #[derive(Clone, Debug, Parser)]
@@ -13,9 +16,15 @@ pub(crate) struct Flags {
     /// KubeletConfiguration file (kubelet.config.k8s.io/v1beta1)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Folder of further configuration files (*.conf), merged over --config in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config_dir: Option<PathBuf>,
     /// How to reach the apiserver; without it the kubelet runs static pods only
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
+    /// How to ask for a client certificate while the file of --kubeconfig is missing; that file is then written
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
     /// The node's name, if not the host name
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname_override: Option<String>,
@@ -28,98 +37,137 @@ pub(crate) struct Flags {
     /// Folder of pods' volumes and of the kubelet's state
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
     pub(crate) root_dir: PathBuf,
-    /// Folder of the self-signed serving certificate
+    /// Folder of the certificates that the kubelet makes or is given
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pki")]
     pub(crate) cert_dir: PathBuf,
-    /// Socket of the container runtime
-    #[arg(long, value_name = "ENDPOINT")]
-    pub(crate) container_runtime_endpoint: Option<String>,
-    /// Socket of the image service, if not the runtime's
-    #[arg(long, value_name = "ENDPOINT")]
-    pub(crate) image_service_endpoint: Option<String>,
-    /// Folder (or one file) of static pods' manifests
-    #[arg(long, value_name = "PATH")]
-    pub(crate) pod_manifest_path: Option<String>,
-    /// Create the Node object
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub(crate) register_node: Option<bool>,
-    /// Address to serve on
-    #[arg(long, value_name = "IP")]
-    pub(crate) address: Option<String>,
-    /// Port to serve on
-    #[arg(long, value_name = "PORT")]
-    pub(crate) port: Option<i32>,
-    /// Port of the local health check; 0 turns it off
-    #[arg(long, value_name = "PORT")]
-    pub(crate) healthz_port: Option<i32>,
-    /// DNS servers of pods
-    #[arg(long, value_name = "IP", value_delimiter = ',')]
-    pub(crate) cluster_dns: Vec<String>,
-    /// DNS domain of the cluster
-    #[arg(long, value_name = "DOMAIN")]
-    pub(crate) cluster_domain: Option<String>,
-    /// Cgroup below which pods are put
-    #[arg(long, value_name = "PATH")]
-    pub(crate) cgroup_root: Option<String>,
-    /// Most pods on this node
-    #[arg(long, value_name = "N")]
-    pub(crate) max_pods: Option<i32>,
+    /// `external`: another program sets the node's cloud facts; the node is tainted until it has
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(crate) cloud_provider: String,
+    /// File that only one kubelet at a time may hold
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lock_file: Option<PathBuf>,
     /// Upstream's verbosity: 0-3 info, 4-5 debug, 6 and more trace
     #[arg(long, short, value_name = "N")]
-    pub(crate) v: Option<u8>,
+    pub(crate) v: Option<u32>,
     /// Log level or filter (info, debug, info,kubelet::pleg=debug)
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
     /// Log format: text or json
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) log_format: String,
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<String>,
     /// Print the version
     #[arg(long)]
     pub(crate) version: bool,
+    /// Flags that are fields of the configuration, with their texts.
+    #[arg(skip)]
+    pub(crate) said: Vec<(String, String)>,
+    /// Flags that were given and change nothing, with the reason.
+    #[arg(skip)]
+    pub(crate) idle: Vec<(String, &'static str)>,
+}
+
+/// Flags of upstream's that are accepted so that unit files of real nodes work, and why each changes nothing.
+const IDLE: &[(&str, bool, &str)] = &[
+    ("pod-infra-container-image", true, "the runtime has its own sandbox; it needs no pause image"),
+    ("container-runtime", true, "the runtime is always reached by CRI, at containerRuntimeEndpoint"),
+    ("runtime-cgroups", true, "the runtime's control group is its own matter"),
+    ("vmodule", true, "say it with --log-level, as in info,kubelet::pleg=debug"),
+    ("log-flush-frequency", true, "log lines are written at once"),
+    ("exit-on-lock-contention", false, "the lock is asked for once, at the start"),
+    ("minimum-container-ttl-duration", true, "deprecated upstream; dead containers go with their successors"),
+    ("maximum-dead-containers-per-container", true, "deprecated upstream; one dead container is kept"),
+    ("maximum-dead-containers", true, "deprecated upstream; one dead container is kept"),
+    ("experimental-mounter-path", true, "deprecated upstream; the kernel mounts"),
+    ("experimental-allocatable-ignore-eviction", false, "deprecated upstream; thresholds count"),
+    ("image-credential-provider-config", true, "credentials come from pull secrets and the runtime's configuration"),
+    ("image-credential-provider-bin-dir", true, "credentials come from pull secrets and the runtime's configuration"),
+];
+
+const FIELDS: &str = "Fields of the configuration file (better said there)";
+
+fn command() -> clap::Command {
+    let mut command = Flags::command();
+    for (flag, field, kind) in settings::TABLE {
+        let kind = *kind;
+        let mut arg = Arg::new(*flag).long(*flag).help(format!("{field} of the configuration")).help_heading(FIELDS);
+        arg = match kind {
+            Kind::Bool => arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL"),
+            Kind::Number => arg.allow_hyphen_values(true).value_name("N"),
+            Kind::List => arg.value_name("A,B"),
+            Kind::Map | Kind::Switches => arg.value_name("KEY=VALUE"),
+            Kind::Taints => arg.value_name("KEY=VALUE:EFFECT"),
+            Kind::Headers => arg.value_name("NAME:VALUE"),
+            Kind::Memory => arg.value_name("NODE:RESOURCE=N"),
+            Kind::Text => arg.value_name("TEXT"),
+        };
+        command = command.arg(arg.action(ArgAction::Append));
+    }
+    for (flag, takes, _) in IDLE {
+        let arg = Arg::new(*flag).long(*flag).hide(true).action(ArgAction::Append);
+        let arg = if *takes {
+            arg.allow_hyphen_values(true)
+        } else {
+            arg.num_args(0..=1).require_equals(true).default_missing_value("true")
+        };
+        command = command.arg(arg.value_parser(NonEmptyStringValueParser::new()));
+    }
+    command
+}
+
+/// `--cluster_dns` means `--cluster-dns`, as with upstream's.
+fn with_dashes(arg: OsString) -> OsString {
+    let Some(text) = arg.to_str().filter(|t| t.starts_with("--") && t.contains('_')) else { return arg };
+    let (name, rest) = text.split_once('=').map_or((text, None), |(n, r)| (n, Some(r)));
+    let name = name.replace('_', "-");
+    rest.map_or_else(|| name.clone(), |rest| format!("{name}={rest}")).into()
 }
 
 impl Flags {
-    /// Puts what was said on the command line over the file's values.
-    pub(crate) fn apply(&self, config: &mut KubeletConfiguration) {
-        let texts = [
-            (&self.container_runtime_endpoint, &mut config.container_runtime_endpoint),
-            (&self.image_service_endpoint, &mut config.image_service_endpoint),
-            (&self.pod_manifest_path, &mut config.static_pod_path),
-            (&self.address, &mut config.address),
-            (&self.cluster_domain, &mut config.cluster_domain),
-            (&self.cgroup_root, &mut config.cgroup_root),
-        ];
-        for (flag, field) in texts {
-            if let Some(value) = flag {
-                field.clone_from(value);
+    /// Reads a command line; the first word is the program.
+    ///
+    /// # Errors
+    /// It is wrong, or asks for help.
+    pub(crate) fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        // An empty text is as no flag at all: unit files expand unset variables to such.
+        let args = args.into_iter().map(with_dashes).filter(|a| a != "--pod-infra-container-image=");
+        let matches = command().try_get_matches_from(args)?;
+        let mut flags = Self::from_arg_matches(&matches)?;
+        let texts = |m: &ArgMatches, flag: &str| -> Vec<String> {
+            m.get_many::<String>(flag).into_iter().flatten().cloned().collect()
+        };
+        for (flag, ..) in settings::TABLE {
+            flags.said.extend(texts(&matches, flag).into_iter().map(|text| ((*flag).to_owned(), text)));
+        }
+        for (flag, _, why) in IDLE {
+            if !texts(&matches, flag).is_empty() {
+                flags.idle.push(((*flag).to_owned(), why));
             }
         }
-        let numbers = [
-            (self.port, &mut config.port),
-            (self.healthz_port, &mut config.healthz_port),
-            (self.max_pods, &mut config.max_pods),
-        ];
-        for (flag, field) in numbers {
-            if let Some(value) = flag {
-                *field = value;
-            }
+        Ok(flags)
+    }
+
+    /// The configuration that files and flags make together.
+    ///
+    /// # Errors
+    /// See [`file::load`].
+    pub(crate) fn load(&self) -> anyhow::Result<file::Loaded> {
+        if !matches!(self.cloud_provider.as_str(), "" | "external") {
+            anyhow::bail!("--cloud-provider: {:?} is neither empty nor \"external\"", self.cloud_provider);
         }
-        if let Some(register) = self.register_node {
-            config.register_node = register;
-        }
-        if !self.cluster_dns.is_empty() {
-            config.cluster_dns.clone_from(&self.cluster_dns);
-        }
+        file::load(self.config.as_deref(), self.config_dir.as_deref(), &self.said)
     }
 
     /// The log filter.
-    pub(crate) fn level(&self) -> String {
-        match (&self.log_level, self.v) {
-            (Some(level), _) => level.clone(),
-            (None, None | Some(0..=3)) => "info".to_owned(),
-            (None, Some(4..=5)) => "debug".to_owned(),
-            (None, Some(_)) => "trace".to_owned(),
+    pub(crate) fn level(&self, config: &KubeletConfiguration) -> String {
+        if let Some(level) = &self.log_level {
+            return level.clone();
         }
+        match self.v.unwrap_or(config.logging.verbosity) {
+            0..=3 => "info",
+            4..=5 => "debug",
+            _ => "trace",
+        }
+        .to_owned()
     }
 }
 
@@ -127,24 +175,61 @@ impl Flags {
 mod tests {
     use super::*;
 
+    fn flags(line: &str) -> Flags {
+        Flags::read(std::iter::once("kubelet").chain(line.split_whitespace()).map(OsString::from)).unwrap()
+    }
+
     #[test]
     fn flags_win_over_the_file() {
-        let flags =
-            Flags::parse_from(["kubelet", "--port=1", "--register-node=false", "--cluster-dns=10.0.0.1,10.0.0.2"]);
-        let mut config = KubeletConfiguration::default();
-        flags.apply(&mut config);
-        assert_eq!((config.port, config.register_node), (1, false));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.yaml");
+        std::fs::write(
+            &file,
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nport: 7\nmaxPods: 9\n",
+        )
+        .unwrap();
+        let line =
+            format!("--config={} --port=1 --register-node=false --cluster_dns=10.0.0.1,10.0.0.2", file.display());
+        let config = flags(&line).load().unwrap().config;
+        assert_eq!((config.port, config.register_node, config.max_pods), (1, false, 9));
         assert_eq!(config.cluster_dns, ["10.0.0.1", "10.0.0.2"]);
         assert_eq!(config.healthz_port, 10248);
     }
 
     #[test]
-    fn verbosity_becomes_a_level() {
-        let level = |args: &[&str]| Flags::parse_from([&["kubelet"], args].concat()).level();
-        assert_eq!(
-            (level(&[]), level(&["--v=2"]), level(&["-v", "4"])),
-            ("info".into(), "info".into(), "debug".into())
+    fn a_line_of_kubeadm_is_taken() {
+        let flags = flags(
+            "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf \
+             --container-runtime-endpoint=unix:///run/x.sock --pod-infra-container-image=registry.k8s.io/pause:3.10 \
+             --hostname-override n7 --node-ip=192.0.2.7,2001:db8::7 --node-labels=a=b,c=d --cloud-provider=external \
+             --register-with-taints=x=y:NoSchedule --fail-swap-on=false --enable-server --oom-score-adj -500 -v=4",
         );
-        assert_eq!(level(&["--v=9", "--log-level=warn"]), "warn");
+        let loaded = flags.load().unwrap();
+        assert_eq!(loaded.config.container_runtime_endpoint, "unix:///run/x.sock");
+        assert_eq!((loaded.config.oom_score_adj, loaded.config.fail_swap_on), (-500, false));
+        assert_eq!(loaded.config.register_with_taints[0].effect, "NoSchedule");
+        assert_eq!((flags.node_ip.len(), flags.node_labels.len(), flags.cloud_provider.as_str()), (2, 2, "external"));
+        assert_eq!(flags.idle.iter().map(|(f, _)| f.as_str()).collect::<Vec<_>>(), ["pod-infra-container-image"]);
+        assert_eq!(flags.level(&loaded.config), "debug");
+    }
+
+    #[test]
+    fn wrong_lines_are_refused() {
+        assert!(Flags::read(["kubelet", "--no-such-flag"].map(OsString::from)).is_err());
+        assert!(flags("--cloud-provider=aws").load().unwrap_err().to_string().contains("--cloud-provider"));
+        assert!(format!("{:#}", flags("--port=many").load().unwrap_err()).contains("--port"));
+        assert!(format!("{:#}", flags("--feature-gates=Nope=true").load().unwrap_err()).contains("Nope"));
+    }
+
+    #[test]
+    fn verbosity_becomes_a_level() {
+        let level = |line: &str| flags(line).level(&KubeletConfiguration::default());
+        assert_eq!((level(""), level("--v=2"), level("-v 4")), ("info".into(), "info".into(), "debug".into()));
+        assert_eq!(level("--v=9 --log-level=warn"), "warn");
+    }
+
+    #[test]
+    fn the_help_can_be_made() {
+        command().debug_assert();
     }
 }

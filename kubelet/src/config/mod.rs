@@ -1,7 +1,23 @@
-//! What the kubelet is told: the configuration file and the flags.
+//! What the kubelet is told: the configuration file, drop-ins and the flags.
 
+mod check;
+mod effect;
+mod fields;
 mod file;
 mod flags;
+pub(crate) mod gates;
+mod settings;
+mod span;
 
-pub(crate) use file::{KubeletConfiguration, yaml};
+pub(crate) use fields::KubeletConfiguration;
+pub(crate) use file::{Loaded, shown, yaml};
 pub(crate) use flags::Flags;
+
+/// What the configuration says of TLS, for the server.
+pub(crate) fn tls_policy(config: &KubeletConfiguration) -> kubelet_server::TlsPolicy {
+    kubelet_server::TlsPolicy {
+        min_version: config.tls_min_version.clone(),
+        cipher_suites: config.tls_cipher_suites.clone(),
+        curve_preferences: config.tls_curve_preferences.clone(),
+    }
+}

@@ -1,0 +1,67 @@
+//! Fields that change nothing here, each with the reason that is told to whoever sets one.
+//!
+//! A line goes when its field begins to work; the tests see to it that every line names a field.
+
+/// Fields and why they change nothing.
+pub(crate) const NONE: &[(&str, &str)] = &[
+    ("staticPodURL", "static pods come from a folder only"),
+    ("staticPodURLHeader", "static pods come from a folder only"),
+    ("httpCheckFrequency", "static pods come from a folder only"),
+    ("readOnlyPort", "nothing is served without authentication"),
+    ("registryPullQPS", "pulls are held back by maxParallelImagePulls"),
+    ("registryBurst", "pulls are held back by maxParallelImagePulls"),
+    ("imagePullCredentialsVerificationPolicy", "who may use an image is not remembered"),
+    ("preloadedImagesVerificationAllowlist", "who may use an image is not remembered"),
+    ("enableContentionProfiling", "it is about the Go runtime"),
+    ("enableProfilingHandler", "it is about the Go runtime"),
+    ("imageMaximumGCAge", "images go when the disk fills"),
+    ("kubeletCgroups", "the kubelet stays where the service manager put it"),
+    ("systemCgroups", "processes outside of pods stay where they are"),
+    ("cpuManagerPolicy", "CPUs are shared by weight"),
+    ("cpuManagerPolicyOptions", "CPUs are shared by weight"),
+    ("cpuManagerReconcilePeriod", "CPUs are shared by weight"),
+    ("memoryManagerPolicy", "memory is not bound to NUMA nodes"),
+    ("reservedMemory", "memory is not bound to NUMA nodes"),
+    ("topologyManagerPolicy", "resources are not aligned"),
+    ("topologyManagerScope", "resources are not aligned"),
+    ("topologyManagerPolicyOptions", "resources are not aligned"),
+    ("qosReserved", "requests of one class are not kept from another"),
+    ("hairpinMode", "the network plugin decides it"),
+    ("contentType", "JSON is spoken with the apiserver"),
+    ("kubeAPIQPS", "requests follow events and are not held back"),
+    ("kubeAPIBurst", "requests follow events and are not held back"),
+    ("eventRecordQPS", "equal events are joined instead"),
+    ("eventBurst", "equal events are joined instead"),
+    ("evictionSoft", "only hard thresholds are watched"),
+    ("evictionSoftGracePeriod", "only hard thresholds are watched"),
+    ("evictionPressureTransitionPeriod", "conditions follow what is measured"),
+    ("evictionMaxPodGracePeriod", "only hard thresholds are watched"),
+    ("evictionMinimumReclaim", "only hard thresholds are watched"),
+    ("enableControllerAttachDetach", "volumes are attached by the controller only"),
+    ("makeIPTablesUtilChains", "rules of the packet filter are the network plugin's"),
+    ("iptablesMasqueradeBit", "rules of the packet filter are the network plugin's"),
+    ("iptablesDropBit", "rules of the packet filter are the network plugin's"),
+    ("memorySwap", "containers get no swap"),
+    ("containerLogMaxWorkers", "logs are rotated one after the other"),
+    ("configMapAndSecretChangeDetectionStrategy", "objects are read when they are needed, through a short cache"),
+    ("reservedSystemCPUs", "CPUs are shared by weight"),
+    ("showHiddenMetricsForVersion", "no metric is hidden"),
+    ("systemReservedCgroup", "reservations lower what pods may take and limit nothing else"),
+    ("kubeReservedCgroup", "reservations lower what pods may take and limit nothing else"),
+    ("enforceNodeAllocatable", "reservations lower what pods may take and limit nothing else"),
+    ("allowedUnsafeSysctls", "sysctls of pods are left to the runtime"),
+    ("defaultPodSysctls", "sysctls of pods are left to the runtime"),
+    ("volumePluginDir", "flex volumes are not supported"),
+    ("kernelMemcgNotification", "the kernel's events are always used"),
+    ("memoryThrottlingFactor", "memory is limited, not throttled"),
+    ("memoryReservationPolicy", "memory is limited, not throttled"),
+    ("tracing", "spans are not exported"),
+    ("localStorageCapacityIsolation", "local storage is always counted"),
+    ("userNamespaces", "every pod has 65536 ids"),
+    ("volumeStatsAggPeriod", "volumes are measured when somebody asks"),
+];
+
+/// Why a field changes nothing, if so.
+pub(crate) fn none(field: &str) -> Option<&'static str> {
+    NONE.iter().find(|(name, _)| *name == field).map(|(_, why)| *why)
+}
