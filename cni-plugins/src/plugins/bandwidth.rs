@@ -1,7 +1,7 @@
 //! bandwidth: limits what a container receives and sends.
 
 use gantry_net::link::{self, Change, Kind};
-use gantry_net::{Link, Socket, qdisc};
+use gantry_net::{Link, Prefix, Socket, qdisc};
 use serde::Deserialize;
 
 use super::{Plugin, field};
@@ -41,23 +41,50 @@ fn bucket(name: &str, rate: u64, burst: u64) -> Result<Option<Bucket>> {
     }
 }
 
-/// What the runtime asks for, else what the configuration says: to the container, from it.
-fn read(request: &Request) -> Result<(Option<Bucket>, Option<Bucket>)> {
+/// What of the traffic is limited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Scope {
+    All,
+    /// With these networks only.
+    With(Vec<Prefix>),
+    /// With all networks but these.
+    But(Vec<Prefix>),
+}
+
+/// What is limited: to the container, from it.
+#[derive(Debug)]
+struct Config {
+    to: Option<Bucket>,
+    from: Option<Bucket>,
+    scope: Scope,
+}
+
+const KEYS: [&str; 4] = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"];
+
+/// What the configuration says; only when it says nothing, what the runtime asks for.
+fn read(request: &Request) -> Result<Config> {
     let value = &request.config.value;
-    for key in ["unshapedSubnets", "shapedSubnets"] {
-        if value[key].as_array().is_some_and(|l| !l.is_empty()) {
-            return Err(Error::config(format!("{key} is not supported")));
+    let runtime = serde_json::Value::Object(request.config.section(&["runtimeConfig", "bandwidth"]));
+    let chosen = if KEYS.iter().any(|key| value.get(key).is_some()) { value } else { &runtime };
+    let limits = Limits::deserialize(chosen).map_err(|e| Error::config(format!("bandwidth: {e}")))?;
+    let networks = |key: &str| -> Result<Vec<Prefix>> {
+        let mut texts: Vec<String> = field(&runtime, key)?;
+        if texts.is_empty() {
+            texts = field(value, key)?;
         }
-    }
-    let runtime = serde_json::Value::Object(request.config.section(&["runtimeConfig"]));
-    let limits: Limits = match runtime.get("bandwidth").filter(|b| !b.is_null()) {
-        Some(_) => field(&runtime, "bandwidth")?,
-        None => serde_json::from_value(value.clone()).map_err(|e| Error::config(format!("bandwidth: {e}")))?,
+        texts.iter().map(|t| t.parse().map_err(|e| Error::config(format!("{key}: {e}")))).collect()
     };
-    Ok((
-        bucket("ingress", limits.ingress_rate, limits.ingress_burst)?,
-        bucket("egress", limits.egress_rate, limits.egress_burst)?,
-    ))
+    let scope = match (networks("shapedSubnets")?, networks("unshapedSubnets")?) {
+        (with, but) if with.is_empty() && but.is_empty() => Scope::All,
+        (with, but) if but.is_empty() => Scope::With(with),
+        (with, but) if with.is_empty() => Scope::But(but),
+        _ => return Err(Error::config("shapedSubnets and unshapedSubnets exclude each other")),
+    };
+    Ok(Config {
+        to: bucket("ingress", limits.ingress_rate, limits.ingress_burst)?,
+        from: bucket("egress", limits.egress_rate, limits.egress_burst)?,
+        scope,
+    })
 }
 
 /// The device that what the container sends goes through; its name follows from the attachment.
@@ -75,13 +102,25 @@ fn host_end(request: &Request, socket: &mut Socket) -> Result<Link> {
     host.filter(|l| l.kind == "veth").ok_or_else(|| Error::internal("the container's device is no veth pair"))
 }
 
-fn limit(socket: &mut Socket, device: &Link, bucket: Bucket) -> Result<()> {
-    let request = qdisc::token_bucket(device.index, bucket.0, bucket.1, LATENCY_MS);
-    socket.request(request).doing(|| format!("limit {}", device.name))
+/// Limits what a device sends: all of it, or what goes to (or, `sources`, comes from) some networks.
+fn limit(socket: &mut Socket, device: &Link, bucket: Bucket, scope: &Scope, sources: bool) -> Result<()> {
+    let (networks, limited) = match scope {
+        Scope::All => {
+            let request = qdisc::token_bucket(device.index, bucket.0, bucket.1, LATENCY_MS);
+            return socket.request(request).doing(|| format!("limit {}", device.name));
+        }
+        Scope::With(networks) => (networks, true),
+        Scope::But(networks) => (networks, false),
+    };
+    let limits = (bucket.0, bucket.1, LATENCY_MS);
+    let requests = qdisc::by_network(device.index, networks, limited, sources, limits);
+    socket
+        .batch(requests)
+        .map_err(|(step, e)| Error::internal(format!("limit {} by network (step {step}): {e}", device.name)))
 }
 
 /// Sends what comes from the container through a device of its own, where it can be held back.
-fn shape(request: &Request, socket: &mut Socket, host: &Link, bucket: Bucket) -> Result<Link> {
+fn shape(request: &Request, socket: &mut Socket, host: &Link, bucket: Bucket, scope: &Scope) -> Result<Link> {
     let name = shaper_name(request);
     let find = |socket: &mut Socket| socket.link(&name).doing(|| format!("find {name}"));
     if let Some(old) = find(socket)? {
@@ -91,7 +130,7 @@ fn shape(request: &Request, socket: &mut Socket, host: &Link, bucket: Bucket) ->
     let shaper = find(socket)?.ok_or_else(|| Error::internal(format!("{name} is gone")))?;
     let up = Change { up: Some(true), ..Change::default() };
     socket.request(link::change(shaper.index, &up)).doing(|| format!("set {name} up"))?;
-    limit(socket, &shaper, bucket)?;
+    limit(socket, &shaper, bucket, scope, false)?;
     let batch = vec![qdisc::ingress(host.index), qdisc::redirect(host.index, shaper.index)];
     socket.batch(batch).map_err(|(_, e)| Error::internal(format!("redirect {} to {name}: {e}", host.name)))?;
     Ok(shaper)
@@ -99,7 +138,7 @@ fn shape(request: &Request, socket: &mut Socket, host: &Link, bucket: Bucket) ->
 
 impl Plugin for Bandwidth {
     fn add(&self, request: &Request) -> Result<CniResult> {
-        let (to, from) = read(request)?;
+        let Config { to, from, scope } = read(request)?;
         let mut result =
             request.config.previous.clone().ok_or_else(|| Error::config("must be called as chained plugin"))?;
         if to.is_none() && from.is_none() {
@@ -108,10 +147,10 @@ impl Plugin for Bandwidth {
         let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
         let host = host_end(request, &mut socket)?;
         if let Some(bucket) = to {
-            limit(&mut socket, &host, bucket)?;
+            limit(&mut socket, &host, bucket, &scope, true)?;
         }
         if let Some(bucket) = from {
-            match shape(request, &mut socket, &host, bucket) {
+            match shape(request, &mut socket, &host, bucket, &scope) {
                 Ok(shaper) => result.interfaces.push(attach::described(&shaper, "")),
                 Err(error) => {
                     let _ = self.del(request);
@@ -133,7 +172,7 @@ impl Plugin for Bandwidth {
     }
 
     fn check(&self, request: &Request) -> Result<()> {
-        let (_, from) = read(request)?;
+        let Config { from, .. } = read(request)?;
         let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
         host_end(request, &mut socket)?;
         let name = shaper_name(request);

@@ -2,12 +2,14 @@
 
 mod bandwidth;
 mod bridge;
+mod firewall;
 mod host_device;
 mod host_local;
 mod loopback;
 mod macvlan;
 mod portmap;
 mod ptp;
+mod sbr;
 mod static_ipam;
 mod tuning;
 mod vxlan;
@@ -56,15 +58,17 @@ pub trait Plugin {
     }
 }
 
-static PLUGINS: [(&str, &(dyn Plugin + Sync)); 12] = [
+static PLUGINS: [(&str, &(dyn Plugin + Sync)); 14] = [
     ("bandwidth", &bandwidth::Bandwidth),
     ("bridge", &bridge::Bridge),
+    ("firewall", &firewall::Firewall),
     ("host-device", &host_device::HostDevice),
     ("host-local", &host_local::HostLocal),
     ("loopback", &loopback::Loopback),
     ("macvlan", &macvlan::Macvlan),
     ("portmap", &portmap::Portmap),
     ("ptp", &ptp::Ptp),
+    ("sbr", &sbr::Sbr),
     ("static", &static_ipam::Static),
     ("tuning", &tuning::Tuning),
     ("vxlan", &vxlan::Vxlan),

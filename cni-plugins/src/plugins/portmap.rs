@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 
+use gantry_net::nft::Expr;
 use gantry_net::{Prefix, Socket, conntrack};
 use serde::Deserialize;
 
 use super::{Plugin, field};
-use crate::nat::{self, HostPort, Part, Wanted};
 use crate::netns::set_sysctl;
 use crate::spec::{CniResult, Context, Error, Request, Result};
+use crate::table::{self, HostPort, Part, Wanted, conditions};
 
 /// The plugin.
 #[derive(Debug)]
@@ -31,25 +32,25 @@ struct Config {
     ports: Vec<HostPort>,
     snat: bool,
     masq_all: bool,
+    /// For packets of IPv4 and of IPv6; without any, ports stand in a map.
+    conditions: (Vec<Expr<'static>>, Vec<Expr<'static>>),
 }
 
 impl Config {
     fn read(request: &Request) -> Result<Self> {
         let value = &request.config.value;
-        for key in ["conditionsV4", "conditionsV6"] {
-            if value[key].as_array().is_some_and(|c| !c.is_empty()) {
-                return Err(Error::config(format!(
-                    "{key} is written for iptables, which this plugin does not use: remove it"
-                )));
-            }
-        }
+        let conditions = |key: &str, four: bool| -> Result<Vec<Expr<'static>>> {
+            conditions::read(key, &field::<Vec<String>>(value, key)?, four)
+        };
+        let conditions = (conditions("conditionsV4", true)?, conditions("conditionsV6", false)?);
         if let Some(backend) = value["backend"].as_str().filter(|b| !matches!(*b, "" | "nftables" | "iptables")) {
             return Err(Error::config(format!("unrecognized backend {backend:?}")));
         }
         let runtime = serde_json::Value::Object(request.config.section(&["runtimeConfig"]));
         let mappings: Vec<Mapping> = field(&runtime, "portMappings")?;
         let ports = mappings.iter().map(port).collect::<Result<Vec<_>>>()?;
-        Ok(Self { ports, snat: value["snat"].as_bool().unwrap_or(true), masq_all: field(value, "masqAll")? })
+        let snat = field::<Option<bool>>(value, "snat")?.unwrap_or(true);
+        Ok(Self { ports, snat, masq_all: field(value, "masqAll")?, conditions })
     }
 
     /// The table's elements for these mappings of a container.
@@ -60,7 +61,11 @@ impl Config {
             let mut any = false;
             for port in self.ports.iter().filter(|p| p.host_ip.is_none_or(|ip| ip.is_ipv4() == four)) {
                 let host_ip = port.host_ip.filter(|ip| !ip.is_unspecified());
-                wanted.host_port(address, &HostPort { host_ip, ..*port });
+                let port = HostPort { host_ip, ..*port };
+                match if four { &self.conditions.0 } else { &self.conditions.1 } {
+                    none if none.is_empty() => wanted.host_port(address, &port),
+                    conditions => wanted.conditional_port(address, &port, conditions),
+                }
                 any = true;
             }
             if any && self.snat {
@@ -137,7 +142,7 @@ impl Plugin for Portmap {
             return Err(Error::internal("got no container IPs, cannot map ports"));
         }
         let wanted = config.wanted(&result);
-        nat::add(&nat::owner(&request.container, &request.ifname), &wanted)?;
+        table::add(&table::owner(&request.container, &request.ifname), &wanted)?;
         if config.snat && addresses(&result).iter().any(|a| a.ip.is_ipv4()) {
             // Connections of the host to itself leave by this device with a loopback address.
             if let Some(device) = result.interfaces.iter().find(|i| i.sandbox.is_empty()) {
@@ -149,15 +154,19 @@ impl Plugin for Portmap {
     }
 
     fn del(&self, request: &Request) -> Result<()> {
-        let owner = nat::owner(&request.container, &request.ifname);
-        let udp = nat::retain(Part::Ports, |other| other != owner)?;
+        let owner = table::owner(&request.container, &request.ifname);
+        let mut udp = table::retain(Part::Ports, |other| other != owner)?;
+        // Rules with conditions do not tell their ports.
+        if let Some(config) = Config::read(request).ok().filter(|c| c.conditions != Default::default()) {
+            udp.extend(config.udp());
+        }
         forget_flows(&udp)
     }
 
     fn check(&self, request: &Request) -> Result<()> {
         let config = Config::read(request)?;
         let wanted = config.wanted(&previous(request)?);
-        let missing = nat::missing(&nat::owner(&request.container, &request.ifname), &wanted)?;
+        let missing = table::missing(&table::owner(&request.container, &request.ifname), &wanted)?;
         if missing.is_empty() {
             Ok(())
         } else {
@@ -166,8 +175,8 @@ impl Plugin for Portmap {
     }
 
     fn gc(&self, request: &Request) -> Result<()> {
-        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| nat::owner(c, i)).collect();
-        let udp = nat::retain(Part::Ports, |owner| valid.iter().any(|v| v == owner))?;
+        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| table::owner(c, i)).collect();
+        let udp = table::retain(Part::Ports, |owner| valid.iter().any(|v| v == owner))?;
         forget_flows(&udp)
     }
 }

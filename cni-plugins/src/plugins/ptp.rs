@@ -8,9 +8,9 @@ use serde::Deserialize;
 use super::Plugin;
 use crate::attach::{self, Pair};
 use crate::ipam::delegate;
-use crate::nat::{self, Part, Wanted};
 use crate::netns::{Netns, set_sysctl};
 use crate::spec::{CniResult, Command, Context, Dns, Error, IpConfig, Request, Result, RouteConfig};
+use crate::table::{self, Part, Wanted};
 
 /// The plugin.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ fn attach(
     if let Some(dns) = config.dns.clone() {
         result.dns = dns;
     }
-    nat::add(&nat::owner(&request.container, &request.ifname), &wanted(config, &result))?;
+    table::add(&table::owner(&request.container, &request.ifname), &wanted(config, &result))?;
     Ok(result)
 }
 
@@ -121,8 +121,8 @@ impl Plugin for Ptp {
     }
 
     fn del(&self, request: &Request) -> Result<()> {
-        let owner = nat::owner(&request.container, &request.ifname);
-        let masquerade = nat::retain(Part::Masquerade, |other| other != owner).map(drop);
+        let owner = table::owner(&request.container, &request.ifname);
+        let masquerade = table::retain(Part::Masquerade, |other| other != owner).map(drop);
         let device = attach::remove_pair(request);
         let addresses = if device.is_ok() { delegate::pass(Command::Del, request) } else { Ok(()) };
         masquerade.and(device).and(addresses)
@@ -135,7 +135,7 @@ impl Plugin for Ptp {
         let mut seen = inside(&previous)?;
         seen.interfaces.clone_from(&previous.interfaces);
         attach::check(request, &seen)?;
-        let missing = nat::missing(&nat::owner(&request.container, &request.ifname), &wanted(&config, &previous))?;
+        let missing = table::missing(&table::owner(&request.container, &request.ifname), &wanted(&config, &previous))?;
         if missing.is_empty() {
             Ok(())
         } else {
@@ -149,8 +149,8 @@ impl Plugin for Ptp {
     }
 
     fn gc(&self, request: &Request) -> Result<()> {
-        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| nat::owner(c, i)).collect();
-        nat::retain(Part::Masquerade, |owner| valid.iter().any(|v| v == owner))?;
+        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| table::owner(c, i)).collect();
+        table::retain(Part::Masquerade, |owner| valid.iter().any(|v| v == owner))?;
         delegate::pass(Command::Gc, request)
     }
 }

@@ -13,7 +13,12 @@ const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
 
+const NEW_RULE: u16 = 32;
+const DELETE_RULE: u16 = 33;
+const GET_RULE: u16 = 34;
+
 const MAIN_TABLE: u32 = 254;
+const LOCAL_TABLE: u32 = 255;
 const PROTOCOL_STATIC: u8 = 4;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
@@ -246,6 +251,44 @@ impl Route {
     }
 }
 
+/// A rule: packets from an address are led by another routing table (rtnetlink(7), `fib_rule_hdr`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// Source of the packets.
+    pub from: Prefix,
+    /// Routing table.
+    pub table: u32,
+}
+
+impl Rule {
+    fn message(&self, kind: u16, flags: u16) -> Message {
+        const TO_TABLE: u8 = 1;
+        let table = u8::try_from(self.table).unwrap_or(0);
+        let fixed = [family(self.from.ip), 0, self.from.length, 0, table, 0, 0, TO_TABLE, 0, 0, 0, 0];
+        let mut message = Message::new(kind, flags, &fixed);
+        message.put(2, &octets(self.from.ip)).put_u32(15, self.table);
+        message
+    }
+
+    /// The request that adds it; an equal one that is there already is an error (EEXIST).
+    pub fn add(&self) -> Message {
+        self.message(NEW_RULE, CREATE | EXCL)
+    }
+
+    /// The request that removes it.
+    pub fn delete(&self) -> Message {
+        self.message(DELETE_RULE, 0)
+    }
+
+    /// Reads a rule that has a source; others are none of ours.
+    fn read(message: &Received<'_>) -> Option<Self> {
+        let (fixed, attributes) = message.split(12)?;
+        let from = Prefix::new(attributes.find(2).and_then(address)?, fixed[2])?;
+        let table = attributes.find(15).and_then(|b| u32_at(b, 0)).unwrap_or(u32::from(fixed[4]));
+        (message.kind == NEW_RULE).then_some(Self { from, table })
+    }
+}
+
 impl Socket {
     /// The addresses of a device, or of all (`None`): device and address.
     ///
@@ -263,6 +306,28 @@ impl Socket {
             };
             found.extend(read().filter(|(index, _)| device.is_none_or(|d| d == *index)));
         })?;
+        Ok(found)
+    }
+
+    /// All unicast routes of all tables but the kernel's own of local addresses.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn all_routes(&mut self) -> io::Result<Vec<Route>> {
+        let mut found = Vec::new();
+        self.query(Message::new(GET_ROUTE, DUMP, &[0; 12]), |m| {
+            found.extend(Route::heard(m).map(|(route, _)| route).filter(|r| r.table != LOCAL_TABLE));
+        })?;
+        Ok(found)
+    }
+
+    /// The rules that lead packets from an address to a routing table.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn rules(&mut self) -> io::Result<Vec<Rule>> {
+        let mut found = Vec::new();
+        self.query(Message::new(GET_RULE, DUMP, &[0; 12]), |m| found.extend(Rule::read(m)))?;
         Ok(found)
     }
 

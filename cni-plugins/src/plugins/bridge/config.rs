@@ -72,6 +72,7 @@ pub(super) struct Config {
     pub(super) hairpin: bool,
     pub(super) promisc: bool,
     pub(super) isolated: bool,
+    pub(super) check_sender: bool,
     pub(super) vlan: u16,
     pub(super) trunk: Vec<(u16, u16)>,
     pub(super) preserve_default_vlan: bool,
@@ -99,9 +100,6 @@ impl Config {
         if written.disable_container_interface && layer3 {
             return refuse("cannot use IPAM when DisableContainerInterface flag is set");
         }
-        if written.macspoofchk {
-            return refuse("macspoofchk is not supported: set it to false");
-        }
         if let Some(backend) = written.ip_masq_backend.filter(|b| !b.is_empty() && b != "nftables" && b != "iptables") {
             return refuse(&format!("unknown ipMasqBackend {backend:?}"));
         }
@@ -118,6 +116,7 @@ impl Config {
             hairpin: written.hairpin_mode,
             promisc: written.promisc_mode,
             isolated: written.port_isolation,
+            check_sender: written.macspoofchk,
             vlan: written.vlan,
             trunk,
             preserve_default_vlan: written.preserve_default_vlan,

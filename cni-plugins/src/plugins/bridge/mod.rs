@@ -9,9 +9,9 @@ use self::config::Config;
 use super::Plugin;
 use crate::attach::{self, Pair};
 use crate::ipam::delegate;
-use crate::nat::{self, Part, Wanted};
 use crate::netns::Netns;
 use crate::spec::{CniResult, Command, Context, Error, Request, Result, RouteConfig};
+use crate::table::{self, Part, Wanted};
 
 /// The plugin.
 #[derive(Debug)]
@@ -48,7 +48,8 @@ impl Plugin for Bridge {
             return Err(Error::internal(format!("{name} is not a port of {}", config.bridge)));
         }
         attach::check(request, &previous)?;
-        let missing = nat::missing(&nat::owner(&request.container, &request.ifname), &wanted(&config, &previous))?;
+        let missing =
+            table::missing(&table::owner(&request.container, &request.ifname), &wanted(&config, &previous, &name))?;
         if missing.is_empty() {
             Ok(())
         } else {
@@ -63,8 +64,10 @@ impl Plugin for Bridge {
 
     fn gc(&self, request: &Request) -> Result<()> {
         Config::read(request)?;
-        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| nat::owner(c, i)).collect();
-        nat::retain(Part::Masquerade, |owner| valid.iter().any(|v| v == owner))?;
+        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| table::owner(c, i)).collect();
+        for part in [Part::Masquerade, Part::Spoofing] {
+            table::retain(part, |owner| valid.iter().any(|v| v == owner))?;
+        }
         delegate::pass(Command::Gc, request)
     }
 }
@@ -116,12 +119,16 @@ fn attach(
         attach::described(&port, ""),
         attach::described(&container, &netns.text()),
     ];
-    nat::add(&nat::owner(&request.container, &request.ifname), &wanted(config, &result))?;
+    table::add(&table::owner(&request.container, &request.ifname), &wanted(config, &result, &name))?;
     Ok(result)
 }
 
-fn wanted(config: &Config, result: &CniResult) -> Wanted {
+fn wanted(config: &Config, result: &CniResult, port: &str) -> Wanted {
     let mut wanted = Wanted::default();
+    if config.check_sender {
+        let inside = result.interfaces.iter().find(|i| !i.sandbox.is_empty()).and_then(|i| link::parse_mac(&i.mac));
+        inside.into_iter().for_each(|mac| wanted.sender(port, mac));
+    }
     if config.masquerade {
         result.ips.iter().for_each(|ip| wanted.masquerade(ip.address));
     }
@@ -154,10 +161,12 @@ fn default_routes(config: &Config, result: &mut CniResult) {
 
 /// Gives back everything that an ADD, whole or not, made for this attachment.
 fn detach(request: &Request) -> Result<()> {
-    let owner = nat::owner(&request.container, &request.ifname);
-    let masquerade = nat::retain(Part::Masquerade, |other| other != owner).map(drop);
+    let owner = table::owner(&request.container, &request.ifname);
+    let masquerade = table::retain(Part::Masquerade, |other| other != owner).map(drop);
     let device = attach::remove_pair(request);
+    // Checked for as long as the device is there.
+    let sender = if device.is_ok() { table::retain(Part::Spoofing, |other| other != owner).map(drop) } else { Ok(()) };
     // Addresses last: nobody may get one that a device still has.
     let addresses = if device.is_ok() { delegate::pass(Command::Del, request) } else { Ok(()) };
-    masquerade.and(device).and(addresses)
+    masquerade.and(device).and(sender).and(addresses)
 }

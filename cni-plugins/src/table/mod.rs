@@ -1,0 +1,311 @@
+//! The nf_tables table of the plugins: masquerading, host ports and firewall, one map element per pod and port.
+//!
+//! A packet costs one look into a hash however many pods there are, and so does a change. Elements carry their owner
+//! (container and device) as comment: what a crash left is found by it. What needs more than the pod's address (is the
+//! destination in the pod's own network?) stands in one chain per network or bridge, named after it. Every change is one
+//! transaction on the generation that was looked at, so that plugins running at once cannot undo each other's work; a
+//! table goes with its last element. What bridges forward has a table of the same name in its own family.
+
+mod chains;
+pub mod conditions;
+pub mod iptables;
+mod layout;
+mod packet;
+mod wanted;
+
+use std::io;
+
+use gantry_net::nft::{Batch, Element, Expr, Rule};
+use gantry_net::{Prefix, Socket};
+
+use self::chains::Chain;
+use self::layout::{CONDITIONAL, GROUPS, Group};
+use self::packet::{name_bytes, octets, parts};
+pub use self::wanted::{HostPort, Wanted};
+use crate::spec::{Context, Result};
+
+/// The tables' name.
+pub const TABLE: &str = "gantry-cni";
+
+/// Sets that one plugin writes to; each one's DEL and GC looks at its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Sources whose traffic to other networks is masqueraded.
+    Masquerade,
+    /// Host ports and what belongs to them.
+    Ports,
+    /// Who may send to pods.
+    Firewall,
+    /// Devices that may only send under their own hardware address.
+    Spoofing,
+}
+
+impl Part {
+    fn has(self, set: &str) -> bool {
+        let stem = set.trim_end_matches(['4', '6']);
+        match self {
+            Self::Masquerade => stem == "masq",
+            Self::Ports => matches!(stem, "ports" | "hostips" | "hairpin" | "snat"),
+            Self::Firewall => matches!(stem, "pods" | "ingress" | "isolated"),
+            Self::Spoofing => matches!(stem, "checked" | "macs"),
+        }
+    }
+}
+
+/// Whose elements they are, as comment.
+pub fn owner(container: &str, ifname: &str) -> String {
+    format!("{container} {ifname}")
+}
+
+/// Adds to a transaction what a group's table lacks: the table itself, and rules that somebody flushed.
+fn complete(socket: &mut Socket, batch: &mut Batch, group: Group, wanted: &Wanted) -> io::Result<()> {
+    let table = group.table();
+    let rules = socket.nft_rules(table)?;
+    let stand = |name: &str| rules.iter().filter(|r| r.chain == name).count();
+    let mut admins: Vec<String> = match group {
+        Group::Filter => rules.iter().filter(|r| r.chain == "forward").filter_map(Rule::jump).collect(),
+        _ => Vec::new(),
+    };
+    let known = wanted.admin.as_ref().is_none_or(|a| group != Group::Filter || admins.contains(a));
+    let base = group.rules(&admins);
+    let whole = group.chains().iter().filter(|(chain, _)| *chain != CONDITIONAL).all(|(chain, _)| {
+        let wanted = base.iter().filter(|(c, _)| c == chain).count();
+        wanted == stand(chain)
+    });
+    let chains = if known && whole { None } else { Some(socket.nft_chains(table)?) };
+    if let Some(there) = &chains {
+        batch.table(table, false);
+        for set in group.sets() {
+            batch.set(table, &set);
+        }
+        for (chain, hook) in group.chains() {
+            if chain != CONDITIONAL && there.iter().any(|c| c == chain) {
+                batch.flush_chain(table, chain);
+            }
+            batch.chain(table, chain, hook);
+        }
+        if group == Group::Filter {
+            admins.extend(wanted.admin.clone());
+            admins.sort();
+            admins.dedup();
+            for admin in &admins {
+                batch.chain(table, admin, None);
+            }
+        }
+        for (chain, rule) in group.rules(&admins) {
+            batch.rule(table, chain, &rule);
+        }
+    }
+    let mut needed: Vec<Chain> = wanted.chains.iter().filter(|(g, _)| *g == group).map(|(_, c)| c.clone()).collect();
+    needed.extend(chains.iter().flatten().filter_map(|name| Chain::parse(name)).filter(|c| group_of(c) == group));
+    fill(batch, group, needed, &rules);
+    Ok(())
+}
+
+fn group_of(chain: &Chain) -> Group {
+    if chain.bridge().is_some() { Group::Filter } else { Group::Nat }
+}
+
+/// Makes the chains that elements jump to, and fills those that somebody emptied.
+fn fill(batch: &mut Batch, group: Group, needed: Vec<Chain>, rules: &[Rule]) {
+    let table = group.table();
+    let mut done = Vec::new();
+    for chain in needed {
+        let (name, content) = (chain.name(), chain.rules());
+        if done.contains(&name) {
+            continue;
+        }
+        if let Some(bridge) = chain.bridge() {
+            batch.element(table, "bridges", &Element { key: name_bytes(bridge), ..Element::default() });
+        }
+        let stand = rules.iter().filter(|r| r.chain == name).count();
+        if stand != content.len() {
+            if stand > 0 {
+                batch.flush_chain(table, &name);
+            }
+            batch.chain(table, &name, None);
+            for rule in content {
+                batch.rule(table, &name, &rule);
+            }
+        }
+        done.push(name);
+    }
+}
+
+/// Repeats `work` while others change the ruleset under it.
+fn exclusively<T>(mut work: impl FnMut(&mut Socket, u32) -> io::Result<T>) -> io::Result<T> {
+    let mut socket = Socket::netfilter()?;
+    let mut tries = 0;
+    loop {
+        let generation = socket.nft_generation()?;
+        match work(&mut socket, generation) {
+            Err(e) if e.raw_os_error() == Some(libc::ERESTART) && tries < 200 => {
+                tries += 1;
+                // Whoever was first is done within a millisecond.
+                std::thread::sleep(std::time::Duration::from_micros(200 * (1 + u64::from(std::process::id() % 8))));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Puts elements of an owner into the tables.
+///
+/// # Errors
+/// The kernel refuses; nothing is changed then.
+pub fn add(owner: &str, wanted: &Wanted) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    exclusively(|socket, generation| {
+        let mut batch = Batch::new();
+        for group in GROUPS.into_iter().filter(|g| wanted.needs(*g)) {
+            complete(socket, &mut batch, group, wanted)?;
+        }
+        for (group, set, element) in &wanted.elements {
+            batch.element(group.table(), set, &Element { comment: owner.to_owned(), ..element.clone() });
+        }
+        for rule in &wanted.rules {
+            batch.rule_of(TABLE, CONDITIONAL, rule, owner, false);
+        }
+        batch.commit_after(socket, Some(generation))
+    })
+    .doing(|| format!("change nf_tables table {TABLE}"))
+}
+
+/// Removes the elements of `part` whose owner is not to be kept, chains that nothing jumps to any more, and a table with
+/// its last element. Returns the UDP ports of the host that lead nowhere now.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn retain(part: Part, keep: impl Fn(&str) -> bool) -> Result<Vec<u16>> {
+    exclusively(|socket, generation| {
+        let mut batch = Batch::new();
+        let mut udp = Vec::new();
+        for groups in [&[Group::Nat, Group::Filter][..], &[Group::Frames]] {
+            retain_in(socket, &mut batch, groups, part, &keep, &mut udp)?;
+        }
+        batch.commit_after(socket, Some(generation))?;
+        Ok(udp)
+    })
+    .doing(|| format!("change nf_tables table {TABLE}"))
+}
+
+/// The groups of one table.
+fn retain_in(
+    socket: &mut Socket,
+    batch: &mut Batch,
+    groups: &[Group],
+    part: Part,
+    keep: &impl Fn(&str) -> bool,
+    udp: &mut Vec<u16>,
+) -> io::Result<()> {
+    let Some(table) = groups.first().map(|g| g.table()) else { return Ok(()) };
+    let (mut left, mut gone) = (0, Batch::new());
+    let mut jumps: Vec<(String, bool)> = Vec::new();
+    for set in groups.iter().flat_map(|g| g.sets()).map(|s| s.name).filter(|s| *s != "bridges") {
+        for element in socket.nft_elements(table, set)? {
+            let stays = !part.has(set) || keep(&element.comment);
+            jumps.extend(element.jump.clone().map(|chain| (chain, stays)));
+            if stays {
+                left += 1;
+                continue;
+            }
+            udp.extend(udp_port(set, &element.key));
+            gone.delete_element(table, set, &element);
+        }
+    }
+    // Few hosts have conditions on their ports: only then the rules are looked at.
+    let rules = if gone.is_empty() && part != Part::Ports { Vec::new() } else { socket.nft_rules(table)? };
+    for rule in rules.iter().filter(|r| r.chain == CONDITIONAL && groups.contains(&Group::Nat)) {
+        if part != Part::Ports || keep(&rule.comment) {
+            left += 1;
+        } else {
+            gone.delete_rule(table, rule);
+        }
+    }
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let administered = rules.iter().any(|r| {
+        !groups.iter().any(|g| g.chains().iter().any(|(n, _)| *n == r.chain)) && Chain::parse(&r.chain).is_none()
+    });
+    if left == 0 && !administered {
+        batch.delete_table(table);
+        return Ok(());
+    }
+    batch.append(gone);
+    let stays = |chain: &str| jumps.iter().any(|(c, stays)| c == chain && *stays);
+    let mut empty: Vec<_> = jumps.iter().map(|(chain, _)| chain).filter(|c| !stays(c)).collect();
+    empty.sort();
+    empty.dedup();
+    for name in empty {
+        batch.delete_chain(table, name);
+        let Some(bridge) = Chain::parse(name).and_then(|c| c.bridge().map(str::to_owned)) else { continue };
+        let other = [Chain::Same(bridge.clone()), Chain::Alone(bridge.clone())].iter().any(|c| stays(&c.name()));
+        if !other {
+            batch.delete_element(table, "bridges", &Element { key: name_bytes(&bridge), ..Element::default() });
+        }
+    }
+    Ok(())
+}
+
+fn udp_port(set: &str, key: &[u8]) -> Option<u16> {
+    // Protocol and port are the last two words of the key.
+    (set.starts_with("ports") || set.starts_with("hostips")).then_some(())?;
+    let words = key.get(key.len().checked_sub(8)?..)?;
+    (words[0] == 17).then(|| u16::from_be_bytes([words[4], words[5]]))
+}
+
+/// Which of the wanted elements are not there for their owner.
+///
+/// # Errors
+/// The kernel's.
+pub fn missing(owner: &str, wanted: &Wanted) -> Result<Vec<&'static str>> {
+    let look = || {
+        let mut socket = Socket::netfilter()?;
+        let mut missing = Vec::new();
+        for (group, set, element) in &wanted.elements {
+            let there = socket.nft_elements(group.table(), set)?;
+            let is = |e: &Element| {
+                e.key == element.key && e.value == element.value && e.jump == element.jump && e.comment == owner
+            };
+            if !there.iter().any(is) {
+                missing.push(*set);
+            }
+        }
+        for group in GROUPS.into_iter().filter(|g| wanted.needs(*g)) {
+            let rules = socket.nft_rules(group.table())?;
+            let base = group.rules(&[]);
+            let short = |(chain, _): &(&str, _)| {
+                rules.iter().filter(|r| r.chain == *chain).count() < base.iter().filter(|(c, _)| c == chain).count()
+            };
+            if group.chains().iter().any(short) {
+                missing.push("rules");
+            }
+            let own = rules.iter().filter(|r| r.chain == CONDITIONAL && r.comment == owner).count();
+            if group == Group::Nat && own < wanted.rules.len() {
+                missing.push(CONDITIONAL);
+            }
+        }
+        Ok(missing)
+    };
+    io::Result::doing(look(), || format!("read nf_tables table {TABLE}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn udp_ports_are_found_in_keys() {
+        let mut wanted = Wanted::default();
+        let port = |protocol, host_ip| HostPort { host_ip, protocol, port: 5353, pod_port: 53 };
+        let address = "10.1.0.2/24".parse().unwrap();
+        wanted.host_port(address, &port(17, None));
+        wanted.host_port(address, &port(17, "192.0.2.1".parse().ok()));
+        wanted.host_port(address, &port(6, None));
+        let found: Vec<_> = wanted.elements.iter().map(|(_, set, e)| udp_port(set, &e.key)).collect();
+        assert_eq!(found, [Some(5353), Some(5353), None]);
+    }
+}
