@@ -93,7 +93,7 @@ Y
 # Addresses that host-local holds on a node, and those that its running pods have. They must be the same.
 addresses_agree() { # node
   local held used
-  held=$(on "$1" 'ls /var/lib/cni/networks/gantry | grep -E "^[0-9]+\.[0-9.]+$" | sort')
+  held=$(on "$1" 'ls /var/lib/cni/networks/*/ | grep -E "^[0-9]+\.[0-9.]+$" | sort')
   used=$(k get pods -A --field-selector "spec.nodeName=$1" -o 'jsonpath={range .items[*]}{.spec.hostNetwork}{" "}{.status.podIP}{"\n"}{end}' | awk '$1 != "true" {print $NF}' | sort)
   [ "$held" = "$used" ] || { echo "held:"; echo "$held"; echo "used:"; echo "$used"; return 1; }
 }

@@ -116,7 +116,7 @@ t_upgrade() {
 
 t_purge() {
   # Manifests are the administrator's own files, which no purge may take.
-  on n1 'rm -f /etc/kubernetes/manifests/static*.yaml; dpkg -P gantry'
+  on n1 'rm -rf /etc/kubernetes/manifests/static*.yaml /etc/kube-flannel; dpkg -P gantry'
   local left
   machine_state n1 | sort -u >"$work/after-n1"
   left=$(comm -13 "$VM_STATE/before-n1" "$work/after-n1" | grep -vE '^file /(root|var/lib/apt|var/lib/private|usr/share/man)(/|$)' || true)

@@ -51,6 +51,8 @@ t_join() {
     on n$n "echo 'KUBELET_EXTRA_ARGS=--node-ip=10.99.0.$n' >/etc/default/kubelet; grep -q podPidsLimit /var/lib/kubelet/config.yaml || echo 'podPidsLimit: 512' >>/var/lib/kubelet/config.yaml"
   done
   on n1 'systemctl restart kubelet'
+  # n2's groups are systemd's, n1's are files: both drivers see every later test.
+  on n2 "sed -i '1a cgroup_driver = \"systemd\"' /etc/gantry/cri.toml"
   on n2 'systemctl enable --now gantry-cri kubelet; gantry-cri image import /root/demo.tar'
   until_so 90 "n1 is Ready" node_is_ready n1
   until_so 90 "n2 is Ready" node_is_ready n2

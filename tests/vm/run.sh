@@ -16,6 +16,8 @@ declare -A needs_all=()
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/node.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/life.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/cgroups.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/overlay.sh"
 finish() { [ -n "$keep" ] || "$vm/down.sh" n1 n2 >/dev/null 2>&1; rm -rf "$work"; }
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -47,12 +49,17 @@ main() {
   try remote "pods run on both nodes; logs and exec reach the remote one"
   try limits "limits of cpu, memory and processes stand in the cgroup's files"
   try oom "a container over its memory limit is OOMKilled and restarted, its neighbour is not"
+  try controllers "every controller of cgroup v2 limits a container of gantry-run"
+  try units "so it does when systemd makes the cgroup, which a reload and an early end leave right"
+  try systemd "a node under the systemd driver: slices, scopes, limits, OOM kills, restarts, removal"
   try restart "systemctl restart of kubelet and gantry-cri restarts no container"
   try kill "kill -9 of kubelet and gantry-cri restarts no container, readiness and Events stay calm"
   try watchdog "a daemon that hangs is restarted by the watchdog"
   try apparmor "containers run under the package's profile, or the one that they ask for if it is loaded"
+  try overlay "pods of both nodes see each other through the overlay, whatever of it is killed or deleted"
   try reboot "a reboot with 20 pods: all come back, no address is lost"
   try reset "a hard reset with 20 pods: all come back, no address is lost"
+  try overlay_later "pods of both nodes see each other after the reboots"
   try upgrade "an upgrade of the package keeps pods running"
   try purge "removal ends the pods, purge leaves nothing"
 
