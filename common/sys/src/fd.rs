@@ -17,6 +17,27 @@ pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
 }
 
+/// Closes every descriptor from `first` on but `keep`: what a program inherited and does not know of. To be called before it
+/// opens anything else.
+///
+/// # Errors
+/// The kernel is older than 5.9.
+pub fn close_inherited(first: RawFd, keep: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let close = |from: RawFd, to: u32| {
+        // SAFETY: plain integers; the caller owns nothing in this range, and what nobody owns nobody uses.
+        check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) })
+    };
+    match keep.map(|k| k.as_raw_fd()).filter(|k| *k >= first) {
+        None => close(first, u32::MAX),
+        Some(keep) => {
+            if keep > first {
+                close(first, keep as u32 - 1)?;
+            }
+            close(keep + 1, u32::MAX)
+        }
+    }
+}
+
 /// Takes ownership of a descriptor that this process inherited by number (for example from a service manager).
 ///
 /// # Errors
@@ -84,6 +105,11 @@ pub fn seal(file: &File) -> io::Result<()> {
 /// Whether a file is a memory file that nobody can write.
 pub fn is_sealed(file: &File) -> bool {
     rustix::fs::fcntl_get_seals(file).is_ok_and(|s| s.contains(rustix::fs::SealFlags::WRITE))
+}
+
+/// Whether a file was reached through a read-only mount.
+pub fn is_on_read_only_mount(file: &File) -> bool {
+    rustix::fs::fstatvfs(file).is_ok_and(|s| s.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Pseudo terminals.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::process::check;
 
@@ -22,7 +23,15 @@ pub struct Size {
 /// # Errors
 /// There is no devpts there, or too many terminals are open.
 pub fn open(ptmx: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
-    let master = File::options().read(true).write(true).open(ptmx)?;
+    // An image may have put a fifo there, or another device: the open must not wait, and only the multiplexer is taken.
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let master = rustix::fs::open(ptmx, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&master)?;
+    let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    if !device || stat.st_rdev != rustix::fs::makedev(5, 2) {
+        return Err(io::Error::other(format!("{} is no terminal multiplexer", ptmx.display())));
+    }
+    rustix::fs::fcntl_setfl(&master, OFlags::RDWR)?;
     let unlock = 0_i32;
     // SAFETY: TIOCSPTLCK reads one int, which lives across the call.
     check(i64::from(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) }))?;
@@ -32,7 +41,7 @@ pub fn open(ptmx: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let peer = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
     check(i64::from(peer))?;
     // SAFETY: as above.
-    Ok((OwnedFd::from(master), unsafe { OwnedFd::from_raw_fd(peer) }))
+    Ok((master, unsafe { OwnedFd::from_raw_fd(peer) }))
 }
 
 /// Sets the size of a terminal; its foreground programs get SIGWINCH.

@@ -63,6 +63,16 @@ impl Root {
         self.open_in(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
     }
 
+    /// As [`Root::place`], but no link is followed anywhere on the way: who can exchange links cannot move the place.
+    ///
+    /// # Errors
+    /// As [`Root::open_in`]; `ELOOP` where a part of the path is a link.
+    pub fn place_without_links(&self, path: &Path) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat2(&self.fd, relative(path), flags, Mode::empty(), resolve)?)
+    }
+
     /// A place descriptor for the folder `path`, made with its parents (mode 0755) where missing.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Globals;
 use super::args::Words;
 use crate::error::Result;
+use crate::fail;
 use crate::init::{self, Create};
 use crate::protect;
 
@@ -27,7 +28,8 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         return Ok(0);
     }
     let id = words.id()?;
-    protect::reexec_sealed()?;
+    let preserved = preserved(&words)?;
+    protect::enter_protected(preserved)?;
     let console = init::console(words.value("console-socket").map(Path::new))?;
     let bundle = PathBuf::from(words.value("bundle").unwrap_or("."));
     let ask = Create {
@@ -35,9 +37,18 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         bundle: &bundle,
         console,
         pid_file: words.value("pid-file").map(Path::new),
-        preserved: words.number("preserve-fds")?.unwrap_or(0),
+        preserved,
         no_pivot: words.is_set("no-pivot"),
         systemd: globals.systemd,
     };
     init::create(&globals.store, ask).map(|_| 0)
+}
+
+/// How many descriptors after standard error the program keeps.
+pub(super) fn preserved(words: &Words) -> Result<i32> {
+    let asked: i32 = words.number("preserve-fds")?.unwrap_or(0);
+    if !(0..=65_536).contains(&asked) {
+        fail!("--preserve-fds: {asked} is not a number in range");
+    }
+    Ok(asked)
 }

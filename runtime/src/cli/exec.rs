@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Globals;
 use super::args::Words;
+use super::create::preserved;
 use super::foreground;
 use crate::error::{Context, Result};
 use crate::fail;
@@ -44,7 +45,8 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         return Ok(0);
     }
     let Some((id, program)) = words.rest().split_first() else { fail!("a container id is needed") };
-    protect::reexec_sealed()?;
+    let preserved = preserved(&words)?;
+    protect::enter_protected(preserved)?;
     let container = globals.store.open(id)?;
     match container.status() {
         Status::Running | Status::Created => {}
@@ -69,7 +71,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         process: &process,
         console,
         pid_file: words.value("pid-file").map(Path::new),
-        preserved: words.number("preserve-fds")?.unwrap_or(0),
+        preserved,
         sub_cgroup: words.value("cgroup").map(Path::new),
     };
     let pid = init::exec(&container, ask)?;

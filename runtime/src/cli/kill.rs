@@ -33,6 +33,10 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         fail!("container not running");
     }
     let pidfd = gantry_sys::process::pidfd_open(container.state.pid).context(|| "container not running".to_owned())?;
+    // The number could have come to mean another process before the descriptor was opened.
+    if !container.is_alive() {
+        fail!("container not running");
+    }
     gantry_sys::process::pidfd_send_signal(pidfd.as_fd(), signal).context(|| format!("send signal {signal}"))?;
     // A frozen process takes even SIGKILL only when it thaws.
     if signal == libc::SIGKILL

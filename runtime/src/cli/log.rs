@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 
 use crate::error::{Context, Result};
@@ -28,6 +29,11 @@ pub(crate) fn set_up(path: Option<&str>, format: Option<&str>, debug: bool) -> R
     let file = OpenOptions::new().create(true).append(true).open(path).context(|| format!("--log: open {path}"))?;
     let _ = LOG.set(Log { file, json });
     Ok(())
+}
+
+/// The log file's descriptor, where there is one.
+pub(crate) fn log_descriptor() -> Option<BorrowedFd<'static>> {
+    LOG.get().map(|log| log.file.as_fd())
 }
 
 /// Something went wrong and the command failed.

@@ -21,7 +21,7 @@ mod update;
 use std::path::PathBuf;
 
 use args::Words;
-pub(crate) use log::warn;
+pub(crate) use log::{log_descriptor, warn};
 
 use crate::error::{Error, Result};
 use crate::state::Store;

@@ -24,7 +24,8 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         return Ok(0);
     }
     let id = words.id()?;
-    protect::reexec_sealed()?;
+    let preserved = create::preserved(&words)?;
+    protect::enter_protected(preserved)?;
     let detach = words.is_set("detach");
     let bundle = PathBuf::from(words.value("bundle").unwrap_or("."));
     let socket = words.value("console-socket").map(Path::new);
@@ -47,7 +48,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         bundle: &bundle,
         console,
         pid_file: words.value("pid-file").map(Path::new),
-        preserved: words.number("preserve-fds")?.unwrap_or(0),
+        preserved,
         no_pivot: words.is_set("no-pivot"),
         systemd: globals.systemd,
     };

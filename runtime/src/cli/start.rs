@@ -1,9 +1,5 @@
 //! `start`: let a created container's program go.
 
-use std::io::Read;
-use std::os::fd::AsFd;
-
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 
 use super::Globals;
@@ -25,22 +21,16 @@ pub(super) fn start(container: &Container) -> Result<()> {
         status => fail!("cannot start a container in the {} state", status.name()),
     }
     let what = || "start the container's program".to_owned();
-    let pidfd = gantry_sys::process::pidfd_open(container.state.pid).context(what)?;
     let path = container.fifo();
-    // Without blocking: a first process that dies now would never open the other end.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fifo = rustix::fs::open(&path, flags, Mode::empty()).context(what)?;
-    let mut fds =
-        [PollFd::from_borrowed_fd(fifo.as_fd(), PollFlags::IN), PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-    while let Err(e) = poll(&mut fds, None) {
-        if e != rustix::io::Errno::INTR {
-            return Err(e).context(what);
+    // Without blocking: where the first process is gone nobody has the other end open, and this tells.
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let written = rustix::fs::open(&path, flags, Mode::empty()).and_then(|fifo| rustix::io::write(&fifo, b"0"));
+    match written {
+        Err(rustix::io::Errno::NXIO | rustix::io::Errno::PIPE) => {
+            fail!("the container's first process has ended before start")
         }
-    }
-    let mut byte = [0];
-    if std::fs::File::from(fifo).read(&mut byte).unwrap_or(0) == 0 {
-        fail!("the container's first process has ended before start");
-    }
+        other => other.context(what)?,
+    };
     std::fs::remove_file(&path).context(|| format!("remove {}", path.display()))?;
     if let Some(h) = &container.state.spec.hooks {
         // The container runs: a poststart hook that fails is told of, no more.

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use gantry_cgroup::Entry;
 use gantry_sys::namespaces::{Kind, enter, leave, sysctl_path};
 use gantry_sys::process as sys;
-use rustix::fs::{Access, Mode, OFlags, openat};
+use rustix::fs::{Access, FileType, Mode, OFlags};
 
 use super::channel::{Channel, Message};
 use super::identity::{self, Filter};
+use super::procfs::Procfs;
 use super::rootfs::{self, View};
 use super::terminal;
 use crate::error::{Context, Error, Result};
@@ -45,7 +46,7 @@ pub(crate) struct Container<'a> {
     pub(crate) rootfs: &'a Path,
     pub(crate) bundle: &'a Path,
     pub(crate) cgroup: &'a Path,
-    /// The fifo to wait at, opened as a place.
+    /// The fifo to wait at, open for both directions: reading it waits for a writer.
     pub(crate) fifo: OwnedFd,
     /// State for hooks.
     pub(crate) state: &'a str,
@@ -53,8 +54,8 @@ pub(crate) struct Container<'a> {
 }
 
 /// Becomes the container's program, or tells the runtime why not and ends.
-pub(crate) fn become_container(job: Job<'_>, container: &Container<'_>) -> ! {
-    let error = match set_up(&job, container) {
+pub(crate) fn become_container(mut job: Job<'_>, mut container: Container<'_>) -> ! {
+    let error = match set_up(&mut job, &mut container) {
         Ok(never) => match never {},
         Err(error) => error,
     };
@@ -62,14 +63,15 @@ pub(crate) fn become_container(job: Job<'_>, container: &Container<'_>) -> ! {
     sys::exit_now(1)
 }
 
-fn set_up(job: &Job<'_>, c: &Container<'_>) -> Result<std::convert::Infallible> {
-    // Nobody in a namespace that is joined now may look into this process, its memory or its descriptors.
-    sys::set_dumpable(false).context(|| "hide this process".to_owned())?;
+/// Sets the new process up. What it holds of the host (procfs, cgroups, namespaces, its root) is let go of before anything
+/// is looked up inside: a path of the image could lead through it (CVE-2024-21626).
+fn set_up(job: &mut Job<'_>, c: &mut Container<'_>) -> Result<std::convert::Infallible> {
     job.channel.wait_go()?;
+    hide()?;
     enter_cgroups(job)?;
     rustix::process::setsid().context(|| "start a session".to_owned())?;
-    for (kind, file) in &c.joined {
-        enter(file, *kind).context(|| format!("join the {} namespace", kind.proc_name()))?;
+    for (kind, file) in c.joined.drain(..) {
+        enter(&file, kind).context(|| format!("join the {} namespace", kind.proc_name()))?;
     }
     if c.namespaces.makes(Kind::User) || c.namespaces.joins(Kind::User).is_some() {
         sys::set_gid(0).context(|| "become root of the user namespace".to_owned())?;
@@ -84,11 +86,12 @@ fn set_up(job: &Job<'_>, c: &Container<'_>) -> Result<std::convert::Infallible> 
     }
     set_names(c.spec)?;
     let linux = c.spec.linux();
+    let proc = Procfs::open()?;
     for (key, value) in &linux.sysctl {
         let path = sysctl_path(key).context(|| "linux.sysctl".to_owned())?;
-        std::fs::write(&path, value).context(|| format!("linux.sysctl: set {key} to {value}"))?;
+        let path = path.strip_prefix("/proc").unwrap_or(&path).to_string_lossy();
+        proc.write(&path, value).context(|| format!("linux.sysctl: set {key} to {value}"))?;
     }
-    let proc = rootfs::host_proc()?;
     let isolated = c.namespaces.makes(Kind::Mount);
     let root = if isolated {
         let view = View {
@@ -121,28 +124,35 @@ fn set_up(job: &Job<'_>, c: &Container<'_>) -> Result<std::convert::Infallible> 
         rootfs::restrict(&linux, c.spec.root.as_ref().is_some_and(|r| r.readonly))?;
     }
     prepare(job, &proc)?;
+    drop(proc);
     if let Some(p) = &linux.personality {
         set_personality(&p.domain)?;
     }
     let (program, argv, envp) = program(job.process)?;
-    let fifo =
-        || openat(&proc, format!("self/fd/{}", c.fifo.as_raw_fd()), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
     drop(terminal);
     finish(job)?;
     check_runnable(&program, job.process)?;
     job.channel.send(&Message::Go).context(|| "talk to the runtime".to_owned())?;
-    let start = fifo().context(|| "wait for start".to_owned())?;
-    rustix::io::write(&start, b"0").context(|| "wait for start".to_owned())?;
-    drop(start);
+    while let Err(e) = rustix::io::read(&c.fifo, &mut [0; 1]) {
+        if e != rustix::io::Errno::INTR {
+            return Err(e).context(|| "wait for start".to_owned());
+        }
+    }
     if let Some(h) = &c.spec.hooks {
         hooks::run("startContainer", &h.start_container, c.state)?;
     }
     run(&program, &argv, &envp)
 }
 
+/// Nobody in a namespace that is joined now may look into this process, its memory or its descriptors. The runtime hides
+/// itself, and with it this copy, when it can; without root's rights it must see its child's files until here.
+fn hide() -> Result<()> {
+    sys::set_dumpable(false).context(|| "hide this process".to_owned())
+}
+
 /// Goes into the version 1 groups before anything is made or charged.
-fn enter_cgroups(job: &Job<'_>) -> Result<()> {
-    match &job.entry {
+fn enter_cgroups(job: &mut Job<'_>) -> Result<()> {
+    match job.entry.take() {
         Some(entry) => entry.enter().context(|| "enter the container's cgroup".to_owned()),
         None => Ok(()),
     }
@@ -173,24 +183,26 @@ fn finish(job: &Job<'_>) -> Result<()> {
 }
 
 /// A process beside a running container's own.
-pub(crate) fn become_process(job: Job<'_>, container: &OwnedFd, flags: i32) -> ! {
-    let set_up = || -> Result<std::convert::Infallible> {
-        sys::set_dumpable(false).context(|| "hide this process".to_owned())?;
+pub(crate) fn become_process(mut job: Job<'_>, container: OwnedFd, flags: i32) -> ! {
+    let job = &mut job;
+    let mut set_up = || -> Result<std::convert::Infallible> {
         job.channel.wait_go()?;
-        enter_cgroups(&job)?;
+        hide()?;
+        enter_cgroups(job)?;
         rustix::process::setsid().context(|| "start a session".to_owned())?;
-        let proc = rootfs::host_proc()?;
-        nix::sched::setns(container, nix::sched::CloneFlags::from_bits_retain(flags))
+        let proc = Procfs::open()?;
+        nix::sched::setns(&container, nix::sched::CloneFlags::from_bits_retain(flags))
             .context(|| "join the container's namespaces".to_owned())?;
         if flags & Kind::User.flag() != 0 {
             sys::set_gid(0).context(|| "become root of the user namespace".to_owned())?;
             sys::set_uid(0).context(|| "become root of the user namespace".to_owned())?;
         }
-        let terminal = open_terminal(&job, false)?;
-        prepare(&job, &proc)?;
+        let terminal = open_terminal(job, false)?;
+        prepare(job, &proc)?;
+        drop(proc);
         let (program, argv, envp) = program(job.process)?;
         drop(terminal);
-        finish(&job)?;
+        finish(job)?;
         check_runnable(&program, job.process)?;
         job.channel.send(&Message::Go).context(|| "talk to the runtime".to_owned())?;
         job.channel.wait_go()?;
@@ -204,7 +216,7 @@ pub(crate) fn become_process(job: Job<'_>, container: &OwnedFd, flags: i32) -> !
     sys::exit_now(255)
 }
 
-fn prepare(job: &Job<'_>, proc: &File) -> Result<()> {
+fn prepare(job: &Job<'_>, proc: &Procfs) -> Result<()> {
     for warning in identity::before_ids(job.process)? {
         let _ = job.channel.send(&Message::Warning(warning));
     }
@@ -214,11 +226,11 @@ fn prepare(job: &Job<'_>, proc: &File) -> Result<()> {
 }
 
 /// Makes the program's terminal, hands its other end over, and puts it on 0, 1 and 2.
-fn open_terminal(job: &Job<'_>, show: bool) -> Result<Option<OwnedFd>> {
+fn open_terminal(job: &mut Job<'_>, show: bool) -> Result<Option<OwnedFd>> {
     if !job.process.terminal {
         return Ok(None);
     }
-    let Some(console) = &job.console else { fail!("process.terminal: a terminal needs --console-socket") };
+    let Some(console) = job.console.take() else { fail!("process.terminal: a terminal needs --console-socket") };
     let what = || "open a terminal".to_owned();
     let (master, terminal) = gantry_sys::pty::open(Path::new("/dev/pts/ptmx"))
         .or_else(|_| gantry_sys::pty::open(Path::new("/dev/ptmx")))
@@ -231,7 +243,7 @@ fn open_terminal(job: &Job<'_>, show: bool) -> Result<Option<OwnedFd>> {
         rootfs::show_console(terminal.as_fd())?;
     }
     rustix::fs::fchown(&terminal, Some(rustix::fs::Uid::from_raw(job.process.user.uid)), None).context(what)?;
-    terminal::hand_over(console, &master)?;
+    terminal::hand_over(&console, &master)?;
     sys::set_controlling_terminal(terminal.as_fd()).context(|| "take the terminal".to_owned())?;
     rustix::stdio::dup2_stdin(&terminal).context(what)?;
     rustix::stdio::dup2_stdout(&terminal).context(what)?;
@@ -263,10 +275,23 @@ fn program(process: &Process) -> Result<(PathBuf, Vec<CString>, Vec<CString>)> {
     let argv = process.args.iter().map(|a| c(a.as_bytes())).collect::<Result<Vec<_>>>()?;
     let mut envp = process.env.iter().map(|e| c(e.as_bytes())).collect::<Result<Vec<_>>>()?;
     if !process.env.iter().any(|e| e.starts_with("HOME=")) {
-        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let passwd = passwd().unwrap_or_default();
         envp.push(c(format!("HOME={}", names::home_of(&passwd, process.user.uid)).as_bytes())?);
     }
     Ok((found, argv, envp))
+}
+
+/// The image's list of users: a plain file of bearable size, not a fifo that never answers or a device that never ends.
+fn passwd() -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open("/etc/passwd", flags, Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(&fd).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size > 1 << 20 {
+        return None;
+    }
+    let mut text = Vec::with_capacity(stat.st_size as usize);
+    io::Read::read_to_end(&mut io::Read::take(File::from(fd), 1 << 20), &mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn find_program(name: &str, env: &[String]) -> Result<PathBuf> {

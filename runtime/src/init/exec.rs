@@ -13,6 +13,7 @@ use super::child::{self, Job};
 use super::launch::{capabilities_of, filter_of, hear, say_go, write_pid_file};
 use crate::cgroups;
 use crate::error::{Context, Result};
+use crate::fail;
 use crate::spec::Process;
 use crate::state::Container;
 
@@ -32,6 +33,10 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
     let filter = filter_of(linux.seccomp.as_ref())?;
     let caps = capabilities_of(ask.process);
     let init = pidfd_open(container.state.pid).context(|| "open the container's first process".to_owned())?;
+    // The number could have come to mean another process, of the host, before the descriptor was opened.
+    if !container.is_alive() {
+        fail!("cannot exec in a container that has stopped");
+    }
     let flags = differing(container.state.pid);
     if flags & Kind::Pid.flag() != 0 {
         setns(&init, CloneFlags::CLONE_NEWPID).context(|| "join the container's pid namespace".to_owned())?;
@@ -45,6 +50,7 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
     let entry = entry.context(|| "open the container's cgroup".to_owned())?;
     let (ours, theirs) = Channel::pair()?;
     let into = entry.as_ref().and_then(gantry_cgroup::Entry::unified);
+    super::launch::hide()?;
     let (pid, pidfd) = match clone3(0, into).context(|| "clone a process".to_owned())? {
         Cloned::Child => {
             drop(ours);
@@ -57,7 +63,7 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
                 console: ask.console,
                 preserved: ask.preserved,
             };
-            child::become_process(job, &init, flags & !Kind::Pid.flag())
+            child::become_process(job, init, flags & !Kind::Pid.flag())
         }
         Cloned::Parent(pid, pidfd) => (pid, pidfd),
     };

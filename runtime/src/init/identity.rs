@@ -1,13 +1,13 @@
 //! Who the program runs as and what it may do: ids, capabilities, limits, labels, filters. The last steps before exec.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 
 use gantry_sys::process as sys;
 use gantry_sys::{capability, seccomp};
-use rustix::fs::{Mode, OFlags, openat};
 
+use super::procfs::Procfs;
 use crate::error::{Context, Result};
 use crate::plan::{capabilities, process as names};
 use crate::spec::{IdMapping, Process};
@@ -81,7 +81,7 @@ fn set_limit(soft: u64, hard: u64, number: u32, name: &str, warnings: &mut Vec<S
 /// CAP_SYS_RESOURCE: without that the score stays where it is. Answers a warning then.
 pub(crate) fn set_oom_score(process: &Process, pid: i32) -> Result<Option<String>> {
     let Some(adjustment) = process.oom_score_adj else { return Ok(None) };
-    match std::fs::write(format!("/proc/{pid}/oom_score_adj"), adjustment.to_string()) {
+    match Procfs::open()?.write(&format!("{pid}/oom_score_adj"), &adjustment.to_string()) {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             Ok(Some(format!("oom_score_adj: this host does not allow {adjustment}, left as it is")))
         }
@@ -90,28 +90,17 @@ pub(crate) fn set_oom_score(process: &Process, pid: i32) -> Result<Option<String
 }
 
 /// Labels that the next exec takes on.
-pub(crate) fn labels(process: &Process, proc: &File) -> Result<()> {
+pub(crate) fn labels(process: &Process, proc: &Procfs) -> Result<()> {
     if let Some(profile) = process.apparmor_profile.as_deref().filter(|p| !p.is_empty()) {
         let text = format!("exec {profile}");
-        write_proc(proc, "thread-self/attr/apparmor/exec", &text)
-            .or_else(|_| write_proc(proc, "thread-self/attr/exec", &text))
+        proc.write("thread-self/attr/apparmor/exec", &text)
+            .or_else(|_| proc.write("thread-self/attr/exec", &text))
             .context(|| format!("apply AppArmor profile {profile}"))?;
     }
     if let Some(label) = process.selinux_label.as_deref().filter(|l| !l.is_empty()) {
-        write_proc(proc, "thread-self/attr/exec", label).context(|| format!("apply SELinux label {label}"))?;
+        proc.write("thread-self/attr/exec", label).context(|| format!("apply SELinux label {label}"))?;
     }
     Ok(())
-}
-
-/// Writes a file below the host's /proc, making sure that it truly is on procfs (CVE-2025-52881).
-pub(crate) fn write_proc(proc: &File, path: &str, text: &str) -> io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = openat(proc, path, flags, Mode::empty())?;
-    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-    if rustix::fs::fstatfs(&fd)?.f_type != PROC_SUPER_MAGIC {
-        return Err(io::Error::other(format!("/proc/{path} is not on procfs")));
-    }
-    File::from(fd).write_all(text.as_bytes())
 }
 
 /// Gives up what the process may not do: capabilities, groups, ids. `filter` is loaded while that is still allowed, or at
@@ -173,9 +162,10 @@ pub(crate) fn write_maps(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Re
     let text = |maps: &[IdMapping]| -> String {
         maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
     };
+    let proc = Procfs::open()?;
     if !rustix::process::geteuid().is_root() {
-        std::fs::write(format!("/proc/{pid}/setgroups"), "deny").context(|| "deny setgroups".to_owned())?;
+        proc.write(&format!("{pid}/setgroups"), "deny").context(|| "deny setgroups".to_owned())?;
     }
-    std::fs::write(format!("/proc/{pid}/gid_map"), text(gids)).context(|| "write the gid map".to_owned())?;
-    std::fs::write(format!("/proc/{pid}/uid_map"), text(uids)).context(|| "write the uid map".to_owned())
+    proc.write(&format!("{pid}/gid_map"), &text(gids)).context(|| "write the gid map".to_owned())?;
+    proc.write(&format!("{pid}/uid_map"), &text(uids)).context(|| "write the uid map".to_owned())
 }

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use gantry_sys::process::{Cloned, clone3, clone3_within, pidfd_send_signal, wait
 use super::channel::{Channel, Message};
 use super::child::{self, Job};
 use super::identity::{self, Filter};
+use super::procfs::Procfs;
 use super::terminal;
 use crate::cgroups::{self, Place};
 use crate::error::{Context, Error, Result};
@@ -119,13 +119,11 @@ fn start_child(
     let namespaces = namespaces::plan(&linux);
     let caps = capabilities_of(process);
     let fifo = container.fifo();
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o622))
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600))
         .context(|| "make the start fifo".to_owned())?;
-    // Whatever the umask: the container's user, who may be anybody, opens it for writing.
-    fs::set_permissions(&fifo, PermissionsExt::from_mode(0o622)).context(|| "open the start fifo to all".to_owned())?;
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
     let place =
-        rustix::fs::open(&fifo, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
-            .context(|| "open the start fifo".to_owned())?;
+        rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()).context(|| "open the start fifo".to_owned())?;
     let mut joined = Vec::new();
     for (kind, path) in &namespaces.joined {
         let file =
@@ -154,6 +152,7 @@ fn start_child(
     let (ours, theirs) = Channel::pair()?;
     let state = container.public(Status::Creating);
     let entry = group.map(Cgroup::entry).transpose().context(|| "open the cgroup".to_owned())?;
+    hide()?;
     // The cgroup namespace is made by the child, once it is in its cgroup.
     let flags = namespaces.new & !(Kind::Cgroup.flag() | Kind::Time.flag());
     let into = entry.as_ref().and_then(Entry::unified);
@@ -180,7 +179,7 @@ fn start_child(
                 state: &state,
                 no_pivot: ask.no_pivot,
             };
-            child::become_container(job, &parts)
+            child::become_container(job, parts)
         }
         Cloned::Parent(pid, pidfd) => (pid, pidfd),
     };
@@ -216,13 +215,22 @@ fn start_child(
     followed
 }
 
+/// Hides this process, and so the copy of it that is to be made, from whoever is in a namespace that the copy joins: there is
+/// no moment in which they could look into it.
+pub(crate) fn hide() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    gantry_sys::process::set_dumpable(false).context(|| "hide this process".to_owned())
+}
+
 fn make_time_namespace(offsets: &std::collections::BTreeMap<String, crate::spec::TimeOffset>) -> Result<()> {
     gantry_sys::namespaces::leave(Kind::Time.flag()).context(|| "make a time namespace".to_owned())?;
     let text: String = offsets.iter().map(|(clock, o)| format!("{clock} {} {}\n", o.secs, o.nanosecs)).collect();
     if text.is_empty() {
         return Ok(());
     }
-    fs::write("/proc/self/timens_offsets", text).context(|| "linux.timeOffsets".to_owned())
+    Procfs::open()?.write("self/timens_offsets", &text).context(|| "linux.timeOffsets".to_owned())
 }
 
 /// A child that has ended has said why, or cannot: hearing it tells which.

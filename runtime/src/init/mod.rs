@@ -8,6 +8,7 @@ mod child;
 mod exec;
 mod identity;
 mod launch;
+mod procfs;
 mod rootfs;
 mod terminal;
 

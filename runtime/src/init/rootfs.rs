@@ -2,6 +2,7 @@
 //!
 //! Every place inside the root is reached through [`Root`]: one openat2 that cannot leave it.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use gantry_cgroup::{Host, Version};
 use gantry_sys::mount::{self, Attributes};
-use gantry_sys::root::{Root, kind, proc_path};
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
+use gantry_sys::root::{Root, kind};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 
 use crate::error::{Context, Result};
 use crate::fail;
@@ -76,6 +77,11 @@ fn one(view: &View<'_>, root: &Root, m: &Mount) -> Result<()> {
         What::Cgroup => cgroup(view, root, m, &plan),
         What::New(fs) => {
             let target = root.make_dir(&m.destination).context(|| "make the folder".to_owned())?;
+            if matches!(fs.as_str(), "proc" | "sysfs") {
+                // What is masked and write-protected below is found by path: a link in the image, which a container that
+                // shares it could exchange, would lead elsewhere (CVE-2019-19921, CVE-2023-27561).
+                root.place_without_links(&m.destination).context(|| "a link is no place for it".to_owned())?;
+            }
             let tree = new(fs, m, &plan)?;
             finish(&tree, &plan, true)?;
             if plan.copy_up {
@@ -146,28 +152,51 @@ fn idmap(tree: &OwnedFd, m: &Mount, linux: &Linux, all: bool) -> Result<()> {
     mount::set_attributes(tree.as_fd(), attributes, all, Some(namespace.as_fd())).context(|| "map ids".to_owned())
 }
 
-/// Fills a tmpfs with what stands in the folder that it will cover.
+/// Fills a tmpfs with what stands in the folder that it will cover. Every step is taken from an open folder and follows no
+/// link: another container could be exchanging them meanwhile.
 fn copy_up(from: &OwnedFd, tree: &OwnedFd) -> Result<()> {
-    fn copy(from: &Path, to: &Path) -> io::Result<()> {
-        for entry in std::fs::read_dir(from)? {
+    fn open(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?)
+    }
+    fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(from)? {
             let entry = entry?;
-            let (source, target) = (entry.path(), to.join(entry.file_name()));
-            let meta = entry.metadata()?;
-            if meta.is_dir() {
-                std::fs::create_dir(&target)?;
-                copy(&source, &target)?;
-                std::fs::set_permissions(&target, meta.permissions())?;
-            } else if meta.is_symlink() {
-                std::os::unix::fs::symlink(std::fs::read_link(&source)?, &target)?;
-            } else if meta.is_file() {
-                std::fs::copy(&source, &target)?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
             }
-            use std::os::unix::fs::MetadataExt;
-            std::os::unix::fs::lchown(&target, Some(meta.uid()), Some(meta.gid()))?;
+            let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+            let (uid, gid) = (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => {
+                    let source = open(from, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                    rustix::fs::mkdirat(to, name, Mode::from_raw_mode(0o700))?;
+                    let target = open(to, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                    copy(source.as_fd(), target.as_fd())?;
+                    rustix::fs::fchown(&target, uid, gid)?;
+                    rustix::fs::fchmod(&target, mode)?;
+                }
+                FileType::Symlink => {
+                    let target = rustix::fs::readlinkat(from, name, Vec::new())?;
+                    rustix::fs::symlinkat(target, to, name)?;
+                    rustix::fs::chownat(to, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+                }
+                FileType::RegularFile => {
+                    let mut source = File::from(open(from, name, OFlags::RDONLY)?);
+                    let mut target = File::from(open(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?);
+                    io::copy(&mut source, &mut target)?;
+                    rustix::fs::fchown(&target, uid, gid)?;
+                    rustix::fs::fchmod(&target, mode)?;
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
-    copy(&proc_path(from.as_fd()), &proc_path(tree.as_fd())).context(|| "tmpcopyup".to_owned())
+    let readable = |fd: &OwnedFd| open(fd.as_fd(), c".", OFlags::RDONLY | OFlags::DIRECTORY);
+    readable(from).and_then(|from| copy(from.as_fd(), readable(tree)?.as_fd())).context(|| "tmpcopyup".to_owned())
 }
 
 /// The container's own part of the cgroup trees: one mount on version 2, one per hierarchy below a tmpfs otherwise.
@@ -411,12 +440,15 @@ fn null_device(root: &Root) -> io::Result<OwnedFd> {
 pub(crate) fn show_console(terminal: BorrowedFd<'_>) -> Result<()> {
     let what = || "mount /dev/console".to_owned();
     let root = Root::open(Path::new("/")).context(what)?;
-    let target = root.make_file(Path::new("/dev/console")).context(what)?;
+    // What the image brings as /dev/console may be a link to anywhere: the terminal must not come to stand there
+    // (CVE-2025-52565).
+    let path = Path::new("/dev/console");
+    match root.place_nofollow(path) {
+        Ok(fd) if kind(fd.as_fd()).context(what)? == FileType::Symlink => fail!("mount /dev/console: it is a link"),
+        _ => {}
+    }
+    root.make_file(path).context(what)?;
+    let target = root.place_without_links(path).context(what)?;
     let tree = mount::clone_tree(terminal, Path::new(""), false).context(what)?;
     mount::attach(tree.as_fd(), target.as_fd()).context(what)
-}
-
-/// The host's /proc, to be used after the container's root is entered.
-pub(crate) fn host_proc() -> Result<File> {
-    File::open("/proc").context(|| "open /proc".to_owned())
 }

@@ -40,6 +40,8 @@ pub struct Case {
     pub dir: tempfile::TempDir,
     pub id: String,
     pub config: Value,
+    /// The runtime under test.
+    pub program: PathBuf,
 }
 
 /// How a command ended.
@@ -110,7 +112,8 @@ impl Case {
                 "readonlyPaths": ["/proc/sys", "/proc/irq"]
             }
         });
-        Self { dir, id, config }
+        let program = std::env::var_os("OCI_RUNTIME").map_or_else(|| env!("CARGO_BIN_EXE_gantry-run").into(), on_path);
+        Self { dir, id, config, program }
     }
 
     pub fn path(&self, below: &str) -> PathBuf {
@@ -124,9 +127,17 @@ impl Case {
 
     /// A command of the runtime under test, global options given.
     pub fn command(&self) -> Command {
-        let program = std::env::var("OCI_RUNTIME").unwrap_or_else(|_| env!("CARGO_BIN_EXE_gantry-run").to_owned());
-        let mut command = Command::new(program);
+        let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.path("state")).stdin(Stdio::null());
+        command
+    }
+
+    /// As [`Case::command`], but started by a shell that does something first (`umask 0`, `exec 5</`).
+    pub fn command_after(&self, first: &str) -> Command {
+        let plain = self.command();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{first}; exec \"$@\""), "sh"]).arg(plain.get_program()).args(plain.get_args());
+        command.stdin(Stdio::null());
         command
     }
 
@@ -212,6 +223,12 @@ impl Drop for Case {
     fn drop(&mut self) {
         let _ = self.command().args(["delete", "--force", &self.id]).output();
     }
+}
+
+/// The file of a program that is given by name or path.
+fn on_path(program: std::ffi::OsString) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|p| p.is_file()).unwrap_or_else(|| program.into())
 }
 
 /// Runs a command with a time-out of 30 s.
