@@ -8,7 +8,7 @@ pub mod attach;
 pub mod dispatch;
 pub mod install;
 pub mod ipam;
-pub mod table;
 pub mod netns;
 pub mod plugins;
 pub mod spec;
+pub mod table;

@@ -1,8 +1,9 @@
 //! The container's network namespace. A plugin has one thread, so it may go in and must come back.
 
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use gantry_net::Socket;
@@ -42,7 +43,9 @@ impl Netns {
     }
 
     fn find(path: &Path) -> Result<Option<Self>> {
-        let file = match File::open(path) {
+        // Not waiting: the path may be anything, also a pipe that nobody writes to.
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = match open {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => {
@@ -57,7 +60,10 @@ impl Netns {
             let vanished = file.metadata().is_ok_and(|m| m.is_file() && m.len() == 0);
             return if vanished { Ok(None) } else { Err(Error::new(Code::InvalidEnvironment, text)) };
         }
-        Ok(Some(Self { file, host, path: path.to_owned() }))
+        let netns = Self { file, host, path: path.to_owned() };
+        // A namespace of another kind shows itself before anything is made for it.
+        netns.within(|| Ok(()))?;
+        Ok(Some(netns))
     }
 
     /// Does something inside.
@@ -91,6 +97,21 @@ impl Netns {
     pub fn text(&self) -> String {
         self.path.display().to_string()
     }
+}
+
+/// Reads a small file that a configuration names, which may be anything.
+///
+/// # Errors
+/// It cannot be read, is no text, or has more than 1 MiB.
+pub fn read_small(path: &Path) -> Result<String> {
+    const LIMIT: u64 = 1 << 20;
+    let read = || {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let mut text = String::new();
+        file.take(LIMIT + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > LIMIT { Err(io::Error::other("it has more than 1 MiB")) } else { Ok(text) }
+    };
+    io::Result::doing(read(), || format!("read {}", path.display()))
 }
 
 /// Writes a sysctl of the current network namespace, unless it has the value already.

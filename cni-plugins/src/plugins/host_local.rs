@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gantry_net::Prefix;
 use serde_json::Value;
@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{Plugin, field};
 use crate::ipam::ranges::{self, RangeSet};
 use crate::ipam::store::{Owner, Store};
+use crate::netns::read_small;
 use crate::spec::{CniResult, Code, Context, Dns, Error, IpConfig, Request, Result, RouteConfig};
 
 const DATA: &str = "/var/lib/cni/networks";
@@ -136,6 +137,7 @@ impl Plugin for HostLocal {
             let text = format!("{ip} has been allocated to {}, duplicate allocation is not allowed", owner.container);
             return Err(Error::internal(text));
         }
+        let dns = resolv_conf(&config.resolv_conf)?;
         let picked = pick(&store, &config.sets, config.asked.clone())?;
         let ips: Vec<_> = picked.iter().map(|(set, prefix, _)| (*set, prefix.ip)).collect();
         store
@@ -147,7 +149,7 @@ impl Plugin for HostLocal {
             gateway: Some(gateway),
         });
         let ips = ips.collect();
-        Ok(CniResult { ips, routes: config.routes, dns: resolv_conf(&config.resolv_conf)?, ..CniResult::default() })
+        Ok(CniResult { ips, routes: config.routes, dns, ..CniResult::default() })
     }
 
     fn del(&self, request: &Request) -> Result<()> {
@@ -196,7 +198,7 @@ fn resolv_conf(path: &str) -> Result<Dns> {
     if path.is_empty() {
         return Ok(Dns::default());
     }
-    let text = std::fs::read_to_string(path).doing(|| format!("read resolvConf {path}"))?;
+    let text = read_small(Path::new(path))?;
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim).filter(|l| !l.starts_with(['#', ';'])) {
         let mut words = line.split_whitespace();

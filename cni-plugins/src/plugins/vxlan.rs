@@ -9,6 +9,7 @@ use gantry_net::Prefix;
 use serde_json::{Map, Value, json};
 
 use super::{Plugin, field, find};
+use crate::netns::read_small;
 use crate::spec::{CniResult, Code, Context, Error, NetConfig, Request, Result};
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
@@ -56,8 +57,8 @@ impl Subnets {
     }
 
     fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(|e| {
-            let text = format!("loadFlannelSubnetEnv failed: {}: {e}", path.display());
+        let text = read_small(path).map_err(|e| {
+            let text = format!("loadFlannelSubnetEnv failed: {e}");
             Error::new(Code::TryAgain, text).details("does gantry-overlay or flanneld run on this node?")
         })?;
         Self::parse(&text).map_err(|why| Error::internal(format!("{}: {why}", path.display())))

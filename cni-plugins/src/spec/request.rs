@@ -93,6 +93,7 @@ impl NetConfig {
             Value::String(text) => Version::parse(text)?,
             _ => return Err(Error::new(Code::Decoding, "cniVersion is not a text")),
         };
+        check_kinds(&value)?;
         let name = value["name"].as_str().unwrap_or_default().to_owned();
         if name.is_empty() {
             return Err(Error::config("missing network name"));
@@ -115,6 +116,26 @@ impl NetConfig {
         }
         at.as_object().cloned().unwrap_or_default()
     }
+}
+
+/// The fields that every plugin shares must be of their kind: an `ipam` that is a text would else count as none.
+fn check_kinds(value: &Value) -> Result<(), Error> {
+    const OBJECTS: [&str; 7] = ["ipam", "runtimeConfig", "args", "capabilities", "dns", "prevResult", "delegate"];
+    let wrong = |field: &str, kind: &str| {
+        let text = format!("decode the network configuration: {field} is not {kind}");
+        Err(Error::new(Code::Decoding, text))
+    };
+    for field in OBJECTS {
+        if !value[field].is_null() && !value[field].is_object() {
+            return wrong(field, "an object");
+        }
+    }
+    for (field, given) in [("name", &value["name"]), ("type", &value["type"]), ("ipam.type", &value["ipam"]["type"])] {
+        if !given.is_null() && !given.is_string() {
+            return wrong(field, "a text");
+        }
+    }
+    Ok(())
 }
 
 /// containerd writes `HostPort` where the specification has `hostPort`, and Go programs read both.

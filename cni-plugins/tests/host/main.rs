@@ -1,6 +1,8 @@
 //! The real program on a real kernel: a host namespace with an uplink, containers, and someone outside.
 
 mod firewall;
+mod garbage;
+mod good;
 mod net;
 
 use std::fs;

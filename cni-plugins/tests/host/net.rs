@@ -105,6 +105,19 @@ impl Net {
         netns: &str,
         input: &str,
     ) -> Result<Value, Value> {
+        self.call_with(plugin, command, id, netns, input, &[])
+    }
+
+    /// The same with other variables.
+    pub(crate) fn call_with(
+        &self,
+        plugin: &str,
+        command: &str,
+        id: &str,
+        netns: &str,
+        input: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Value, Value> {
         let mut child = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.name("host")))
             .arg(self.bin().join(plugin))
@@ -113,6 +126,7 @@ impl Net {
             .env("CNI_NETNS", netns)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", self.bin())
+            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -3,6 +3,8 @@
 //! The kernel aligns messages and attributes to four bytes (netlink(7)); numbers are in host order except where a family
 //! says otherwise (nf_tables uses network order).
 
+use std::io;
+
 /// Length of `nlmsghdr`.
 pub const HEADER: usize = 16;
 
@@ -28,6 +30,7 @@ const KIND: u16 = 0x3fff;
 #[derive(Debug, Clone)]
 pub struct Message {
     bytes: Vec<u8>,
+    oversized: bool,
 }
 
 impl Message {
@@ -39,7 +42,7 @@ impl Message {
         bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
         bytes.extend_from_slice(&[0; 8]);
         bytes.extend_from_slice(fixed);
-        let mut message = Self { bytes };
+        let mut message = Self { bytes, oversized: false };
         message.pad();
         message
     }
@@ -48,9 +51,12 @@ impl Message {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    /// An attribute with these bytes.
+    /// An attribute with these bytes. One that is larger than an attribute can be is left out, and the message is not sent.
     pub fn put(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+        let Ok(length) = u16::try_from(4 + value.len()) else {
+            self.oversized = true;
+            return self;
+        };
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
@@ -88,8 +94,10 @@ impl Message {
         let start = self.bytes.len();
         self.put(kind | NESTED, &[]);
         fill(self);
-        let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
-        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        match u16::try_from(self.bytes.len() - start) {
+            Ok(length) => self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes()),
+            Err(_) => self.oversized = true,
+        }
         self
     }
 
@@ -106,11 +114,16 @@ impl Message {
     }
 
     /// Bytes on the wire under a sequence number.
-    pub(crate) fn finish(mut self, sequence: u32) -> Vec<u8> {
-        let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+    ///
+    /// # Errors
+    /// An attribute is larger than 64 KiB: what follows it would be read as something else.
+    pub(crate) fn finish(mut self, sequence: u32) -> io::Result<Vec<u8>> {
+        let length = u32::try_from(self.bytes.len()).ok().filter(|_| !self.oversized);
+        let length =
+            length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "netlink attribute over 64 KiB"))?;
         self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
         self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
-        self.bytes
+        Ok(self.bytes)
     }
 }
 
@@ -206,12 +219,25 @@ mod tests {
     fn what_is_built_can_be_read() {
         let mut message = Message::new(16, ACK, &[0; 16]);
         message.put_text(3, "eth0").nest(18, |m| m.put_text(1, "veth"));
-        let bytes = message.finish(7);
+        let bytes = message.finish(7).unwrap();
         let all: Vec<_> = Messages(&bytes).collect();
         assert_eq!((all.len(), all[0].kind, all[0].sequence), (1, 16, 7));
         let (_, attributes) = all[0].split(16).unwrap();
         assert_eq!(text(attributes.find(3).unwrap()), "eth0");
         assert_eq!(text(attributes.nested(18).find(1).unwrap()), "veth");
+    }
+
+    #[test]
+    fn what_does_not_fit_an_attribute_is_not_sent() {
+        let fits = |length: usize| {
+            let mut message = Message::new(16, ACK, &[]);
+            message.put(3, &vec![1; length]);
+            message.finish(1).is_ok()
+        };
+        assert!(fits(65_531) && !fits(65_532));
+        let mut nested = Message::new(16, ACK, &[]);
+        nested.nest(1, |m| m.put(2, &[0; 40_000]).put(3, &[0; 40_000]));
+        assert!(nested.finish(1).is_err());
     }
 
     proptest! {

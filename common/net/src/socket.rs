@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -23,6 +23,7 @@ pub struct Socket {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
+    limit: Duration,
 }
 
 impl Socket {
@@ -55,7 +56,7 @@ impl Socket {
         let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         set_socket_timeout(&fd, Timeout::Recv, Some(LIMIT))?;
-        Ok(Self { fd, sequence: 0, buffer: Vec::new() })
+        Ok(Self { fd, sequence: 0, buffer: Vec::new(), limit: LIMIT })
     }
 
     /// Sends a request and waits until the kernel has done it.
@@ -78,14 +79,15 @@ impl Socket {
         for mut message in messages {
             message.add_flags(ACK);
             self.sequence += 1;
-            bytes.extend(message.finish(self.sequence));
+            bytes.extend(message.finish(self.sequence).map_err(|e| (0, e))?);
         }
         let mut failed = None;
         let mut answered = 0;
         let send = self.send(&bytes);
         send.map_err(|e| (0, e))?;
+        let end = self.end();
         while answered < count {
-            let received = self.receive().map_err(|e| (answered, e))?;
+            let received = self.receive(end).map_err(|e| (answered, e))?;
             for message in Messages(&self.buffer[..received]) {
                 let index = message.sequence.wrapping_sub(first) as usize;
                 if message.kind != ERROR || index >= count {
@@ -108,9 +110,10 @@ impl Socket {
         message.add_flags(ACK);
         self.sequence += 1;
         let sequence = self.sequence;
-        self.send(&message.finish(sequence))?;
+        self.send(&message.finish(sequence)?)?;
+        let end = self.end();
         loop {
-            let received = self.receive()?;
+            let received = self.receive(end)?;
             for message in Messages(&self.buffer[..received]).filter(|m| m.sequence == sequence) {
                 match message.kind {
                     // A dump ends with DONE, a single answer with the acknowledgement.
@@ -135,12 +138,13 @@ impl Socket {
                 message.add_flags(ACK);
             }
             self.sequence += 1;
-            bytes.extend(message.finish(self.sequence));
+            bytes.extend(message.finish(self.sequence).map_err(|e| (i, e))?);
         }
         self.send(&bytes).map_err(|e| (0, e))?;
         let wanted = last.saturating_sub(2);
+        let end = self.end();
         loop {
-            let received = self.receive().map_err(|e| (0, e))?;
+            let received = self.receive(end).map_err(|e| (0, e))?;
             for message in Messages(&self.buffer[..received]).filter(|m| m.kind == ERROR) {
                 let index = message.sequence.wrapping_sub(first) as usize;
                 if index >= last {
@@ -169,6 +173,7 @@ impl Socket {
         loop {
             self.buffer.resize(BUFFER, 0);
             match rustix::net::recv(&self.fd, self.buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((n, _)) => Messages(&self.buffer[..n]).for_each(|m| each(&m)),
                 Err(rustix::io::Errno::NOBUFS) => whole = false,
                 Err(rustix::io::Errno::INTR) => {}
@@ -183,10 +188,20 @@ impl Socket {
         Ok(())
     }
 
-    fn receive(&mut self) -> io::Result<usize> {
+    /// When an answer that has not come whole is given up.
+    fn end(&self) -> Instant {
+        Instant::now() + self.limit
+    }
+
+    fn receive(&mut self, end: Instant) -> io::Result<usize> {
         self.buffer.resize(BUFFER, 0);
         loop {
+            // Whatever comes, it is not the answer.
+            if Instant::now() > end {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not end its answer over netlink"));
+            }
             match rustix::net::recv(&self.fd, self.buffer.as_mut_slice(), RecvFlags::empty()) {
+                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((n, _)) => return Ok(n),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
@@ -212,4 +227,114 @@ impl AsFd for Socket {
 fn errno(message: &Received<'_>) -> Option<io::Error> {
     let code = u32_at(message.body, 0)?.cast_signed();
     (code < 0).then(|| io::Error::from_raw_os_error(-code))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::nft::Batch;
+
+    /// A socket to something that is not the kernel.
+    fn pair(limit: Duration) -> (Socket, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC;
+        let (own, kernel) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        set_socket_timeout(&own, Timeout::Recv, Some(limit)).unwrap();
+        (Socket { fd: own, sequence: 0, buffer: Vec::new(), limit }, kernel)
+    }
+
+    /// A socket whose kernel answers with these datagrams, whatever is asked, and ends then.
+    fn answered(datagrams: &[Vec<u8>]) -> (Socket, OwnedFd) {
+        let (socket, kernel) = pair(Duration::from_secs(1));
+        for datagram in datagrams {
+            rustix::net::send(&kernel, datagram, SendFlags::empty()).unwrap();
+        }
+        rustix::net::shutdown(&kernel, rustix::net::Shutdown::Write).unwrap();
+        (socket, kernel)
+    }
+
+    /// Bytes that often are messages: right lengths and sequence numbers, wrong anything else.
+    fn datagram() -> impl Strategy<Value = Vec<u8>> {
+        let message = (prop_oneof![Just(2u16), Just(3), 16..30u16, 0xa00..0xa20u16, any::<u16>()], 0..3u32, body());
+        let whole = prop::collection::vec(message, 1..4).prop_map(|messages| {
+            let mut bytes = Vec::new();
+            for (kind, sequence, body) in messages {
+                bytes.extend((16 + body.len() as u32).to_ne_bytes());
+                bytes.extend(kind.to_ne_bytes());
+                bytes.extend([0; 2]);
+                bytes.extend(sequence.to_ne_bytes());
+                bytes.extend([0; 4]);
+                bytes.extend(body);
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+            }
+            bytes
+        });
+        prop_oneof![3 => whole, 1 => prop::collection::vec(any::<u8>(), 1..200)]
+    }
+
+    /// A fixed header and attributes, some with attributes in them.
+    fn body() -> impl Strategy<Value = Vec<u8>> {
+        let attribute = |value: Vec<u8>, kind: u16| {
+            let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let leaf = (prop::collection::vec(any::<u8>(), 0..20), 0..40u16).prop_map(move |(v, k)| attribute(v, k));
+        let tree = leaf.prop_recursive(3, 12, 4, move |inner| {
+            (prop::collection::vec(inner, 0..4), 0..40u16).prop_map(move |(v, k)| attribute(v.concat(), k))
+        });
+        let header = prop::collection::vec(any::<u8>(), 0..20);
+        (header, prop::collection::vec(tree, 0..5)).prop_map(|(header, rest)| [header, rest.concat()].concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_the_kernel_answers_every_reader_ends(datagrams in prop::collection::vec(datagram(), 0..4)) {
+            let readers: &[fn(&mut Socket)] = &[
+                |s| drop(s.links()),
+                |s| drop(s.addresses(None)),
+                |s| drop(s.routes()),
+                |s| drop(s.all_routes()),
+                |s| drop(s.rules()),
+                |s| drop(s.neighbours(1)),
+                |s| drop(s.nft_elements("t", "s")),
+                |s| drop(s.nft_rules("t").map(|rules| rules.iter().map(crate::nft::Rule::jump).count())),
+                |s| drop(s.nft_chains("t")),
+                |s| drop(s.nft_generation()),
+                |s| drop(s.links().map(|l| l.iter().map(crate::link::Vxlan::of).count())),
+                |s| drop(crate::conntrack::forget_udp(s, &[53])),
+                |s| drop(s.batch(vec![crate::link::delete(1), crate::link::delete(2)])),
+                |s| drop({
+                    let mut batch = Batch::new();
+                    batch.delete_table("t");
+                    batch.commit(s)
+                }),
+                |s| drop(s.heard(|m| {
+                    let _ = (crate::link::Link::heard(m), crate::ip::Route::heard(m), crate::Neighbour::heard(m));
+                })),
+            ];
+            for read in readers {
+                let start = Instant::now();
+                let (mut socket, _kernel) = answered(&datagrams);
+                read(&mut socket);
+                prop_assert!(start.elapsed() < Duration::from_secs(10));
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_that_never_ends_is_given_up() {
+        let (mut socket, kernel) = pair(Duration::from_millis(300));
+        let babble =
+            std::thread::spawn(move || while rustix::net::send(&kernel, &[0; 64], SendFlags::NOSIGNAL).is_ok() {});
+        let error = socket.links().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(socket);
+        babble.join().unwrap();
+    }
 }

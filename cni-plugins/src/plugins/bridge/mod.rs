@@ -3,7 +3,7 @@
 mod config;
 mod host;
 
-use gantry_net::{Link, Prefix, Socket, link};
+use gantry_net::{Prefix, Socket, link};
 
 use self::config::Config;
 use super::Plugin;
@@ -22,9 +22,8 @@ impl Plugin for Bridge {
         let config = Config::read(request)?;
         let netns = Netns::open(request)?;
         let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
-        let bridge = host::ensure_bridge(&mut socket, &config)?;
         let mut made = Made::default();
-        let added = attach(request, &config, &netns, &mut socket, &bridge, &mut made);
+        let added = attach(request, &config, &netns, &mut socket, &mut made);
         if added.is_err() {
             made.undo(request, &mut socket);
         }
@@ -94,7 +93,6 @@ fn attach(
     config: &Config,
     netns: &Netns,
     socket: &mut Socket,
-    bridge: &Link,
     made: &mut Made,
 ) -> Result<CniResult> {
     let mut result = if config.layer3 { delegate::add(request)? } else { CniResult::default() };
@@ -102,6 +100,8 @@ fn attach(
     if config.layer3 && result.ips.is_empty() {
         return Err(Error::internal("IPAM plugin returned missing IP config"));
     }
+    // Not before there are addresses: a configuration that gives none leaves no bridge.
+    let bridge = &host::ensure_bridge(socket, config)?;
     let name = attach::host_name(request);
     let pair = Pair { mtu: config.mtu, mac: config.mac };
     let port = attach::make_pair(request, netns, socket, &name, &pair)?;
