@@ -1,6 +1,6 @@
 //! `create`: make a container up to the point where its program waits for `start`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Globals;
 use super::args::Words;
@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::fail;
 use crate::init::{self, Create};
 use crate::protect;
+use crate::spec::Bundle;
 
 pub(super) const OPTIONS: [&str; 7] =
     ["bundle,b=", "console-socket=", "pid-file=", "no-pivot", "no-new-keyring", "preserve-fds=", "help,h"];
@@ -31,10 +32,10 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let preserved = preserved(&words)?;
     protect::enter_protected(preserved)?;
     let console = init::console(words.value("console-socket").map(Path::new))?;
-    let bundle = PathBuf::from(words.value("bundle").unwrap_or("."));
+    let bundle = Bundle::read(Path::new(words.value("bundle").unwrap_or(".")))?;
     let ask = Create {
         id,
-        bundle: &bundle,
+        bundle,
         console,
         pid_file: words.value("pid-file").map(Path::new),
         preserved,

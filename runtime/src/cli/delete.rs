@@ -39,16 +39,20 @@ pub(super) fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     }
     let mut faults: Vec<String> = Vec::new();
     let mut note = |outcome: Result<()>| faults.extend(outcome.err().map(|e| e.to_string()));
-    let group = cgroups::find(&container.state.place.cgroup)?.filter(gantry_cgroup::Cgroup::exists);
-    if let Some(group) = &group {
-        if group.is_frozen() {
-            note(group.thaw().context(|| "thaw".to_owned()));
+    let group = cgroups::find(&container.state.place.cgroup)?;
+    // Nobody is left in a PID namespace whose first process has ended.
+    let empty = container.state.own_pids && container.state.pid != 0 && !container.is_alive();
+    if !empty || cgroups::remove(group.as_ref(), &container.state.place).is_err() {
+        if let Some(group) = group.as_ref().filter(|g| g.exists()) {
+            if group.is_frozen() {
+                note(group.thaw().context(|| "thaw".to_owned()));
+            }
+            note(group.kill().context(|| "kill the container's processes".to_owned()));
         }
-        note(group.kill().context(|| "kill the container's processes".to_owned()));
+        note(end_first_process(&container));
+        note(cgroups::remove(group.as_ref(), &container.state.place));
     }
-    note(end_first_process(&container));
-    note(cgroups::remove(group.as_ref(), &container.state.place));
-    let hooks_of = container.state.spec.hooks.clone();
+    let hooks_of = container.state.hooks.clone();
     let state = container.public(Status::Stopped);
     // With something left to undo the container stays known, so that a second delete can finish the work.
     if faults.is_empty() {

@@ -54,8 +54,8 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         Status::Paused => fail!("cannot exec in a paused container (use --ignore-paused)"),
         status => fail!("cannot exec in a container in the {} state", status.name()),
     }
-    let base = container.state.spec.process.clone().unwrap_or_default();
-    let process = process(&words, program, base)?;
+    let mut spec = container.spec()?;
+    let process = process(&words, program, spec.process.take().unwrap_or_default())?;
     let detach = words.is_set("detach");
     let socket = words.value("console-socket").map(Path::new);
     let (console, own) = match (process.terminal, socket) {
@@ -68,6 +68,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         (false, _) => (None, None),
     };
     let ask = Exec {
+        spec: &spec,
         process: &process,
         console,
         pid_file: words.value("pid-file").map(Path::new),

@@ -1,7 +1,7 @@
 //! `run`: create, start, wait for the program, delete.
 
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use gantry_sys::process::set_child_subreaper;
 
@@ -12,7 +12,7 @@ use crate::error::{Context, Result};
 use crate::fail;
 use crate::init::{self, Create};
 use crate::protect;
-use crate::spec::Spec;
+use crate::spec::Bundle;
 
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let known = [&create::OPTIONS[..], &["detach,d", "keep", "no-subreaper"]].concat();
@@ -27,9 +27,9 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let preserved = create::preserved(&words)?;
     protect::enter_protected(preserved)?;
     let detach = words.is_set("detach");
-    let bundle = PathBuf::from(words.value("bundle").unwrap_or("."));
+    let bundle = Bundle::read(Path::new(words.value("bundle").unwrap_or(".")))?;
     let socket = words.value("console-socket").map(Path::new);
-    let wants_terminal = Spec::load(&bundle)?.process.is_some_and(|p| p.terminal);
+    let wants_terminal = bundle.spec.process.as_ref().is_some_and(|p| p.terminal);
     if wants_terminal && detach && socket.is_none() {
         fail!("a detached container with a terminal needs --console-socket");
     }
@@ -45,7 +45,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     }
     let ask = Create {
         id,
-        bundle: &bundle,
+        bundle,
         console,
         pid_file: words.value("pid-file").map(Path::new),
         preserved,

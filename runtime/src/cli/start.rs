@@ -32,7 +32,7 @@ pub(super) fn start(container: &Container) -> Result<()> {
         other => other.context(what)?,
     };
     std::fs::remove_file(&path).context(|| format!("remove {}", path.display()))?;
-    if let Some(h) = &container.state.spec.hooks {
+    if let Some(h) = &container.state.hooks {
         // The container runs: a poststart hook that fails is told of, no more.
         if let Err(error) = hooks::run("poststart", &h.poststart, &container.public(Status::Running)) {
             super::warn(&error.to_string());

@@ -2,8 +2,6 @@
 
 use std::io::Read;
 
-use serde_json::Value;
-
 use super::Globals;
 use super::args::Words;
 use crate::cgroups;
@@ -54,27 +52,60 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         limits.devices = None;
     }
     cgroups::update(&group, &container.state.place, &limits)?;
-    let linux = container.state.spec.linux.get_or_insert_with(Default::default);
-    linux.resources = Some(merged(linux.resources.as_ref(), &asked)?);
+    let old = container.state.resources.take().unwrap_or_default();
+    container.state.resources = Some(merged(old, asked));
     container.save().map(|()| 0)
 }
 
 /// The limits that hold now: the old ones, with the new ones field by field in their place.
-fn merged(old: Option<&Resources>, new: &Resources) -> Result<Resources> {
-    fn put(into: &mut Value, from: Value) {
-        match (into, from) {
-            (Value::Object(into), Value::Object(from)) => {
-                for (key, value) in from {
-                    put(into.entry(key).or_insert(Value::Null), value);
-                }
-            }
-            (into, from) => *into = from,
+fn merged(old: Resources, new: Resources) -> Resources {
+    fn both<T: Default>(old: Option<T>, new: Option<T>, merge: fn(T, T) -> T) -> Option<T> {
+        match (old, new) {
+            (Some(old), Some(new)) => Some(merge(old, new)),
+            (old, new) => new.or(old),
         }
     }
-    let what = || "remember the limits".to_owned();
-    let mut all = serde_json::to_value(old.unwrap_or(&Resources::default())).context(what)?;
-    put(&mut all, serde_json::to_value(new).context(what)?);
-    serde_json::from_value(all).context(what)
+    fn list<T>(old: Vec<T>, new: Vec<T>) -> Vec<T> {
+        if new.is_empty() { old } else { new }
+    }
+    let memory = |old: Memory, new: Memory| Memory {
+        limit: new.limit.or(old.limit),
+        reservation: new.reservation.or(old.reservation),
+        swap: new.swap.or(old.swap),
+        swappiness: new.swappiness.or(old.swappiness),
+        disable_oom_killer: new.disable_oom_killer.or(old.disable_oom_killer),
+        check_before_update: new.check_before_update.or(old.check_before_update),
+    };
+    let cpu = |old: Cpu, new: Cpu| Cpu {
+        shares: new.shares.or(old.shares),
+        quota: new.quota.or(old.quota),
+        burst: new.burst.or(old.burst),
+        period: new.period.or(old.period),
+        realtime_runtime: new.realtime_runtime.or(old.realtime_runtime),
+        realtime_period: new.realtime_period.or(old.realtime_period),
+        cpus: new.cpus.or(old.cpus),
+        mems: new.mems.or(old.mems),
+        idle: new.idle.or(old.idle),
+    };
+    let block_io = |old: BlockIo, new: BlockIo| BlockIo {
+        weight: new.weight.or(old.weight),
+        weight_device: list(old.weight_device, new.weight_device),
+        throttle_read_bps_device: list(old.throttle_read_bps_device, new.throttle_read_bps_device),
+        throttle_write_bps_device: list(old.throttle_write_bps_device, new.throttle_write_bps_device),
+        throttle_read_iops_device: list(old.throttle_read_iops_device, new.throttle_read_iops_device),
+        throttle_write_iops_device: list(old.throttle_write_iops_device, new.throttle_write_iops_device),
+    };
+    Resources {
+        devices: list(old.devices, new.devices),
+        memory: both(old.memory, new.memory, memory),
+        cpu: both(old.cpu, new.cpu, cpu),
+        pids: new.pids.or(old.pids),
+        block_io: both(old.block_io, new.block_io, block_io),
+        hugepage_limits: list(old.hugepage_limits, new.hugepage_limits),
+        network: new.network.or(old.network),
+        rdma: old.rdma.into_iter().chain(new.rdma).collect(),
+        unified: old.unified.into_iter().chain(new.unified).collect(),
+    }
 }
 
 fn asked(words: &Words) -> Result<Resources> {
@@ -159,8 +190,8 @@ mod tests {
             memory: Some(Memory { limit, swap, ..Memory::default() }),
             ..Resources::default()
         };
-        let all = merged(Some(&memory(Some(1), Some(2))), &memory(Some(3), None)).unwrap();
+        let all = merged(memory(Some(1), Some(2)), memory(Some(3), None));
         assert_eq!(all, memory(Some(3), Some(2)));
-        assert_eq!(merged(None, &Resources::default()).unwrap(), Resources::default());
+        assert_eq!(merged(memory(Some(1), None), Resources::default()), memory(Some(1), None));
     }
 }

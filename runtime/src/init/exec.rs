@@ -14,11 +14,13 @@ use super::launch::{capabilities_of, filter_of, hear, say_go, write_pid_file};
 use crate::cgroups;
 use crate::error::{Context, Result};
 use crate::fail;
-use crate::spec::Process;
+use crate::spec::{Process, Spec};
 use crate::state::Container;
 
 /// What `exec` is asked for.
 pub(crate) struct Exec<'a> {
+    /// The container's configuration.
+    pub(crate) spec: &'a Spec,
     pub(crate) process: &'a Process,
     pub(crate) console: Option<UnixStream>,
     pub(crate) pid_file: Option<&'a Path>,
@@ -29,7 +31,7 @@ pub(crate) struct Exec<'a> {
 
 /// Starts the process; answers its process id.
 pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
-    let linux = container.state.spec.linux();
+    let linux = ask.spec.linux();
     let filter = filter_of(linux.seccomp.as_ref())?;
     let caps = capabilities_of(ask.process);
     let init = pidfd_open(container.state.pid).context(|| "open the container's first process".to_owned())?;

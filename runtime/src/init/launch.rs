@@ -21,13 +21,13 @@ use crate::fail;
 use crate::hooks;
 use crate::plan::{capabilities, namespaces, resources};
 use crate::seccomp;
-use crate::spec::{Linux, Process, Seccomp, Spec};
+use crate::spec::{Bundle, Linux, Process, Seccomp, Spec};
 use crate::state::{Container, Status, Store, process_start};
 
 /// What `create` and `run` are asked for.
 pub(crate) struct Create<'a> {
     pub(crate) id: &'a str,
-    pub(crate) bundle: &'a Path,
+    pub(crate) bundle: Bundle,
     pub(crate) console: Option<UnixStream>,
     pub(crate) pid_file: Option<&'a Path>,
     pub(crate) preserved: i32,
@@ -37,15 +37,15 @@ pub(crate) struct Create<'a> {
 }
 
 /// Makes a container up to the point where its program waits for `start`.
-pub(crate) fn create(store: &Store, ask: Create<'_>) -> Result<Container> {
-    let bundle = fs::canonicalize(ask.bundle).context(|| format!("bundle {}", ask.bundle.display()))?;
-    let spec = Spec::load(&bundle)?;
-    let Some(process) = spec.process.clone() else { fail!("config.json: process: missing") };
-    if process.terminal != ask.console.is_some() {
+pub(crate) fn create(store: &Store, mut ask: Create<'_>) -> Result<Container> {
+    let mut console = ask.console.take();
+    let spec = &ask.bundle.spec;
+    let Some(process) = &spec.process else { fail!("config.json: process: missing") };
+    if process.terminal != console.is_some() {
         fail!("process.terminal and --console-socket must be given together");
     }
-    let linux = spec.linux().into_owned();
-    let root = spec.root.as_ref().map(|r| bundle.join(&r.path)).unwrap_or_default();
+    let linux = spec.linux();
+    let root = spec.root.as_ref().map(|r| ask.bundle.folder.join(&r.path)).unwrap_or_default();
     let rootfs = fs::canonicalize(&root).context(|| format!("root.path {}", root.display()))?;
     if !rootfs.is_dir() {
         fail!("root.path {}: not a directory", root.display());
@@ -54,12 +54,12 @@ pub(crate) fn create(store: &Store, ask: Create<'_>) -> Result<Container> {
     let limits = resources::plan(linux.resources.as_ref())?;
     let filter = filter_of(linux.seccomp.as_ref())?;
     let place = Place::find(linux.cgroups_path.as_ref(), ask.id, ask.systemd)?;
-    let mut container = store.reserve(ask.id, &spec, &bundle, &rootfs, &place)?;
+    let mut container = store.reserve(ask.id, &ask.bundle, &rootfs, &place)?;
     let made = (|| {
         let group = cgroups::find(&place.cgroup)?;
         let id = ask.id;
         let holder = group.as_ref().map(|group| cgroups::create(group, &place, id, &limits)).transpose()?.flatten();
-        let mut started = start_child(&mut container, &spec, &process, filter, group.as_ref(), ask);
+        let mut started = start_child(&mut container, spec, process, filter, group.as_ref(), &ask, &mut console);
         if let (Ok(()), Some(holder), Some(group)) = (&started, holder, &group) {
             started = holder.leave(group, &place);
         }
@@ -113,9 +113,10 @@ fn start_child(
     process: &Process,
     filter: Option<Filter>,
     group: Option<&Cgroup>,
-    ask: Create<'_>,
+    ask: &Create<'_>,
+    console: &mut Option<UnixStream>,
 ) -> Result<()> {
-    let linux = spec.linux().into_owned();
+    let linux = spec.linux();
     let namespaces = namespaces::plan(&linux);
     let caps = capabilities_of(process);
     let fifo = container.fifo();
@@ -166,8 +167,15 @@ fn start_child(
         Cloned::Child => {
             drop(ours);
             container.leave_lock();
-            let job =
-                Job { channel: theirs, entry, process, caps, filter, console: ask.console, preserved: ask.preserved };
+            let job = Job {
+                channel: theirs,
+                entry,
+                process,
+                caps,
+                filter,
+                console: console.take(),
+                preserved: ask.preserved,
+            };
             let parts = child::Container {
                 spec,
                 namespaces: &namespaces,

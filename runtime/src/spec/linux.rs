@@ -6,55 +6,41 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Everything about Linux.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Linux {
     /// User ids of a user namespace.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub uid_mappings: Vec<IdMapping>,
     /// Group ids of a user namespace.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gid_mappings: Vec<IdMapping>,
     /// Kernel parameters.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctl: BTreeMap<String, String>,
     /// Limits.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// The cgroup's path.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroups_path: Option<PathBuf>,
     /// Namespaces, new or joined.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<Namespace>,
     /// Devices to make.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
     /// System call filter.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Seccomp>,
     /// Propagation of the root's mount: `private`, `rslave` and so on.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rootfs_propagation: Option<String>,
     /// Paths to hide.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub masked_paths: Vec<PathBuf>,
     /// Paths to make read-only.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub readonly_paths: Vec<PathBuf>,
     /// SELinux label of mounts.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub mount_label: Option<String>,
     /// Clock offsets of a time namespace: `monotonic`, `boottime`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
     /// Execution domain.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub personality: Option<Personality>,
 }
 
 /// A range of ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IdMapping {
     /// First id inside.
@@ -68,13 +54,13 @@ pub struct IdMapping {
 }
 
 /// A namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Namespace {
     /// `pid`, `network`, `mount`, `ipc`, `uts`, `user`, `cgroup`, `time`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The one to join; a new one without it.
-    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "filled")]
+    #[serde(default, deserialize_with = "filled")]
     pub path: Option<PathBuf>,
 }
 
@@ -84,7 +70,7 @@ fn filled<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<PathBuf>, D::
 }
 
 /// A device node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Device {
     /// Where, inside the container.
@@ -99,18 +85,15 @@ pub struct Device {
     #[serde(default)]
     pub minor: i64,
     /// Permissions.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub file_mode: Option<u32>,
     /// Owner.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// Group.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
 }
 
 /// A clock offset.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct TimeOffset {
     /// Seconds.
     #[serde(default)]
@@ -121,7 +104,7 @@ pub struct TimeOffset {
 }
 
 /// Execution domain.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Personality {
     /// `LINUX` or `LINUX32`.
     pub domain: String,
@@ -332,33 +315,30 @@ pub struct Rdma {
 }
 
 /// System call filter.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seccomp {
     /// What happens to calls that no rule names.
     pub default_action: String,
     /// Error number of the default action.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub default_errno_ret: Option<u32>,
     /// `SCMP_ARCH_*`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub architectures: Vec<String>,
     /// `SECCOMP_FILTER_FLAG_*`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub flags: Vec<String>,
     /// Socket that takes the notification descriptor.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub listener_path: Option<PathBuf>,
     /// Passed to the listener.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub listener_metadata: Option<String>,
     /// Rules.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub syscalls: Vec<SeccompRule>,
 }
 
 /// A rule for some system calls.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SeccompRule {
     /// Calls by name; unknown ones are ignored.
@@ -366,15 +346,14 @@ pub struct SeccompRule {
     /// `SCMP_ACT_*`.
     pub action: String,
     /// Error number.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub errno_ret: Option<u32>,
     /// Conditions on arguments, all of which must hold.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub args: Vec<SeccompArg>,
 }
 
 /// A condition on one argument.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SeccompArg {
     /// 0-5.

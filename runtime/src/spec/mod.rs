@@ -1,7 +1,7 @@
 //! The OCI runtime configuration (config.json, specification 1.3, Linux) as plain data.
 //!
-//! Only what this runtime acts on is here; everything else in a file is ignored, as the specification asks. `gantry-cri`
-//! writes its configurations with the same types.
+//! Only what this runtime acts on is here; everything else in a file is ignored, as the specification asks. What is kept of
+//! a configuration is its text; only the parts that go into a container's state are written again.
 
 mod linux;
 mod locate;
@@ -25,39 +25,33 @@ use crate::error::{Context, Result};
 pub const VERSION: &str = "1.2.1";
 
 /// A whole configuration.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec {
     /// Version of the specification that the file was written for.
     pub oci_version: String,
     /// The container's program; may be missing until `start`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
     /// The root file system.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<Root>,
     /// Host name in the container's UTS namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// NIS domain name in the container's UTS namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub domainname: Option<String>,
     /// Mounts, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub mounts: Vec<Mount>,
     /// Programs to run at points of the life cycle.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
     /// Free texts of the engine.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default)]
     pub annotations: BTreeMap<String, String>,
     /// Everything about Linux.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub linux: Option<Linux>,
 }
 
 /// The root file system.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Root {
     /// Its folder, relative to the bundle or absolute.
     pub path: PathBuf,
@@ -67,25 +61,24 @@ pub struct Root {
 }
 
 /// One mount.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Mount {
     /// Where, inside the root.
     pub destination: PathBuf,
     /// File system type; none (or `bind`) for a bind mount.
-    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "type", default)]
     pub kind: Option<String>,
     /// What: a host path, a device, or a name.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
     /// Options as fstab(5) has them, and those of the specification.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub options: Vec<String>,
     /// User ids of an idmapped mount.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub uid_mappings: Vec<IdMapping>,
     /// Group ids of an idmapped mount.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub gid_mappings: Vec<IdMapping>,
 }
 
@@ -129,19 +122,33 @@ pub struct Hook {
     pub timeout: Option<u64>,
 }
 
-impl Spec {
+/// A bundle: its folder and its configuration, as text and as data.
+#[derive(Debug)]
+pub struct Bundle {
+    /// Absolute, without links.
+    pub folder: PathBuf,
+    /// The configuration file.
+    pub text: Vec<u8>,
+    /// What is in it.
+    pub spec: Spec,
+}
+
+impl Bundle {
     /// Reads and checks `config.json` of a bundle.
     ///
     /// # Errors
     /// The file is missing or no valid configuration; the message names the field.
-    pub fn load(bundle: &Path) -> Result<Self> {
-        let path = bundle.join("config.json");
-        let bytes = std::fs::read(&path).context(|| format!("open {}", path.display()))?;
-        let spec: Self = parse(&bytes).context(|| format!("parse {}", path.display()))?;
+    pub fn read(folder: &Path) -> Result<Self> {
+        let folder = std::fs::canonicalize(folder).context(|| format!("bundle {}", folder.display()))?;
+        let path = folder.join("config.json");
+        let text = std::fs::read(&path).context(|| format!("open {}", path.display()))?;
+        let spec: Spec = parse(&text).context(|| format!("parse {}", path.display()))?;
         validate(&spec).map_err(|e| crate::Error::new(format!("{}: {e}", path.display())))?;
-        Ok(spec)
+        Ok(Self { folder, text, spec })
     }
+}
 
+impl Spec {
     /// The Linux part, empty where the file has none.
     pub fn linux(&self) -> std::borrow::Cow<'_, Linux> {
         match &self.linux {

@@ -2,17 +2,16 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 /// The container's program.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
     /// Whether it gets a terminal.
     #[serde(default)]
     pub terminal: bool,
     /// The terminal's size.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub console_size: Option<ConsoleSize>,
     /// Who it runs as.
     #[serde(default)]
@@ -26,33 +25,27 @@ pub struct Process {
     /// Working folder, absolute inside the container.
     pub cwd: PathBuf,
     /// Capability sets by name (`CAP_KILL`); none leaves them all empty.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
     /// Resource limits.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub rlimits: Vec<Rlimit>,
     /// Whether exec may never give it more privileges.
     #[serde(default)]
     pub no_new_privileges: bool,
     /// AppArmor profile.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub apparmor_profile: Option<String>,
     /// OOM killer's adjustment, -1000 to 1000.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
     /// Scheduling policy.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<Scheduler>,
     /// SELinux label.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub selinux_label: Option<String>,
     /// I/O priority.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub io_priority: Option<IoPriority>,
 }
 
 /// Rows and columns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct ConsoleSize {
     /// Lines.
     pub height: u16,
@@ -61,7 +54,7 @@ pub struct ConsoleSize {
 }
 
 /// Who a process runs as.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
     /// User id.
@@ -71,15 +64,14 @@ pub struct User {
     #[serde(default)]
     pub gid: u32,
     /// File mode mask.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub umask: Option<u32>,
     /// Supplementary groups.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub additional_gids: Vec<u32>,
 }
 
 /// Capability sets by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Capabilities {
     /// What exec can ever give.
     #[serde(default)]
@@ -99,7 +91,7 @@ pub struct Capabilities {
 }
 
 /// A resource limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Rlimit {
     /// `RLIMIT_NOFILE` and so on.
     #[serde(rename = "type")]
@@ -111,7 +103,7 @@ pub struct Rlimit {
 }
 
 /// Scheduling policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Scheduler {
     /// `SCHED_OTHER` and so on.
     pub policy: String,
@@ -136,7 +128,7 @@ pub struct Scheduler {
 }
 
 /// I/O priority.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct IoPriority {
     /// `IOPRIO_CLASS_RT`, `IOPRIO_CLASS_BE`, `IOPRIO_CLASS_IDLE`.
     pub class: String,

@@ -4,7 +4,7 @@ mod clock;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub(crate) use clock::now;
 use crate::cgroups::{self, Place};
 use crate::error::{Context, Result};
 use crate::fail;
-use crate::spec::{Spec, VERSION};
+use crate::spec::{Bundle, Hooks, Resources, Spec, VERSION};
 
 /// The folder of all containers of one `--root`.
 #[derive(Clone, Debug)]
@@ -49,7 +49,17 @@ pub(crate) struct State {
     #[serde(flatten)]
     pub(crate) place: Place,
     pub(crate) created: String,
-    pub(crate) spec: Spec,
+    /// What is needed of the configuration by commands that do not read all of it; that is in a file of its own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hooks: Option<Hooks>,
+    /// The limits that hold now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) resources: Option<Resources>,
+    /// Whether all its processes are in a PID namespace of its own, and so end with the first.
+    #[serde(default)]
+    pub(crate) own_pids: bool,
 }
 
 /// What the specification calls a container's status, and runc's `paused`.
@@ -104,14 +114,7 @@ impl Store {
     }
 
     /// Takes an id for a new container.
-    pub(crate) fn reserve(
-        &self,
-        id: &str,
-        spec: &Spec,
-        bundle: &Path,
-        rootfs: &Path,
-        place: &Place,
-    ) -> Result<Container> {
+    pub(crate) fn reserve(&self, id: &str, bundle: &Bundle, rootfs: &Path, place: &Place) -> Result<Container> {
         let folder = self.folder(id)?;
         let builder = |recursive| {
             let mut builder = fs::DirBuilder::new();
@@ -125,18 +128,25 @@ impl Store {
             Err(e) => return Err(e).context(|| format!("create {}", folder.display())),
         }
         let lock = lock(&folder)?;
+        let (spec, linux) = (&bundle.spec, bundle.spec.linux());
         let state = State {
-            version: 1,
+            version: 2,
             id: id.to_owned(),
             pid: 0,
             start_time: 0,
-            bundle: bundle.to_owned(),
+            bundle: bundle.folder.clone(),
             rootfs: rootfs.to_owned(),
             place: place.clone(),
             created: now(),
-            spec: spec.clone(),
+            annotations: spec.annotations.clone(),
+            hooks: spec.hooks.clone(),
+            resources: linux.resources.clone(),
+            own_pids: linux.namespaces.iter().any(|n| n.kind == "pid" && n.path.is_none()),
         };
         let container = Container { folder, state, lock: Some(lock) };
+        // As it was when the container was made: the engine may change its own.
+        let copy = container.folder.join(CONFIGURATION);
+        fs::write(&copy, &bundle.text).context(|| format!("write {}", copy.display()))?;
         container.save()?;
         Ok(container)
     }
@@ -176,6 +186,9 @@ impl Store {
     }
 }
 
+/// The copy of the configuration in a container's folder.
+const CONFIGURATION: &str = "config.json";
+
 /// In the names of folders that are being removed; no id has it.
 const DISCARDED: char = '~';
 
@@ -190,7 +203,13 @@ fn discard(folder: &Path) -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(e),
     }
-    fs::remove_dir_all(&aside)?;
+    // By name first: nothing else is in there.
+    for name in ["lock", "state.json", CONFIGURATION] {
+        let _ = fs::remove_file(aside.join(name));
+    }
+    if fs::remove_dir(&aside).is_err() {
+        fs::remove_dir_all(&aside)?;
+    }
     // What a command that was killed here left.
     for entry in fs::read_dir(folder.parent().unwrap_or(folder))?.flatten() {
         let name = entry.file_name();
@@ -232,6 +251,20 @@ impl Container {
     /// In a forked process: gives up its copy of the lock, which stays with the command.
     pub(crate) fn leave_lock(&mut self) {
         self.lock = None;
+    }
+
+    /// The configuration that it was made from.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn spec(&self) -> Result<Spec> {
+        let path = self.folder.join(CONFIGURATION);
+        let bytes = match fs::read(&path) {
+            // Containers of before there was a copy.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Bundle::read(&self.state.bundle).map(|b| b.spec),
+            other => other.context(|| format!("read {}", path.display()))?,
+        };
+        crate::spec::parse(&bytes).context(|| format!("parse {}", path.display()))
     }
 
     /// Writes the state whole.
@@ -281,7 +314,7 @@ impl Container {
             bundle: &self.state.bundle,
             rootfs: &self.state.rootfs,
             created: &self.state.created,
-            annotations: &self.state.spec.annotations,
+            annotations: &self.state.annotations,
             owner: "",
         };
         serde_json::to_string_pretty(&public).unwrap_or_default()
@@ -295,8 +328,10 @@ impl Container {
 
 /// When a process started (clock ticks since boot); nothing when it is gone or waits to be reaped.
 pub(crate) fn process_start(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut buffer = [0; 1024];
+    let length = File::open(format!("/proc/{pid}/stat")).and_then(|mut f| f.read(&mut buffer)).ok()?;
+    let stat = std::str::from_utf8(&buffer[..length]).ok()?;
     let after = stat.rsplit_once(") ")?.1;
-    let fields: Vec<&str> = after.split(' ').collect();
-    if matches!(*fields.first()?, "Z" | "X") { None } else { fields.get(19)?.parse().ok() }
+    let mut fields = after.split(' ');
+    if matches!(fields.next()?, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
 }
