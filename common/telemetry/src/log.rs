@@ -1,8 +1,11 @@
 //! One log format for all daemons: events with fields, on standard error.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// How log events are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,17 +36,37 @@ impl std::str::FromStr for Format {
 /// # Errors
 /// The filter does not parse.
 pub fn init(level: &str, format: Format) -> Result<(), String> {
-    let quiet = "hyper=warn,h2=warn,tower=warn,rustls=warn,kube_client=warn,tonic=warn";
-    let filter = EnvFilter::try_new(format!("{quiet},{level}")).map_err(|e| format!("log level {level:?}: {e}"))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match format {
-        Format::Text => builder.try_init().ok(),
-        Format::Json => builder.json().flatten_event(true).try_init().ok(),
+    let filter = filter(level)?;
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
+    let ansi = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
+    let lines = match format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
     };
+    if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
+        let _ = CHANGE.set(Box::new(move |filter| handle.reload(filter).map_err(|e| e.to_string())));
+    }
     Ok(())
+}
+
+type Change = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+/// How the filter of the running log is replaced.
+static CHANGE: OnceLock<Change> = OnceLock::new();
+
+fn filter(level: &str) -> Result<EnvFilter, String> {
+    let quiet = "hyper=warn,h2=warn,tower=warn,rustls=warn,kube_client=warn,tonic=warn";
+    EnvFilter::try_new(format!("{quiet},{level}")).map_err(|e| format!("log level {level:?}: {e}"))
+}
+
+/// Changes the level (or filter) of the running log.
+///
+/// # Errors
+/// The filter does not parse, or [`init`] was not called before.
+pub fn set_level(level: &str) -> Result<(), String> {
+    let change = CHANGE.get().ok_or("this process has no log of its own")?;
+    change(filter(level)?)
 }
 
 #[cfg(test)]
