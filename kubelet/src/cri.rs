@@ -212,6 +212,35 @@ impl Cri {
         bounded("ListPodSandboxStats", self.limit, c.list_pod_sandbox_stats(request)).await.map(|r| r.stats)
     }
 
+    /// Metrics under cAdvisor's names; not every runtime has them.
+    pub(crate) async fn pod_metrics(&self) -> Result<Vec<PodSandboxMetrics>, CriError> {
+        let mut c = self.runtime.clone();
+        let request = ListPodSandboxMetricsRequest {};
+        bounded("ListPodSandboxMetrics", self.limit, c.list_pod_sandbox_metrics(request)).await.map(|r| r.pod_metrics)
+    }
+
+    /// What the metrics mean.
+    pub(crate) async fn metric_descriptors(&self) -> Result<Vec<MetricDescriptor>, CriError> {
+        let mut c = self.runtime.clone();
+        let request = ListMetricDescriptorsRequest {};
+        bounded("ListMetricDescriptors", self.limit, c.list_metric_descriptors(request)).await.map(|r| r.descriptors)
+    }
+
+    /// Writes a container's state to a file.
+    pub(crate) async fn checkpoint(&self, id: &str, location: &str, timeout: i64) -> Result<(), CriError> {
+        let mut c = self.runtime.clone();
+        let request =
+            CheckpointContainerRequest { container_id: id.to_owned(), location: location.to_owned(), timeout };
+        let limit = u64::try_from(timeout).map_or(self.limit, |s| self.limit + Duration::from_secs(s));
+        bounded("CheckpointContainer", limit, c.checkpoint_container(request)).await.map(drop)
+    }
+
+    /// What images and containers use of their file systems.
+    pub(crate) async fn image_fs_info(&self) -> Result<ImageFsInfoResponse, CriError> {
+        let mut c = self.images.clone();
+        bounded("ImageFsInfo", self.limit, c.image_fs_info(ImageFsInfoRequest {})).await
+    }
+
     /// The stream of container events; it lasts until the runtime ends it.
     pub(crate) async fn events(&self) -> Result<Streaming<ContainerEventResponse>, CriError> {
         let mut c = self.runtime.clone();
@@ -243,8 +272,12 @@ impl Cri {
         sandbox: PodSandboxConfig,
     ) -> Result<String, CriError> {
         let mut c = self.images.clone();
+        let uid = sandbox.metadata.as_ref().map_or_else(String::new, |m| m.uid.clone());
         let request = PullImageRequest { image: Some(image_spec(image)), auth, sandbox_config: Some(sandbox) };
-        bounded("PullImage", PULL_LIMIT, c.pull_image(request)).await.map(|r| r.image_ref)
+        let start = std::time::Instant::now();
+        let pulled = bounded("PullImage", PULL_LIMIT, c.pull_image(request)).await?;
+        crate::metrics::own::pulled(&uid, start.elapsed());
+        Ok(pulled.image_ref)
     }
 
     pub(crate) async fn image_list(&self) -> Result<Vec<Image>, CriError> {
@@ -278,7 +311,10 @@ async fn bounded<T>(
     limit: Duration,
     work: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, CriError> {
-    match tokio::time::timeout(limit, work).await {
+    let start = std::time::Instant::now();
+    let ended = tokio::time::timeout(limit, work).await;
+    crate::metrics::own::runtime_called(call, start.elapsed(), matches!(ended, Ok(Ok(_))));
+    match ended {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => {
             Err(CriError { call, code: status.code(), message: format!("{call}: {}", status.message()) })

@@ -20,6 +20,7 @@ mod run;
 mod serve;
 mod shared;
 mod sources;
+mod stats;
 mod status;
 mod sync;
 mod tls;

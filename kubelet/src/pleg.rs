@@ -22,6 +22,11 @@ const UNHEALTHY: i64 = 180;
 pub(crate) struct Health(Arc<AtomicI64>);
 
 impl Health {
+    /// The time of the last relist that succeeded, in seconds since 1970.
+    pub(crate) fn seen(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// An error says for how long the runtime has not answered.
     pub(crate) fn check(&self) -> Result<(), String> {
         let age = Timestamp::now().as_second() - self.0.load(Ordering::Relaxed);
@@ -91,7 +96,11 @@ type Known = HashMap<String, (String, i32)>;
 
 /// Compares what there is with what there was.
 async fn relist(cri: &Cri, known: &mut Known, changed: &mpsc::Sender<String>, health: &Health) {
+    let start = std::time::Instant::now();
     let Ok((sandboxes, containers)) = tokio::try_join!(cri.sandboxes(None), cri.containers(None)) else { return };
+    crate::metrics::own::RELIST_SECONDS.observe(&[], start.elapsed());
+    let since = u64::try_from(Timestamp::now().as_second() - health.seen()).unwrap_or_default();
+    crate::metrics::own::RELIST_INTERVAL.observe(&[], Duration::from_secs(since));
     health.0.store(Timestamp::now().as_second(), Ordering::Relaxed);
     let mut now = Known::new();
     for (id, labels, state) in sandboxes

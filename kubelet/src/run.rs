@@ -163,6 +163,9 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
         runtime_name,
         objects,
         cgroups,
+        cpu_rate: crate::stats::Rate::default(),
+        flags: flags.told(),
+        started: std::time::Instant::now(),
     })
 }
 
@@ -230,7 +233,12 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
         tracing::info!("standalone: no kubeconfig, only static pods run");
     }
     tokio::spawn(logs::rotate(shared.clone()));
-    let served: Arc<Served> = Arc::new(Served { shared: shared.clone(), pods: pods.clone(), health });
+    let served: Arc<Served> = Arc::new(Served {
+        shared: shared.clone(),
+        pods: pods.clone(),
+        health,
+        volumes: crate::stats::Volumes::default(),
+    });
     let server = start_servers(&flags, &shared, served, &stop).await?;
     let dispatcher = tokio::spawn(Dispatcher::new(shared.clone(), pods, expected).run(received, happened));
     shared.events.node(&shared.node_name, false, "Starting", "Starting kubelet.".to_owned());
@@ -320,6 +328,7 @@ async fn start_servers(
         debugging_handlers: config.enable_debugging_handlers,
         tls: tls_policy(config),
         streaming_idle: config.streaming_connection_idle_timeout.0,
+        log_query: config.enable_system_log_query,
         system_logs: config.enable_system_log_handler.then(|| PathBuf::from("/var/log")),
     };
     let server = patiently(|| Server::bind(config.clone(), node.clone())).await?;

@@ -9,16 +9,45 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubelet_server::{ContainerRef, ExecOptions, LogFile, Node, NodeError, PodRef, StreamOptions};
 use proto::cri;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::cri::{CONTAINER_LABEL, CriError, NAME_LABEL, NAMESPACE_LABEL, UID_LABEL};
 use crate::kubelet::Pods;
-use crate::metrics;
+use crate::metrics::{self, Kind, Page, labels};
 use crate::pleg::Health;
 use crate::pod;
 use crate::shared::Shared;
+use crate::stats;
 
 const RUN_LIMIT: Duration = Duration::from_secs(120);
+/// How long file systems of claims may take to tell their size.
+const CLAIMS_LIMIT: Duration = Duration::from_secs(2);
+const CLAIM_METRICS: [(&str, &str); 6] = [
+    ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume"),
+    ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume"),
+    ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume"),
+    ("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume"),
+    ("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume"),
+    ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume"),
+];
+
+/// Labels and numbers of each volume that is a claim, as its file system tells them.
+fn claims(shared: &Shared, pods: &[Pod]) -> Vec<(String, [f64; 6])> {
+    let mut out = Vec::new();
+    for pod in pods {
+        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+            let Some(claim) = &volume.persistent_volume_claim else { continue };
+            let Some(path) = shared.volumes.host_path(pod, &volume.name) else { continue };
+            let Ok(disk) = nix::sys::statvfs::statvfs(&path) else { continue };
+            let of = labels(&[("namespace", pod::namespace(pod)), ("persistentvolumeclaim", &claim.claim_name)]);
+            let bytes = |blocks: u64| (blocks * disk.fragment_size()) as f64;
+            let used = bytes(disk.blocks().saturating_sub(disk.blocks_free()));
+            let (all, free) = (disk.files() as f64, disk.files_free() as f64);
+            out.push((of, [bytes(disk.blocks()), bytes(disk.blocks_available()), used, all, free, all - free]));
+        }
+    }
+    out
+}
 
 /// The kubelet, seen from its server.
 pub(crate) struct Served {
@@ -28,6 +57,8 @@ pub(crate) struct Served {
     pub(crate) pods: Pods,
     /// The state of the event stream.
     pub(crate) health: Health,
+    /// What volumes hold.
+    pub(crate) volumes: stats::Volumes,
 }
 
 fn internal(e: CriError) -> NodeError {
@@ -35,6 +66,56 @@ fn internal(e: CriError) -> NodeError {
 }
 
 impl Served {
+    /// What is counted when it is asked for.
+    fn gauges(&self, page: &mut Page) {
+        let pods = self.pods();
+        let phase = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
+        let running = pods.iter().filter(|p| phase(p) == "Running").count();
+        page.gauge("kubelet_running_pods", "Number of pods that have a running pod sandbox", running as f64);
+        let mut states = [("created", 0u32), ("exited", 0), ("running", 0)];
+        for status in pods.iter().flat_map(|p| p.status.iter().flat_map(|s| s.container_statuses.iter().flatten())) {
+            let state = status.state.clone().unwrap_or_default();
+            let at = if state.running.is_some() { 2 } else { usize::from(state.terminated.is_some()) };
+            states[at].1 += 1;
+        }
+        for (state, count) in states {
+            let help = "Number of containers currently running";
+            let of = labels(&[("container_state", state)]);
+            page.put("kubelet_running_containers", help, Kind::Gauge, &of, f64::from(count));
+        }
+        for (is_static, word) in [(true, "true"), (false, "")] {
+            let of = labels(&[("static", word)]);
+            let own = || pods.iter().filter(|p| pod::is_static(p) == is_static);
+            let active = own().filter(|p| !matches!(phase(p).as_str(), "Succeeded" | "Failed")).count();
+            let help = "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.";
+            page.put("kubelet_desired_pods", help, Kind::Gauge, &of, own().count() as f64);
+            let help = "The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.";
+            page.put("kubelet_active_pods", help, Kind::Gauge, &of, active as f64);
+        }
+        let mirrors = if self.shared.client.is_some() { pods.iter().filter(|p| pod::is_static(p)).count() } else { 0 };
+        let help = "The number of mirror pods the kubelet will try to create (one per admitted static pod)";
+        page.gauge("kubelet_mirror_pods", help, mirrors as f64);
+        let ephemeral =
+            pods.iter().flat_map(|p| p.status.iter().flat_map(|s| s.ephemeral_container_statuses.iter().flatten()));
+        let help = "Current number of ephemeral containers in pods managed by this kubelet.";
+        page.gauge("kubelet_managed_ephemeral_containers", help, ephemeral.count() as f64);
+        let of = labels(&[("node", &self.shared.node_name)]);
+        let help = "The node's name. The count is always 1.";
+        page.put("kubelet_node_name", help, Kind::Gauge, &of, 1.0);
+        let version = match gantry_cgroup::Host::detect().map(|h| h.version()) {
+            Ok(gantry_cgroup::Version::V2) => 2.0,
+            _ => 1.0,
+        };
+        page.gauge("kubelet_cgroup_version", "cgroup version on the hosts.", version);
+        let help = "Timestamp in seconds when PLEG was last seen active.";
+        page.gauge("kubelet_pleg_last_seen_seconds", help, self.health.seen() as f64);
+        let build = gantry_telemetry::build::git_version();
+        let of =
+            labels(&[("git_version", &build), ("platform", &format!("linux/{}", crate::node::facts::architecture()))]);
+        let help = "A metric with a constant '1' value labeled by the version from which Kubernetes was built, and the platform on which it is running.";
+        page.put("kubernetes_build_info", help, Kind::Gauge, &of, 1.0);
+    }
+
     fn find(&self, target: &PodRef) -> Result<Arc<Pod>, NodeError> {
         let missing =
             || NodeError::NotFound(format!("pod {:?} not found in namespace {:?}", target.name, target.namespace));
@@ -230,43 +311,67 @@ impl Node for Served {
 
     fn metrics(&self) -> BoxFuture<'_, String> {
         Box::pin(async {
-            let pods = self.pods();
-            let running = pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
-            let statuses = pods.iter().filter_map(|p| p.status.as_ref()?.container_statuses.as_ref()).flatten();
-            let containers = statuses.filter(|s| s.state.as_ref().is_some_and(|s| s.running.is_some())).count();
-            let healthy = u8::from(self.health.check().is_ok());
-            format!(
-                "# TYPE kubelet_running_pods gauge\nkubelet_running_pods {}\n# TYPE kubelet_running_containers gauge\n\
-                 kubelet_running_containers{{container_state=\"running\"}} {containers}\n# TYPE kubelet_node_name gauge\n\
-                 kubelet_node_name{{node=\"{}\"}} 1\n# TYPE kubelet_pleg_healthy gauge\nkubelet_pleg_healthy {healthy}\n",
-                running.count(),
-                self.shared.node_name
-            ) + &crate::config::gates::metric(&self.shared.config.feature_gates)
+            let mut page = Page::default();
+            metrics::own::put(&mut page, false);
+            metrics::put_process(&mut page);
+            self.gauges(&mut page);
+            let (shared, pods) = (self.shared.clone(), self.pods());
+            let claims = tokio::task::spawn_blocking(move || claims(&shared, &pods));
+            // A dead file server must not hold up the page.
+            if let Ok(Ok(claims)) = tokio::time::timeout(CLAIMS_LIMIT, claims).await {
+                for (of, values) in claims {
+                    for ((name, help), value) in CLAIM_METRICS.iter().zip(values) {
+                        page.put(name, help, Kind::Gauge, &of, value);
+                    }
+                }
+            }
+            page.render() + &crate::config::gates::metric(&self.shared.config.feature_gates)
         })
     }
 
     fn cadvisor_metrics(&self) -> BoxFuture<'_, Result<String, NodeError>> {
         Box::pin(async {
-            let stats = self.shared.cri.container_stats().await.map_err(internal)?;
-            Ok(metrics::containers(&stats, None, &[], true))
+            let cri = &self.shared.cri;
+            let (containers, sandboxes, listed, descriptors) =
+                tokio::join!(cri.container_stats(), cri.sandbox_stats(), cri.pod_metrics(), cri.metric_descriptors());
+            let (containers, sandboxes) = (containers.map_err(internal)?, sandboxes.unwrap_or_default());
+            // Not every runtime has these two.
+            let (listed, descriptors) = (listed.unwrap_or_default(), descriptors.unwrap_or_default());
+            let source = metrics::CadvisorSource {
+                metrics: &listed,
+                descriptors: &descriptors,
+                containers: &containers,
+                sandboxes: &sandboxes,
+            };
+            let (cpus, memory) = (crate::node::facts::cpus(), metrics::meminfo("MemTotal"));
+            Ok(metrics::cadvisor(&source, metrics::node_usage(), cpus, memory))
         })
     }
 
     fn resource_metrics(&self) -> BoxFuture<'_, Result<String, NodeError>> {
         Box::pin(async {
-            let stats = self.shared.cri.container_stats().await.map_err(internal)?;
+            let (containers, sandboxes) =
+                tokio::join!(self.shared.cri.container_stats(), self.shared.cri.sandbox_stats());
+            let failed = containers.is_err();
             let mut starts = Vec::new();
             for pod in self.pods() {
                 for status in pod.status.iter().filter_map(|s| s.container_statuses.as_ref()).flatten() {
                     let running = status.state.as_ref().and_then(|s| s.running.as_ref());
                     if let Some(at) = running.and_then(|r| r.started_at.as_ref()) {
-                        let (namespace, name) = (pod::namespace(&pod), pod::name(&pod));
-                        let labels = format!("container=\"{}\",namespace=\"{namespace}\",pod=\"{name}\"", status.name);
-                        starts.push((labels, at.0.as_second() as f64));
+                        let of = [pod::namespace(&pod).to_owned(), pod::name(&pod).to_owned(), status.name.clone()];
+                        starts.push((of, at.0.as_second() as f64));
                     }
                 }
             }
-            Ok(metrics::containers(&stats, Some(metrics::node_usage()), &starts, false))
+            let swap = metrics::meminfo("SwapTotal").saturating_sub(metrics::meminfo("SwapFree"));
+            Ok(metrics::resource(
+                metrics::node_usage(),
+                swap,
+                &containers.unwrap_or_default(),
+                &sandboxes.unwrap_or_default(),
+                &starts,
+                failed,
+            ))
         })
     }
 
@@ -276,54 +381,63 @@ impl Node for Served {
 
     fn stats_summary(&self, only_cpu_and_memory: bool) -> BoxFuture<'_, Result<Value, NodeError>> {
         Box::pin(async move {
-            let stats = self.shared.cri.container_stats().await.map_err(internal)?;
-            let sandboxes = self.shared.cri.sandbox_stats().await.unwrap_or_default();
-            let now = jiff::Timestamp::now().to_string();
-            let (cpu, memory) = metrics::node_usage();
-            let mut pods = Vec::new();
-            for pod in self.pods() {
-                let uid = pod::uid(&pod);
-                let own = stats
-                    .iter()
-                    .filter(|s| s.attributes.as_ref().and_then(|a| a.labels.get(UID_LABEL)).is_some_and(|u| u == uid));
-                let containers: Vec<Value> = own.map(|s| container_summary(s, &now, only_cpu_and_memory)).collect();
-                let mut entry = json!({
-                    "podRef": {"name": pod::name(&pod), "namespace": pod::namespace(&pod), "uid": uid},
-                    "startTime": pod.status.as_ref().and_then(|s| s.start_time.clone()),
-                    "containers": containers,
-                });
-                let sandbox = sandboxes
-                    .iter()
-                    .find(|s| s.attributes.as_ref().and_then(|a| a.metadata.as_ref()).is_some_and(|m| m.uid == uid));
-                if let Some(linux) = sandbox.and_then(|s| s.linux.as_ref()) {
-                    entry["cpu"] = usage_cpu(linux.cpu.as_ref(), &now);
-                    entry["memory"] = usage_memory(linux.memory.as_ref(), &now);
-                    if let Some(net) = linux
-                        .network
-                        .as_ref()
-                        .and_then(|n| n.default_interface.as_ref())
-                        .filter(|_| !only_cpu_and_memory)
-                    {
-                        let n = |v: &Option<cri::UInt64Value>| v.as_ref().map(|v| v.value);
-                        entry["network"] = json!({"time": now, "name": net.name, "rxBytes": n(&net.rx_bytes), "rxErrors": n(&net.rx_errors),
-                            "txBytes": n(&net.tx_bytes), "txErrors": n(&net.tx_errors)});
-                    }
-                }
-                pods.push(entry);
-            }
-            let mut node = json!({
-                "nodeName": self.shared.node_name,
-                "startTime": now,
-                "cpu": {"time": now, "usageCoreNanoSeconds": (cpu * 1e9) as u64},
-                "memory": {"time": now, "workingSetBytes": memory, "availableBytes": metrics::meminfo("MemAvailable")},
-            });
-            if !only_cpu_and_memory && let Ok(disk) = nix::sys::statvfs::statvfs(&self.shared.root) {
-                let unit = disk.fragment_size();
-                node["fs"] = json!({"time": now, "capacityBytes": disk.blocks() * unit, "availableBytes": disk.blocks_available() * unit,
-                        "usedBytes": (disk.blocks() - disk.blocks_free()) * unit, "inodes": disk.files(), "inodesFree": disk.files_free()});
-            }
-            Ok(json!({"node": node, "pods": pods}))
+            let made = stats::summary(&self.shared, &self.volumes, self.pods(), only_cpu_and_memory).await;
+            made.map_err(internal)
         })
+    }
+
+    fn requested(&self, method: &str, path: &str, long_running: bool, took: Duration) {
+        let long = if long_running { "true" } else { "false" };
+        let of = [("long_running", long), ("method", method), ("path", path), ("server_type", "readwrite")];
+        metrics::own::HTTP_REQUESTS.count(&of);
+        metrics::own::HTTP_SECONDS.observe(&of, took);
+    }
+
+    fn checkpoint<'a>(&'a self, target: &'a ContainerRef, timeout: i64) -> BoxFuture<'a, Result<String, NodeError>> {
+        Box::pin(async move {
+            let id = self.running(target).await?;
+            let folder = self.shared.root.join("checkpoints");
+            std::fs::create_dir_all(&folder)
+                .map_err(|e| NodeError::Internal(format!("make the folder {}: {e}", folder.display())))?;
+            let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+            let PodRef { namespace, name, .. } = &target.pod;
+            let path = folder.join(format!("checkpoint-{name}_{namespace}-{}-{now}.tar", target.container));
+            let location = path.to_string_lossy().into_owned();
+            match self.shared.cri.checkpoint(&id, &location, timeout).await {
+                Ok(()) => Ok(location),
+                Err(e) if e.code == tonic::Code::Unimplemented => Err(NodeError::NotFound(e.to_string())),
+                Err(e) => Err(internal(e)),
+            }
+        })
+    }
+
+    fn flagz(&self) -> String {
+        let mut out = String::from(
+            "\nkubelet flagz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\n",
+        );
+        for (name, value) in &self.shared.flags {
+            out += &format!("{name}={value}\n");
+        }
+        out
+    }
+
+    fn statusz(&self) -> String {
+        let up = self.shared.started.elapsed().as_secs();
+        format!(
+            "\nkubelet statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\n\
+             Up: {} hr {:02} min {:02} sec\nBinary version: {}\n\nPaths: /healthz /configz /flagz /metrics /pods /runningpods /stats/summary /logs\n",
+            up / 3600,
+            up / 60 % 60,
+            up % 60,
+            gantry_telemetry::build::git_version()
+        )
+    }
+
+    fn set_verbosity(&self, verbosity: u32) -> Result<(), NodeError> {
+        if !self.shared.config.enable_debug_flags_handler {
+            return Err(NodeError::NotFound("flags endpoint is disabled".into()));
+        }
+        gantry_telemetry::log::set_level(crate::config::level_of(verbosity)).map_err(NodeError::Internal)
     }
 
     fn configz(&self) -> Value {
@@ -333,26 +447,4 @@ impl Node for Served {
     fn healthz(&self) -> Vec<(String, Result<(), String>)> {
         vec![("syncloop".to_owned(), Ok(())), ("pleg".to_owned(), self.health.check())]
     }
-}
-
-fn usage_cpu(cpu: Option<&cri::CpuUsage>, now: &str) -> Value {
-    let value = |v: Option<&cri::UInt64Value>| v.map(|v| v.value);
-    json!({"time": now, "usageNanoCores": value(cpu.and_then(|c| c.usage_nano_cores.as_ref())),
-        "usageCoreNanoSeconds": value(cpu.and_then(|c| c.usage_core_nano_seconds.as_ref()))})
-}
-
-fn usage_memory(memory: Option<&cri::MemoryUsage>, now: &str) -> Value {
-    let of = |get: fn(&cri::MemoryUsage) -> Option<&cri::UInt64Value>| memory.and_then(get).map(|v| v.value);
-    json!({"time": now, "workingSetBytes": of(|m| m.working_set_bytes.as_ref()), "usageBytes": of(|m| m.usage_bytes.as_ref()),
-        "rssBytes": of(|m| m.rss_bytes.as_ref()), "availableBytes": of(|m| m.available_bytes.as_ref())})
-}
-
-fn container_summary(stats: &cri::ContainerStats, now: &str, only: bool) -> Value {
-    let name = stats.attributes.as_ref().and_then(|a| a.labels.get(CONTAINER_LABEL)).cloned().unwrap_or_default();
-    let mut out = json!({"name": name, "cpu": usage_cpu(stats.cpu.as_ref(), now), "memory": usage_memory(stats.memory.as_ref(), now)});
-    if let Some(layer) = stats.writable_layer.as_ref().filter(|_| !only) {
-        out["rootfs"] = json!({"time": now, "usedBytes": layer.used_bytes.as_ref().map(|v| v.value),
-            "inodesUsed": layer.inodes_used.as_ref().map(|v| v.value)});
-    }
-    out
 }

@@ -43,6 +43,12 @@ pub(crate) struct Shared {
     pub(crate) events: Recorder,
     /// Statuses.
     pub(crate) statuses: Arc<Statuses>,
+    /// The command line's flags with their texts.
+    pub(crate) flags: Vec<(String, String)>,
+    /// When this kubelet started.
+    pub(crate) started: std::time::Instant,
+    /// CPU use of the node between two looks.
+    pub(crate) cpu_rate: crate::stats::Rate,
     /// Pulls at work.
     pub(crate) pulls: Semaphore,
 }

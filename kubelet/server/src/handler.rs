@@ -1,6 +1,6 @@
 //! From a request to its answer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::{Request, StatusCode};
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Refusal};
 use crate::log::LogOptions;
+use crate::log_query::{self, LogQuery};
 use crate::reply::{Reply, failure, json as json_reply, metrics, stream_of_text, text};
 use crate::route::{self, Metrics, NoRoute, Route};
 use crate::tls::Peer;
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     pub(crate) access: Access,
     pub(crate) debugging_handlers: bool,
     pub(crate) system_logs: Option<PathBuf>,
+    /// Whether `/logs/?query=` asks the journal.
+    pub(crate) log_query: bool,
     /// When an idle stream is closed.
     pub(crate) streaming_idle: std::time::Duration,
     pub(crate) stop: CancellationToken,
@@ -43,8 +46,14 @@ pub(crate) async fn handle(shared: &Shared, peer: &Peer, request: Request<Incomi
         tracing::info!(user = %user.name, %method, %path, "request refused");
         return refuse(refusal);
     }
+    let start = std::time::Instant::now();
     let reply = match route::find(&method, &path) {
-        Ok(route) => serve(shared, route, request).await,
+        Ok(route) => {
+            let (label, long) = route.label();
+            let reply = serve(shared, route, request).await;
+            shared.node.requested(method.as_str(), label, long, start.elapsed());
+            reply
+        }
         Err(NoRoute::NotFound) => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         Err(NoRoute::MethodNotAllowed) => text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed"),
     };
@@ -80,6 +89,7 @@ async fn serve(shared: &Shared, route: Route, request: Request<Incoming>) -> Rep
                 Metrics::Probes => Ok(node.probe_metrics().await),
                 Metrics::Cadvisor => node.cadvisor_metrics().await,
                 Metrics::Resource => node.resource_metrics().await,
+                Metrics::Slis => Ok(health::slis(node)),
             };
             result.map_or_else(|e| failure(&e), metrics)
         }
@@ -129,10 +139,58 @@ async fn serve(shared: &Shared, route: Route, request: Request<Incoming>) -> Rep
                 Err(e) => failure(&e),
             }
         }
-        Route::SystemLogs(path) => match &shared.system_logs {
-            Some(root) => system_logs::serve(root, &path, request.uri().path()).await,
-            None => text(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.\n"),
+        Route::Checkpoint(target) => checkpoint(node, &target, &query).await,
+        Route::Flagz => text(StatusCode::OK, node.flagz()),
+        Route::Statusz => text(StatusCode::OK, node.statusz()),
+        Route::Verbosity => set_verbosity(shared, request).await,
+        Route::SystemLogs(path) if path.is_empty() && shared.log_query => match LogQuery::from_query(&query) {
+            Ok(Some(asked)) => {
+                log_query::serve(shared.system_logs.as_deref().unwrap_or(Path::new("/var/log")), asked).await
+            }
+            Ok(None) => system_logs_of(shared, &path, request.uri().path()).await,
+            Err(why) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
         },
+        Route::SystemLogs(path) => system_logs_of(shared, &path, request.uri().path()).await,
+    }
+}
+
+async fn system_logs_of(shared: &Shared, path: &str, url: &str) -> Reply {
+    match &shared.system_logs {
+        Some(root) => system_logs::serve(root, path, url).await,
+        None => text(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.\n"),
+    }
+}
+
+async fn checkpoint(node: &dyn Node, target: &ContainerRef, query: &Query) -> Reply {
+    let Some(pod) = find_pod(node, &target.pod) else {
+        return text(StatusCode::NOT_FOUND, "pod does not exist");
+    };
+    if !has_container(&pod, &target.container) {
+        return text(StatusCode::NOT_FOUND, format!("container {} does not exist", target.container));
+    }
+    let timeout = match query.iter().rev().find(|(k, _)| k == "timeout").map(|(_, v)| v.parse::<i64>()) {
+        Some(Err(_)) => return text(StatusCode::NOT_FOUND, "cannot parse value of timeout parameter"),
+        Some(Ok(seconds)) => seconds,
+        None => 0,
+    };
+    match node.checkpoint(target, timeout).await {
+        Ok(path) => json_reply(&json!({"items": [path]})),
+        Err(e) => {
+            let what = format!("{}/{}/{}", target.pod.namespace, target.pod.name, target.container);
+            text(e.status(), format!("checkpointing of {what} failed ({e})"))
+        }
+    }
+}
+
+/// `PUT /debug/flags/v` with a number, as upstream's.
+async fn set_verbosity(shared: &Shared, request: Request<Incoming>) -> Reply {
+    let body = http_body_util::Limited::new(request.into_body(), 64);
+    let text_of = http_body_util::BodyExt::collect(body).await.ok().map(|b| b.to_bytes());
+    let number = text_of.and_then(|b| std::str::from_utf8(&b).ok()?.trim().parse::<u32>().ok());
+    let Some(number) = number else { return text(StatusCode::BAD_REQUEST, "the body must be a number\n") };
+    match shared.node.set_verbosity(number) {
+        Ok(()) => text(StatusCode::OK, format!("successfully set klog.logging.verbosity to {number}")),
+        Err(e) => failure(&e),
     }
 }
 

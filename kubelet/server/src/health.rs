@@ -15,6 +15,20 @@ pub(crate) fn healthz(node: &dyn Node, one: Option<&str>, verbose: bool) -> Repl
     text(status, body)
 }
 
+/// `/metrics/slis`: the same checks as numbers.
+pub(crate) fn slis(node: &dyn Node) -> String {
+    let mut out = String::from(
+        "# HELP kubernetes_healthcheck [STABLE] This metric records the result of a single healthcheck.\n\
+         # TYPE kubernetes_healthcheck gauge\n",
+    );
+    let own = ["ping", "log"].map(|name| (name.to_owned(), Ok(())));
+    for (name, result) in own.into_iter().chain(node.healthz()) {
+        let fine = u8::from(result.is_ok());
+        out.push_str(&format!("kubernetes_healthcheck{{name=\"{name}\",type=\"healthz\"}} {fine}\n"));
+    }
+    out
+}
+
 fn judge(checks: &[Check], one: Option<&str>, verbose: bool) -> (StatusCode, String) {
     if let Some(name) = one {
         return match checks.iter().find(|(n, _)| n == name) {

@@ -8,6 +8,7 @@ mod error;
 mod handler;
 mod health;
 pub mod log;
+mod log_query;
 mod node;
 mod proxy;
 mod reply;

@@ -1,6 +1,7 @@
 //! What the server asks of the kubelet.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
@@ -110,8 +111,32 @@ pub trait Node: Send + Sync + 'static {
     /// The stats summary document.
     fn stats_summary(&self, only_cpu_and_memory: bool) -> BoxFuture<'_, Result<Value, NodeError>>;
 
+    /// A request to `path` (its first part) was answered after `took`; streams and followed logs are `long_running`.
+    fn requested(&self, method: &str, path: &str, long_running: bool, took: Duration) {
+        let _ = (method, path, long_running, took);
+    }
+
     /// The effective KubeletConfiguration (the server wraps it in `{"kubeletconfig": ...}`).
     fn configz(&self) -> Value;
+
+    /// Writes the state of a running container to a file and gives its path; the runtime may take `timeout` seconds (0: as
+    /// long as it likes).
+    fn checkpoint<'a>(&'a self, target: &'a ContainerRef, timeout: i64) -> BoxFuture<'a, Result<String, NodeError>> {
+        let _ = (target, timeout);
+        Box::pin(async { Err(NodeError::NotFound("checkpoints are not supported".into())) })
+    }
+
+    /// The flags in effect, one `name=value` a line.
+    fn flagz(&self) -> String;
+
+    /// Version, start and paths, for people.
+    fn statusz(&self) -> String;
+
+    /// Logs as much as upstream's verbosity says.
+    ///
+    /// # Errors
+    /// It is switched off, or the log cannot be changed.
+    fn set_verbosity(&self, verbosity: u32) -> Result<(), NodeError>;
 
     /// Health checks by name (`syncloop`, `pleg`, ...); an error says what is wrong. `ping` and `log` are the server's.
     fn healthz(&self) -> Vec<(String, Result<(), String>)>;

@@ -19,6 +19,11 @@ pub(crate) enum Route {
     PortForward(PodRef),
     Run(ContainerRef),
     Configz,
+    Checkpoint(ContainerRef),
+    Flagz,
+    Statusz,
+    /// Sets the verbosity of the log.
+    Verbosity,
     /// A path below the system's logs, decoded; ends in `/` or is empty for a folder.
     SystemLogs(String),
 }
@@ -30,6 +35,35 @@ pub(crate) enum Metrics {
     Cadvisor,
     Resource,
     Probes,
+    Slis,
+}
+
+impl Route {
+    /// The path's first part, for metrics, and whether requests may last as long as they like.
+    pub(crate) fn label(&self) -> (&'static str, bool) {
+        match self {
+            Self::Healthz(_) => ("healthz", false),
+            Self::Pods => ("pods", false),
+            Self::RunningPods => ("runningpods", false),
+            Self::Metrics(Metrics::Kubelet) => ("metrics", false),
+            Self::Metrics(Metrics::Cadvisor) => ("metrics/cadvisor", false),
+            Self::Metrics(Metrics::Resource) => ("metrics/resource", false),
+            Self::Metrics(Metrics::Probes) => ("metrics/probes", false),
+            Self::Metrics(Metrics::Slis) => ("metrics/slis", false),
+            Self::StatsSummary => ("stats", false),
+            Self::ContainerLogs(_) => ("containerLogs", true),
+            Self::Exec(_) => ("exec", true),
+            Self::Attach(_) => ("attach", true),
+            Self::PortForward(_) => ("portForward", true),
+            Self::Run(_) => ("run", false),
+            Self::Configz => ("configz", false),
+            Self::Checkpoint(_) => ("checkpoint", false),
+            Self::Flagz => ("flagz", false),
+            Self::Statusz => ("statusz", false),
+            Self::Verbosity => ("debug", false),
+            Self::SystemLogs(_) => ("logs", false),
+        }
+    }
 }
 
 /// Why a request has no route.
@@ -51,6 +85,8 @@ impl Route {
                 | Self::PortForward(_)
                 | Self::Run(_)
                 | Self::Configz
+                | Self::Flagz
+                | Self::Verbosity
         )
     }
 }
@@ -74,6 +110,7 @@ pub(crate) fn find(method: &Method, path: &str) -> Result<Route, NoRoute> {
         ["metrics", "cadvisor"] => (Route::Metrics(Metrics::Cadvisor), get),
         ["metrics", "resource"] => (Route::Metrics(Metrics::Resource), get),
         ["metrics", "probes"] => (Route::Metrics(Metrics::Probes), get),
+        ["metrics", "slis"] => (Route::Metrics(Metrics::Slis), get),
         ["stats", "summary"] => (Route::StatsSummary, stream),
         ["containerLogs", namespace, pod, container] => {
             (Route::ContainerLogs(container_ref(namespace, pod, None, container)), get)
@@ -97,6 +134,12 @@ pub(crate) fn find(method: &Method, path: &str) -> Result<Route, NoRoute> {
             (Route::Run(container_ref(namespace, pod, Some(uid), container)), &[Method::POST][..])
         }
         ["configz"] => (Route::Configz, get),
+        ["flagz"] => (Route::Flagz, get),
+        ["statusz"] => (Route::Statusz, get),
+        ["debug", "flags", "v"] => (Route::Verbosity, &[Method::PUT][..]),
+        ["checkpoint", namespace, pod, container] => {
+            (Route::Checkpoint(container_ref(namespace, pod, None, container)), &[Method::POST][..])
+        }
         ["logs", ref rest @ ..] => {
             let slash = if path.ends_with('/') && !rest.is_empty() { "/" } else { "" };
             (Route::SystemLogs(format!("{}{slash}", rest.join("/"))), get)
@@ -144,6 +187,10 @@ pub(crate) fn subresources(path: &str) -> &'static [&'static str] {
         &["healthz", "proxy"]
     } else if below("/configz") {
         &["configz", "proxy"]
+    } else if below("/statusz") {
+        &["statusz"]
+    } else if below("/flagz") {
+        &["configz"]
     } else {
         &["proxy"]
     }
@@ -186,7 +233,11 @@ mod tests {
             ("GET", "/logs/pods/a%20b", Ok(Route::SystemLogs("pods/a b".into()))),
             ("GET", "/logs/pods/", Ok(Route::SystemLogs("pods/".into()))),
             ("GET", "/", Err(NoRoute::NotFound)),
-            ("GET", "/checkpoint/ns/p/c", Err(NoRoute::NotFound)),
+            ("GET", "/checkpoint/ns/p/c", Err(NoRoute::MethodNotAllowed)),
+            ("POST", "/checkpoint/ns/p/c", Ok(Route::Checkpoint(c(None)))),
+            ("PUT", "/debug/flags/v", Ok(Route::Verbosity)),
+            ("GET", "/metrics/slis", Ok(Route::Metrics(Metrics::Slis))),
+            ("GET", "/statusz", Ok(Route::Statusz)),
         ] {
             assert_eq!(find(&method.parse().unwrap(), path), want, "{method} {path}");
         }
@@ -202,6 +253,9 @@ mod tests {
             ("/metrics/cadvisor", &["metrics"]),
             ("/stats/summary", &["stats"]),
             ("/logs/", &["log"]),
+            ("/statusz", &["statusz"]),
+            ("/flagz", &["configz"]),
+            ("/checkpoint/ns/p/c", &["checkpoint"]),
             ("/exec/ns/p/c", &["proxy"]),
             ("/metricsx", &["proxy"]),
             ("/", &["proxy"]),

@@ -73,6 +73,8 @@ pub struct ServerConfig {
     pub tls: TlsPolicy,
     /// A stream over which nothing has come for so long is closed (4 h); zero: never.
     pub streaming_idle: Duration,
+    /// `/logs/?query=SERVICE` shows the service's journal.
+    pub log_query: bool,
     /// `/logs/` serves this directory (`/var/log`); `None` answers 405.
     pub system_logs: Option<PathBuf>,
 }
@@ -138,6 +140,7 @@ impl Server {
             access: Access::new(&config),
             debugging_handlers: config.debugging_handlers,
             system_logs: config.system_logs.clone(),
+            log_query: config.log_query,
             streaming_idle: config.streaming_idle,
             stop: stop.clone(),
         });

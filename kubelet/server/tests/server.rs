@@ -102,6 +102,19 @@ impl Node for TestNode {
         async move { Ok(json!({"only": only})) }.boxed()
     }
 
+    fn flagz(&self) -> String {
+        "v=2\n".into()
+    }
+
+    fn statusz(&self) -> String {
+        "kubelet statusz\n".into()
+    }
+
+    fn set_verbosity(&self, verbosity: u32) -> Result<(), NodeError> {
+        self.asked.lock().unwrap().push(format!("verbosity {verbosity}"));
+        Ok(())
+    }
+
     fn configz(&self) -> Value {
         json!({"maxPods": 110})
     }
@@ -158,6 +171,7 @@ async fn bench(change: impl FnOnce(&mut ServerConfig)) -> Bench {
         debugging_handlers: true,
         tls: TlsPolicy::default(),
         streaming_idle: Duration::from_secs(3600),
+        log_query: true,
         system_logs: Some(at("varlog")),
     };
     change(&mut config);
@@ -384,6 +398,18 @@ async fn every_path_answers() {
         ("GET", "/logs/syslog", 200, "system line\n"),
         ("GET", "/logs/none", 404, "404 page not found\n"),
         ("GET", "/logs/..%2fca.crt", 403, "403 Forbidden\n"),
+        ("GET", "/logs/?query=syslog&tailLines=1", 200, "system line\n"),
+        ("GET", "/logs/?query=a&boot=1", 400, "boot: it must be less than 1\n"),
+        ("GET", "/flagz", 200, "v=2\n"),
+        ("GET", "/statusz", 200, "kubelet statusz\n"),
+        ("PUT", "/debug/flags/v", 400, "the body must be a number\n"),
+        (
+            "POST",
+            "/checkpoint/ns/web/app?timeout=5",
+            404,
+            "checkpointing of ns/web/app failed (checkpoints are not supported)",
+        ),
+        ("POST", "/checkpoint/ns/web/none", 404, "container none does not exist"),
         ("GET", "/none", 404, "404 page not found\n"),
         ("DELETE", "/pods", 405, "405: Method Not Allowed"),
         ("GET", "/exec/ns/web/app?command=ls&output=1", 400, "Upgrade request required"),
@@ -394,6 +420,8 @@ async fn every_path_answers() {
     ] {
         assert_eq!(b.ask(ADMIN, method, path).await, (status, body.to_owned()), "{method} {path}");
     }
+    let slis = b.get(ADMIN, "/metrics/slis").await.1;
+    assert!(slis.contains("kubernetes_healthcheck{name=\"syncloop\",type=\"healthz\"} 1\n"), "{slis}");
     assert!(b.get(ADMIN, "/logs/").await.1.contains("<a href=\"syslog\">syslog</a>"));
     *b.node.sick.lock().unwrap() = true;
     assert_eq!(b.get(ADMIN, "/healthz").await.0, 500);
@@ -537,6 +565,7 @@ async fn bad_files_stop_the_start() {
         debugging_handlers: true,
         tls: TlsPolicy::default(),
         streaming_idle: Duration::from_secs(3600),
+        log_query: false,
         system_logs: None,
     };
     let none = dir.path().join("none.crt");

@@ -58,7 +58,6 @@ pub(crate) const NONE: &[(&str, &str)] = &[
     ("tracing", "spans are not exported"),
     ("localStorageCapacityIsolation", "local storage is always counted"),
     ("userNamespaces", "every pod has 65536 ids"),
-    ("volumeStatsAggPeriod", "volumes are measured when somebody asks"),
 ];
 
 /// Why a field changes nothing, if so.

@@ -162,12 +162,39 @@ impl Flags {
         if let Some(level) = &self.log_level {
             return level.clone();
         }
-        match self.v.unwrap_or(config.logging.verbosity) {
-            0..=3 => "info",
-            4..=5 => "debug",
-            _ => "trace",
-        }
-        .to_owned()
+        level_of(self.v.unwrap_or(config.logging.verbosity)).to_owned()
+    }
+
+    /// What the command line said, for whoever asks the running kubelet.
+    pub(crate) fn told(&self) -> Vec<(String, String)> {
+        let text = |p: &Option<PathBuf>| p.as_ref().map(|p| p.display().to_string());
+        let own = [
+            ("bootstrap-kubeconfig", text(&self.bootstrap_kubeconfig)),
+            ("cert-dir", Some(self.cert_dir.display().to_string())),
+            ("cloud-provider", Some(self.cloud_provider.clone())),
+            ("config", text(&self.config)),
+            ("config-dir", text(&self.config_dir)),
+            ("hostname-override", self.hostname_override.clone()),
+            ("kubeconfig", text(&self.kubeconfig)),
+            ("lock-file", text(&self.lock_file)),
+            ("node-ip", Some(self.node_ip.join(","))),
+            ("node-labels", Some(self.node_labels.join(","))),
+            ("root-dir", Some(self.root_dir.display().to_string())),
+            ("v", self.v.map(|v| v.to_string())),
+        ];
+        let own = own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.filter(|v| !v.is_empty())?)));
+        let mut out: Vec<(String, String)> = own.chain(self.said.iter().cloned()).collect();
+        out.sort();
+        out
+    }
+}
+
+/// Upstream's verbosity as a log level.
+pub(crate) fn level_of(verbosity: u32) -> &'static str {
+    match verbosity {
+        0..=3 => "info",
+        4..=5 => "debug",
+        _ => "trace",
     }
 }
 

@@ -119,7 +119,8 @@ pub(crate) async fn run(shared: Arc<Shared>, target: Target, reports: mpsc::Send
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let outcome = handler::probe(&shared, &target, &probe, Duration::from_secs(timeout)).await;
+        let probing = handler::probe(&shared, &target, &probe, Duration::from_secs(timeout));
+        let outcome = crate::metrics::timed_probe(&target, probing).await;
         let (ok, output) = match outcome {
             Outcome::Success => (true, String::new()),
             Outcome::Failure(output) => (false, output),

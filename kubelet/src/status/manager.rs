@@ -58,6 +58,7 @@ impl Statuses {
         if entry.status == status {
             return false;
         }
+        crate::metrics::own::pod_changed(pod, (entry.version > 0).then_some(&entry.status), &status);
         entry.status = status;
         entry.version += 1;
         drop(entries);
@@ -89,7 +90,9 @@ impl Statuses {
 
     /// Forgets a pod.
     pub(crate) fn forget(&self, uid: &str) {
-        self.entries().remove(uid);
+        if let Some(entry) = self.entries().remove(uid) {
+            crate::metrics::own::forget(&entry.pod);
+        }
     }
 
     /// Sends what is new, for ever.
