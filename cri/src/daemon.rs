@@ -186,6 +186,12 @@ impl Daemon {
         }
     }
 
+    /// Makes the record of a sandbox or container durable, beside whatever else is done.
+    pub fn record_synced(&self, id: &str) -> tokio::task::JoinHandle<Result<()>> {
+        let (ledger, id) = (self.ledger.clone(), id.to_owned());
+        tokio::task::spawn_blocking(move || ledger.sync(&id).map_err(Error::failed(format!("record {id} for good"))))
+    }
+
     /// Volatile folder of a sandbox.
     pub fn sandbox_dir(&self, id: &str) -> PathBuf {
         self.config.state.join("sandboxes").join(id)

@@ -1,4 +1,8 @@
 //! What was decided, on disk: one JSON file per sandbox and container, written before anything is done about it.
+//!
+//! A killed daemon finds every record that it wrote. That a record outlives a power failure is waited for once per sandbox and
+//! container, beside the work that it describes and before anyone is told of it ([`Ledger::sync`]): namespaces, mounts and
+//! processes do not outlive one, so that later changes need not either.
 
 use std::fs;
 use std::io;
@@ -6,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use gantry_monitor::record::{ExitRecord, write_atomically};
+use gantry_monitor::record::ExitRecord;
 use prost::Message;
 use proto::cri;
 use serde::de::DeserializeOwned;
@@ -128,7 +132,7 @@ impl Ledger {
     /// # Errors
     /// The file system's.
     pub fn put_sandbox(&self, record: &SandboxRecord) -> io::Result<()> {
-        write_atomically(&self.file("sandboxes", &record.id), &serde_json::to_vec(record)?)
+        replace(&self.file("sandboxes", &record.id), &serde_json::to_vec(record)?)
     }
 
     /// Writes a container.
@@ -136,7 +140,22 @@ impl Ledger {
     /// # Errors
     /// The file system's.
     pub fn put_container(&self, record: &ContainerRecord) -> io::Result<()> {
-        write_atomically(&self.file("containers", &record.id), &serde_json::to_vec(record)?)
+        replace(&self.file("containers", &record.id), &serde_json::to_vec(record)?)
+    }
+
+    /// Waits until the record of a sandbox or container as it is now would outlive a power failure. Blocking.
+    ///
+    /// # Errors
+    /// The file system's; a record that is gone meanwhile is fine.
+    pub fn sync(&self, id: &str) -> io::Result<()> {
+        for kind in ["sandboxes", "containers"] {
+            match fs::File::open(self.file(kind, id)) {
+                Ok(file) => return file.sync_data(),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Forgets a sandbox.
@@ -166,6 +185,13 @@ impl Ledger {
     }
 }
 
+/// Writes a file so that a reader finds the old or the new content.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("json.tmp");
+    fs::write(&temporary, bytes)?;
+    fs::rename(&temporary, path)
+}
+
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -179,10 +205,13 @@ fn read_all<T: DeserializeOwned>(folder: &Path) -> (Vec<T>, Vec<String>) {
         if path.extension().is_none_or(|e| e != "json") {
             continue;
         }
-        match fs::read(&path)
-            .map_err(|e| e.to_string())
-            .and_then(|b| serde_json::from_slice(&b).map_err(|e| e.to_string()))
-        {
+        let read = fs::read(&path);
+        if read.as_ref().is_ok_and(Vec::is_empty) {
+            // Written just before a power failure; what it described is gone with that.
+            let _ = fs::remove_file(&path);
+            continue;
+        }
+        match read.map_err(|e| e.to_string()).and_then(|b| serde_json::from_slice(&b).map_err(|e| e.to_string())) {
             Ok(record) => records.push(record),
             Err(e) => faults.push(format!("{}: {e}", path.display())),
         }
@@ -217,6 +246,12 @@ mod tests {
         let (records, faults) = ledger.sandboxes();
         assert_eq!((records.len(), faults.len()), (1, 1));
         assert_eq!(records[0].config.0.hostname, "h");
+        ledger.sync("a").unwrap();
+        ledger.sync("never written").unwrap();
+        // What a power failure leaves of a file that was not waited for.
+        fs::write(dir.path().join("sandboxes/empty.json"), "").unwrap();
+        assert_eq!(ledger.sandboxes().1.len(), 1);
+        assert!(!dir.path().join("sandboxes/empty.json").exists());
         ledger.remove_sandbox("a").unwrap();
         ledger.remove_sandbox("a").unwrap();
     }

@@ -22,7 +22,6 @@ if [ -z "$driver" ]; then
   driver=${CARGO_TARGET_DIR:-$ROOT/target}/release/examples/cri-bench
 fi
 work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/gantry-cribench.XXXXXX") ns=gantry-cribench-$$ image=${IMAGE:-gantry.local/bench:1} pids=()
-inside() { nsenter --net="/run/netns/$ns" "$@"; }
 finish() {
   local pid
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null; done
@@ -57,8 +56,9 @@ state = "$work/cri-state"
 runtime_root = "$work/run"
 cni_conf_dir = "$work/gantry.d"
 cni_bin_dirs = ["$work/plugins"]
+nri_socket = ""
 END
-inside "$BIN_DIR/gantry-cri" --config "$work/cri.toml" >"$work/cri.log" 2>&1 &
+nsenter --net="/run/netns/$ns" "$BIN_DIR/gantry-cri" --config "$work/cri.toml" >"$work/cri.log" 2>&1 &
 pids+=($!)
 wait_for 30 gantry-cri "$BIN_DIR/gantry-cri" --config "$work/cri.toml" image import "$work/image.tar" ||
   die "gantry-cri does not start" "$work/cri.log"
@@ -81,7 +81,7 @@ state = "$work/containerd-state"
     bin_dir = "/usr/lib/cni"
     conf_dir = "$work/containerd.d"
 END
-  inside containerd -c "$work/containerd.toml" >"$work/containerd.log" 2>&1 &
+  nsenter --net="/run/netns/$ns" containerd -c "$work/containerd.toml" >"$work/containerd.log" 2>&1 &
   pids+=($!)
   wait_for 30 containerd ctr -a "$work/containerd.sock" version || die "containerd does not start" "$work/containerd.log"
   ctr -a "$work/containerd.sock" -n k8s.io images import "$work/image.tar" >/dev/null ||
@@ -90,5 +90,5 @@ END
   targets+=(--target "containerd=$work/containerd.sock")
 fi
 for other in "$@"; do targets+=(--target "$other"); done
-inside "$driver" "${targets[@]}" --image "$image" --rounds "${ROUNDS:-50}" --parallel "${PARALLEL:-5}" \
+nsenter --net="/run/netns/$ns" "$driver" "${targets[@]}" --image "$image" --rounds "${ROUNDS:-50}" --parallel "${PARALLEL:-5}" \
   --standing "${STANDING:-20}" --output "$format" || die "measuring failed" "$work/cri.log"

@@ -72,7 +72,13 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
     };
     let container = Arc::new(Container::new(record));
     container.change(&daemon.ledger, |_| {})?;
+    let durable = daemon.record_synced(&id);
     let mut made = make(daemon, &sandbox, &container, &image).await;
+    if made.is_ok()
+        && let Err(error) = durable.await.map_err(Error::from).flatten()
+    {
+        made = Err(error);
+    }
     // Whoever stops or removes the pod from now on sees this container; if that has happened already, nobody would.
     let _pods_turn = sandbox.turn.lock().await;
     if made.is_ok() && (daemon.sandbox(&sandbox.id).is_err() || sandbox.record().stopped) {

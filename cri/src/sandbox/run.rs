@@ -77,6 +77,7 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
     let ids = users::wanted(&options).map_err(Error::Invalid)?;
     let list = if host_network { None } else { Some(cni::load(&daemon.config.cni_conf_dir).map_err(Error::Failed)?) };
     sandbox.change(&daemon.ledger, |r| r.cni_config = list.clone())?;
+    let durable = daemon.record_synced(&record.id);
     let dir = daemon.sandbox_dir(&record.id);
     let (folder, request) = (dir.clone(), config.clone());
     let owner = ids.as_ref().map(|ids| ids.root());
@@ -116,5 +117,6 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
     {
         sandbox.change(&daemon.ledger, |r| r.pid_init = Some(pid))?;
     }
+    durable.await??;
     sandbox.change(&daemon.ledger, |r| r.complete = true)
 }

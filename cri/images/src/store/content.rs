@@ -136,6 +136,17 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync", dir, e))
 }
 
+/// Writes `bytes` to `path` so that a reader sees the old or the new content; a power failure may lose both.
+pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
+    let tmp = path.with_extension("tmp");
+    let written = fs::write(&tmp, bytes).map_err(|e| Error::io("write", &tmp, e));
+    let result = written.and_then(|()| fs::rename(&tmp, path).map_err(|e| Error::io("rename", path, e)));
+    if result.is_err() {
+        let _ = fs::remove_file(&tmp);
+    }
+    result
+}
+
 /// Writes `bytes` to `path` so that a reader sees the old or the new content and a crash loses neither.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let tmp = path.with_extension("tmp");

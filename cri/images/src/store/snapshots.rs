@@ -1,7 +1,8 @@
 //! Snapshots on disk: `snapshots/<id>/{snapshot.json,fs,work}`.
 //!
 //! `snapshot.json` is written before anything is mounted and names where; a start finds every mount again by its source
-//! in mountinfo, so neither file nor mount can get lost.
+//! in mountinfo, so neither file nor mount can get lost. None of it is flushed: after a power failure the containers are gone,
+//! and what is only half there is thrown away.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::content::{sync_dir, write_atomic};
+use super::content::write_renamed;
 use super::mountinfo::overlays;
 use super::overlay::{Overlay, detach};
 use super::trash::Trash;
@@ -63,7 +64,7 @@ impl Snapshots {
     fn save(&self, snapshot: &Snapshot) -> Result<()> {
         let path = self.path(&snapshot.id).join("snapshot.json");
         let bytes = serde_json::to_vec(snapshot).map_err(|e| Error::io("encode", &path, e))?;
-        write_atomic(&path, &bytes)
+        write_renamed(&path, &bytes)
     }
 }
 
@@ -115,7 +116,7 @@ impl Store {
             fs::set_permissions(&upper, fs::Permissions::from_mode(meta.mode() & 0o7777))
                 .map_err(|e| Error::io("set mode of", &upper, e))?;
         }
-        sync_dir(&self.snapshots.dir)
+        Ok(())
     }
 
     /// Mounts a snapshot at `target`; there already is fine.
