@@ -193,6 +193,7 @@ runtime_root = "/run/gantry-conformance/run"
 registry_config = "$work/certs.d"
 cni_conf_dir = "$work/net.d"
 cni_bin_dirs = ["$work/cni"]
+nri_socket = "$work/nri.sock"
 T
   setsid "$BIN_DIR/gantry-cri" --config "$work/cri.toml" >"$OUT/gantry-cri.log" 2>&1 &
   daemon_pid=$!

@@ -46,6 +46,12 @@ pub struct Config {
     pub docker_config: PathBuf,
     /// Folder of localhost seccomp profiles.
     pub seccomp_profile_root: PathBuf,
+    /// Socket to which NRI plugins connect; empty: none.
+    pub nri_socket: PathBuf,
+    /// Folder of NRI plugins (`NN-name`) that are started with the daemon; empty: none.
+    pub nri_plugin_dir: PathBuf,
+    /// Folder of their configuration: `NN-name.conf` or `name.conf`.
+    pub nri_plugin_config_dir: PathBuf,
 }
 
 impl Default for Config {
@@ -69,6 +75,9 @@ impl Default for Config {
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             docker_config: PathBuf::new(),
             seccomp_profile_root: "/var/lib/kubelet/seccomp".into(),
+            nri_socket: "/var/run/nri/nri.sock".into(),
+            nri_plugin_dir: "/opt/nri/plugins".into(),
+            nri_plugin_config_dir: "/etc/nri/conf.d".into(),
         }
     }
 }

@@ -69,6 +69,8 @@ pub struct Daemon {
     pub pod_cidr: Mutex<String>,
     /// What plugins last said about a network configuration, and when.
     pub network: tokio::sync::Mutex<Option<NetworkAnswer>>,
+    /// NRI plugins.
+    pub nri: crate::nri::Nri,
     /// Long operations so far, and how many of them failed.
     pub calls: Mutex<(u64, u64)>,
 }
@@ -182,6 +184,7 @@ impl Daemon {
             streaming: std::sync::OnceLock::new(),
             pod_cidr: Mutex::default(),
             network: tokio::sync::Mutex::default(),
+            nri: crate::nri::Nri::default(),
             calls: Mutex::default(),
         }
     }

@@ -16,6 +16,7 @@ pub mod fsck;
 pub mod ledger;
 pub mod metrics;
 pub mod monitors;
+pub mod nri;
 pub mod oci;
 pub mod prometheus;
 pub mod reconcile;

@@ -296,6 +296,7 @@ async fn serve(config: Config, path: PathBuf) -> anyhow::Result<()> {
     cri::reconcile::run(&daemon).await;
     cri::streams::start(&daemon).await.context("start the streaming server")?;
     cri::prometheus::serve(&daemon).await.context("serve metrics")?;
+    cri::nri::serve(&daemon).await;
     let (listener, handed) = match handed_socket()? {
         Some(listener) => (listener, true),
         None => (own_socket(&socket)?, false),
@@ -311,7 +312,7 @@ async fn serve(config: Config, path: PathBuf) -> anyhow::Result<()> {
     }
     tracing::info!(socket = %socket.display(), "serving");
     let imports = cri::admin::serve(&daemon, &socket.with_extension("admin")).context("serve imports")?;
-    let service = Service::new(daemon);
+    let service = Service::new(daemon.clone());
     let stop = async {
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
         let term = async {
@@ -339,6 +340,7 @@ async fn serve(config: Config, path: PathBuf) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(&socket);
     }
     let _ = std::fs::remove_file(socket.with_extension("admin"));
+    cri::nri::unlisten(&daemon);
     Ok(())
 }
 

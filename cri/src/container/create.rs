@@ -19,7 +19,7 @@ use crate::events::emit;
 use crate::ledger::{ContainerRecord, Wire};
 use crate::oci::{capabilities, cdi, seccomp, spec, user};
 use crate::sandbox::users;
-use crate::{cgroups, monitors, sandbox};
+use crate::{cgroups, monitors, nri, sandbox};
 
 /// Makes a container, or answers the one that has the same metadata in this sandbox already.
 ///
@@ -84,23 +84,31 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
     if made.is_ok() && (daemon.sandbox(&sandbox.id).is_err() || sandbox.record().stopped) {
         made = Err(Error::State(format!("sandbox {} was stopped meanwhile", sandbox.id)));
     }
-    if let Err(error) = made {
-        let faults = release(daemon, &container).await;
-        for fault in &faults {
-            tracing::warn!(container = %id, %fault, "undo of a failed container");
-        }
-        if faults.is_empty() {
-            let _ = daemon.ledger.remove_container(&id);
-        } else {
-            // Shown, so that whoever removes the pod or tries again lets go of the rest.
-            daemon.add_container(container);
-        }
-        return Err(error);
-    }
-    daemon.add_container(container);
+    let coming = match made {
+        Ok(coming) => coming,
+        Err(error) => return Err(undo(daemon, &container, error).await),
+    };
+    daemon.add_container(container.clone());
+    drop(coming);
     emit(daemon, &id, &sandbox.id, cri::ContainerEventType::ContainerCreatedEvent);
     tracing::info!(container = %id, sandbox = %sandbox.id, name = %metadata.name, "container created");
+    nri::container_made(daemon, &container).await;
     Ok(id)
+}
+
+/// Lets go of a half-made container. Answers why it was not made.
+async fn undo(daemon: &Arc<Daemon>, container: &Arc<Container>, error: Error) -> Error {
+    let faults = release(daemon, container).await;
+    for fault in &faults {
+        tracing::warn!(container = %container.id, %fault, "undo of a failed container");
+    }
+    if faults.is_empty() {
+        let _ = daemon.ledger.remove_container(&container.id);
+    } else {
+        // Shown, so that whoever removes the pod or tries again lets go of the rest.
+        daemon.add_container(container.clone());
+    }
+    error
 }
 
 async fn make(
@@ -108,10 +116,32 @@ async fn make(
     sandbox: &Arc<Sandbox>,
     container: &Arc<Container>,
     image: &cri_images::Image,
-) -> Result<()> {
+) -> Result<nri::Coming> {
     let (task_daemon, task_sandbox, task_container, task_image) =
         (daemon.clone(), sandbox.clone(), container.clone(), image.clone());
-    tokio::task::spawn_blocking(move || prepare(&task_daemon, &task_sandbox, &task_container, &task_image)).await??;
+    let prepared =
+        tokio::task::spawn_blocking(move || prepare(&task_daemon, &task_sandbox, &task_container, &task_image));
+    let (oci, coming) = nri::container_comes(daemon, sandbox, container, prepared.await??).await?;
+    if let Err(error) = made(daemon, sandbox, container, &oci).await {
+        nri::container_removed(daemon, container, || drop(coming)).await;
+        return Err(error);
+    }
+    Ok(coming)
+}
+
+/// Writes the configuration and has the monitor make the container.
+async fn made(daemon: &Arc<Daemon>, sandbox: &Sandbox, container: &Container, oci: &Value) -> Result<()> {
+    let group = oci["linux"]["cgroupsPath"].as_str().unwrap_or_default();
+    if group != cgroups::oci_path(&container.record().cgroup) {
+        if daemon.config.cgroup_driver != cgroups::Driver::Cgroupfs || !group.starts_with('/') {
+            return Err(Error::Invalid(format!(
+                "an NRI plugin wants cgroup {group:?}: it can change paths of folders only"
+            )));
+        }
+        container.change(&daemon.ledger, |r| r.cgroup = group.to_owned())?;
+    }
+    let file = daemon.bundle(&container.id).join("config.json");
+    fs::write(&file, oci.to_string()).map_err(Error::failed(format!("write {}", file.display())))?;
     let record = container.record();
     let request = Request::Create(Box::new(Create {
         id: record.id.clone(),
@@ -135,7 +165,7 @@ fn read_in(rootfs: &Root, path: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cri_images::Image) -> Result<()> {
+fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cri_images::Image) -> Result<Value> {
     let (pod, record) = (sandbox.record(), container.record());
     let config = &record.config.0;
     let bundle = daemon.bundle(&record.id);
@@ -223,8 +253,8 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         root.make_dir(Path::new(cwd.trim_start_matches('/')))
             .map_err(Error::failed(format!("create working directory {cwd}")))?;
     }
-    fs::write(bundle.join("config.json"), text.to_string()).map_err(Error::failed("write config.json"))?;
-    container.change(&daemon.ledger, |r| r.user = (who.uid, who.gid, who.groups.clone()))
+    container.change(&daemon.ledger, |r| r.user = (who.uid, who.gid, who.groups.clone()))?;
+    Ok(text)
 }
 
 const CAP_SYS_RESOURCE: u64 = 1 << 24;

@@ -11,12 +11,11 @@ use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
 use super::{ended, signal_number};
-use crate::cgroups;
 use crate::daemon::{Container, Daemon, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::Wire;
-use crate::monitors;
+use crate::{cgroups, monitors, nri};
 
 /// Starts a created container; started already is fine.
 ///
@@ -30,8 +29,13 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         cri::ContainerState::ContainerCreated => {}
         _ => return Err(Error::State(format!("container {} has ended already", container.id))),
     }
+    let allowed = nri::container_starts(daemon, &container).await;
     container.change(&daemon.ledger, |r| r.started_at = now())?;
-    if let Err(error) = monitors::call(daemon, &container.sandbox, Request::Start { id: container.id.clone() }).await {
+    let started = match allowed {
+        Ok(()) => monitors::call(daemon, &container.sandbox, Request::Start { id: container.id.clone() }).await,
+        Err(refusal) => Err(refusal),
+    };
+    if let Err(error) = started {
         let _ = monitors::call(
             daemon,
             &container.sandbox,
@@ -43,6 +47,7 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         return Err(error);
     }
     emit(daemon, &container.id, &container.sandbox, cri::ContainerEventType::ContainerStartedEvent);
+    nri::container_started(daemon, &container).await;
     tracing::info!(container = %container.id, "container started");
     Ok(())
 }
@@ -194,7 +199,7 @@ pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         return Err(Error::Failed(format!("remove container {}: {}", container.id, faults.join("; "))));
     }
     daemon.ledger.remove_container(&container.id).map_err(Error::failed("forget the container"))?;
-    daemon.drop_container(&container.id);
+    nri::container_removed(daemon, &container, || daemon.drop_container(&container.id)).await;
     emit(daemon, &container.id, &container.sandbox, cri::ContainerEventType::ContainerDeletedEvent);
     tracing::info!(container = %container.id, "container removed");
     Ok(())
@@ -206,13 +211,41 @@ pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
 /// It has ended, or the kernel refuses a value.
 pub async fn update_resources(daemon: &Arc<Daemon>, id: &str, new: cri::LinuxContainerResources) -> Result<()> {
     let container = daemon.container(id)?;
+    let turn = container.turn.lock().await;
+    let (new, tasks) = nri::container_changes(daemon, &container, new).await?;
+    set(daemon, &container, new, tasks).await?;
+    drop(turn);
+    nri::container_changed(daemon, &container).await;
+    Ok(())
+}
+
+/// As [`update_resources`], with the limit of tasks beside what CRI knows, and without asking plugins.
+///
+/// # Errors
+/// It has ended, or the kernel refuses a value.
+pub(crate) async fn set_resources(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    new: cri::LinuxContainerResources,
+    tasks: Option<i64>,
+) -> Result<()> {
+    let container = daemon.container(id)?;
     let _turn = container.turn.lock().await;
+    set(daemon, &container, new, tasks).await
+}
+
+async fn set(
+    daemon: &Daemon,
+    container: &Container,
+    new: cri::LinuxContainerResources,
+    tasks: Option<i64>,
+) -> Result<()> {
     if container.state() == cri::ContainerState::ContainerExited {
         return Err(Error::State(format!("container {} has ended", container.id)));
     }
     let group = container.record().cgroup;
     let cgroup = daemon.host.cgroup(&group).map_err(|e| Error::Failed(e.to_string()))?;
-    let wanted = to_cgroup(&new);
+    let wanted = Resources { pids_limit: tasks, ..to_cgroup(&new) };
     let changed = tokio::task::spawn_blocking(move || {
         cgroups::tell(&group, &wanted, cgroup.version())?;
         cgroup.apply(&wanted)
@@ -262,5 +295,9 @@ fn merge(mut old: cri::LinuxContainerResources, new: cri::LinuxContainerResource
         old.cpuset_mems = new.cpuset_mems;
     }
     old.unified.extend(new.unified);
+    for limit in new.hugepage_limits {
+        old.hugepage_limits.retain(|l| l.page_size != limit.page_size);
+        old.hugepage_limits.push(limit);
+    }
     old
 }

@@ -6,12 +6,14 @@ mod life;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
 pub use create::create;
 pub use exec::{Exec, exec, exec_sync, exit_code};
+pub(crate) use life::set_resources;
 pub(crate) use life::to_cgroup;
 pub use life::{remove, start, stop, update_resources};
 
@@ -20,7 +22,7 @@ use crate::events::emit;
 use crate::ledger::ContainerRecord;
 
 /// A container has ended: recorded once, then told.
-pub fn ended(daemon: &Daemon, id: &str, exit: ExitRecord, reason: &str, message: &str) {
+pub fn ended(daemon: &Arc<Daemon>, id: &str, exit: ExitRecord, reason: &str, message: &str) {
     let Ok(container) = daemon.container(id) else { return };
     if container.record().exit.is_some() {
         return;
@@ -35,6 +37,7 @@ pub fn ended(daemon: &Daemon, id: &str, exit: ExitRecord, reason: &str, message:
         tracing::warn!(container = id, %error, "could not record an exit");
     }
     container.ended.notify_waiters();
+    crate::nri::container_ended(daemon, &container);
     emit(daemon, id, &container.sandbox, cri::ContainerEventType::ContainerStoppedEvent);
     tracing::info!(container = id, code, "container ended");
 }

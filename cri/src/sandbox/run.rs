@@ -12,8 +12,8 @@ use crate::daemon::{Daemon, Sandbox, new_id, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::{SandboxRecord, Wire};
-use crate::monitors;
 use crate::oci::spec::is_node;
+use crate::{monitors, nri};
 
 /// Makes a sandbox, or answers the one that has the same metadata already.
 ///
@@ -45,26 +45,43 @@ pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: S
     };
     let sandbox = Arc::new(Sandbox::new(record));
     let result = make(daemon, &sandbox).await;
-    if let Err(error) = result {
-        let faults = release(daemon, &sandbox).await;
-        for fault in &faults {
-            tracing::warn!(sandbox = %sandbox.id, %fault, "undo of a failed sandbox");
+    let result = match result {
+        Ok(()) => {
+            let coming = nri::pod_runs(daemon, &sandbox).await;
+            if coming.is_err() {
+                nri::pod_removed(daemon, &sandbox, || {}).await;
+            }
+            coming
         }
-        if faults.is_empty() {
-            let _ = daemon.ledger.remove_sandbox(&sandbox.id);
-        } else {
-            // Shown as not ready, so that whoever removes old sandboxes tries again to let go of the rest.
-            let _ = sandbox.change(&daemon.ledger, |r| r.stopped = true);
-            daemon.add_sandbox(sandbox.clone());
-        }
-        return Err(error);
-    }
+        Err(error) => Err(error),
+    };
+    let coming = match result {
+        Ok(coming) => coming,
+        Err(error) => return Err(undo(daemon, &sandbox, error).await),
+    };
     daemon.add_sandbox(sandbox.clone());
+    drop(coming);
     monitors::follow(daemon, &sandbox.id);
     emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerCreatedEvent);
     emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerStartedEvent);
     tracing::info!(pod = %name, sandbox = %sandbox.id, "sandbox ready");
     Ok(sandbox.id.clone())
+}
+
+/// Lets go of a half-made sandbox. Answers why it was not made.
+async fn undo(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, error: Error) -> Error {
+    let faults = release(daemon, sandbox).await;
+    for fault in &faults {
+        tracing::warn!(sandbox = %sandbox.id, %fault, "undo of a failed sandbox");
+    }
+    if faults.is_empty() {
+        let _ = daemon.ledger.remove_sandbox(&sandbox.id);
+    } else {
+        // Shown as not ready, so that whoever removes old sandboxes tries again to let go of the rest.
+        let _ = sandbox.change(&daemon.ledger, |r| r.stopped = true);
+        daemon.add_sandbox(sandbox.clone());
+    }
+    error
 }
 
 async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {

@@ -12,7 +12,7 @@ use super::network;
 use crate::daemon::{Daemon, Sandbox};
 use crate::error::{Error, Result};
 use crate::events::emit;
-use crate::{cgroups, cni, container, monitors};
+use crate::{cgroups, cni, container, monitors, nri};
 
 /// Stops all containers and lets go of the network.
 ///
@@ -25,6 +25,9 @@ pub async fn stop(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         container::stop(daemon, &container, 0).await?;
     }
     let was_stopped = sandbox.record().stopped;
+    if !was_stopped {
+        nri::pod_stopped(daemon, &sandbox).await;
+    }
     let faults = leave_network(daemon, &sandbox).await;
     if !faults.is_empty() {
         return Err(Error::Failed(format!("stop sandbox {}: {}", sandbox.id, faults.join("; "))));
@@ -132,6 +135,7 @@ pub async fn update_resources(
     if record.stopped {
         return Err(Error::State(format!("sandbox {} is not ready", sandbox.id)));
     }
+    nri::pod_changes(daemon, &sandbox, overhead.as_ref(), resources.as_ref()).await?;
     let own_parent = record.config.0.linux.as_ref().is_none_or(|l| l.cgroup_parent.is_empty());
     if let (true, Some(wanted)) = (own_parent, &resources) {
         let failed = |e: gantry_cgroup::Error| Error::Failed(format!("resources of sandbox {}: {e}", sandbox.id));
@@ -149,7 +153,9 @@ pub async fn update_resources(
         let linux = r.config.0.linux.get_or_insert_default();
         linux.overhead = overhead.or_else(|| linux.overhead.take());
         linux.resources = resources.or_else(|| linux.resources.take());
-    })
+    })?;
+    nri::pod_changed(daemon, &sandbox).await;
+    Ok(())
 }
 
 /// Stops, then removes the sandbox with all its containers. Unknown is fine.
@@ -174,7 +180,7 @@ pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         return Err(Error::Failed(format!("remove sandbox {}: {}", sandbox.id, faults.join("; "))));
     }
     daemon.ledger.remove_sandbox(&sandbox.id).map_err(Error::failed("forget the sandbox"))?;
-    daemon.drop_sandbox(&sandbox.id);
+    nri::pod_removed(daemon, &sandbox, || daemon.drop_sandbox(&sandbox.id)).await;
     emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerDeletedEvent);
     tracing::info!(sandbox = %sandbox.id, "sandbox removed");
     Ok(())

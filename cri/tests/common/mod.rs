@@ -116,7 +116,8 @@ impl Daemon {
         fs::write(self.path("net.d/10-test.conflist"), network).unwrap();
         let config = format!(
             "socket = \"{dir}/cri.sock\"\nroot = \"{dir}/root\"\nstate = \"/run/gt/cri\"\nruntime_root = \"/run/gt/run\"\n\
-             cni_conf_dir = \"{dir}/net.d\"\ncni_bin_dirs = [\"{dir}/cni\"]\n{more}\n"
+             cni_conf_dir = \"{dir}/net.d\"\ncni_bin_dirs = [\"{dir}/cni\"]\nnri_socket = \"{dir}/nri.sock\"\n\
+             nri_plugin_dir = \"{dir}/nri\"\nnri_plugin_config_dir = \"{dir}/nri.conf\"\n{more}\n"
         );
         fs::write(self.path("cri.toml"), config).unwrap();
     }
