@@ -54,7 +54,7 @@ build_crictl() {
 step "Requirements"
 need_cargo
 if [ "$(id -u)" = 0 ]; then
-  need_packages ca-certificates curl gcc libc6-dev iproute2 nftables iputils-ping busybox-static docker-registry runc openssl python3 tar util-linux bsdutils
+  need_packages ca-certificates curl gcc libc6-dev iproute2 iperf3 iptables nftables iputils-ping busybox-static docker-registry runc openssl python3 tar util-linux bsdutils
   command -v kubectl >/dev/null || need_packages kubernetes-client
 else
   note "not root: tests that need root are skipped and counted"

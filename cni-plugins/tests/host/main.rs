@@ -4,6 +4,8 @@ mod firewall;
 mod garbage;
 mod good;
 mod net;
+mod options;
+mod ports;
 
 use std::fs;
 use std::io::{Read, Write};
