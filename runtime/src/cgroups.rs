@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
+use crate::fail;
 
 /// Where a container's group is, and the unit that it belongs to under the systemd driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,20 @@ impl Place {
         let unit = Unit::parse(&text, by_user()).context(|| "linux.cgroupsPath".to_owned())?;
         let cgroup = if by_user() { connect()?.group(&unit) } else { unit.path() };
         Ok(Self { cgroup, unit: Some(text) })
+    }
+
+    /// That no other container holds the unit, asked before this one is known: deleting it would stop theirs.
+    ///
+    /// # Errors
+    /// Processes are in the unit's group.
+    pub(crate) fn require_free(&self) -> Result<()> {
+        let Some(unit) = self.unit()? else { return Ok(()) };
+        match find(&self.cgroup)? {
+            Some(group) if group.procs().is_ok_and(|pids| !pids.is_empty()) => {
+                fail!("linux.cgroupsPath {}: {} exists and has processes", self.unit.as_deref().unwrap_or(""), unit.name())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn unit(&self) -> Result<Option<Unit>> {
@@ -80,8 +95,12 @@ pub(crate) fn create(group: &Cgroup, place: &Place, id: &str, limits: &Resources
     let limits = Resources { pids_limit: None, ..limits.clone() };
     let mut systemd = connect()?;
     let what = format!("gantry container {id}");
-    let made = systemd.start_scope(&unit, &what, holder.pid, &limits, group.version());
-    let made = made.and_then(|()| group.create()).and_then(|()| group.apply(&limits));
+    let started = systemd.start_scope(&unit, &what, holder.pid, &limits, group.version());
+    if started.as_ref().is_err_and(gantry_cgroup::Error::is_taken) {
+        // Somebody else's: what stops here must not be theirs.
+        return started.map(|()| None).context(|| format!("set up {}", unit.name()));
+    }
+    let made = started.and_then(|()| group.create()).and_then(|()| group.apply(&limits));
     if made.is_err() {
         drop(holder);
         let _ = systemd.stop(&unit);

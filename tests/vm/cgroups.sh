@@ -6,7 +6,7 @@ bundle() {
   on "$1" "rm -rf $2 && mkdir -p $2/rootfs/bin $2/rootfs/huge && cp /bin/busybox $2/rootfs/bin/ && cat >$2/config.json" <<J
 {"ociVersion": "1.2.0", "root": {"path": "rootfs"}, "hostname": "c",
  "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"], "noNewPrivileges": true,
-  "args": ["/bin/busybox", "sleep", "100000"], "capabilities": {"bounding": ["CAP_MKNOD", "CAP_SYS_ADMIN"],
+  "args": ["/bin/busybox", "sh", "-c", "sleep 100000 & while :; do wait; done"], "capabilities": {"bounding": ["CAP_MKNOD", "CAP_SYS_ADMIN"],
    "effective": ["CAP_MKNOD", "CAP_SYS_ADMIN"], "permitted": ["CAP_MKNOD", "CAP_SYS_ADMIN"]}},
  "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
   {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
@@ -20,12 +20,13 @@ J
 # Every controller: its file has the limit, and the limit holds. controllers NAME OPTION CGROUPS-PATH FOLDER
 controllers() {
   local name=$1 option=$2 folder=/sys/fs/cgroup$4
+  on n1 "gantry-run delete --force $name 2>/dev/null || true"
   bundle n1 /root/$name "$3" '{"cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0"},
     "memory": {"limit": 67108864, "swap": 67108864, "reservation": 33554432}, "pids": {"limit": 12},
     "hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}],
     "blockIO": {"throttleWriteBpsDevice": [{"major": 254, "minor": 0, "rate": 1048576}]},
     "devices": [{"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rw"},
-      {"allow": true, "type": "c", "major": 1, "minor": 5, "access": "r"}],
+      {"allow": true, "type": "c", "major": 10, "minor": 237, "access": "rm"}],
     "unified": {"memory.high": "60000000"}}'
   on n1 "set -e
     run() { gantry-run $option \"\$@\"; }
@@ -38,13 +39,14 @@ controllers() {
     limits
     grep -qx \"0::${folder#/sys/fs/cgroup}\" /proc/\$(run state $name | sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p')/cgroup
     # The number of processes.
-    inside 'for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do /bin/busybox sleep 5 & done; wait' 2>&1 | grep -i fork
+    inside 'for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do /bin/busybox sleep 2 & done; wait' 2>&1 | grep -i fork
+    for i in \$(seq 100); do test \$(cat $folder/pids.current) -le 2 && break; sleep 0.2; done
     test \$(sed -n 's/^max //p' $folder/pids.events) -gt 0
-    # Devices: what is listed opens as far as it may, what is not does not even exist.
-    inside 'mknod /dev/zero c 1 5' && exit 1
-    inside 'cat /dev/null && echo >/dev/null'
-    inside 'mknod /dev/kmsg c 1 11' && exit 1
-    inside 'echo >/dev/zero' && exit 1
+    # Devices: every node may be made; what is listed opens as far as it may, what is not does not open.
+    modprobe loop
+    inside 'mknod /listed c 10 237; mknod /kmsg c 1 11; : </listed; cat /dev/null; echo >/dev/null'
+    inside ': >/listed' && exit 1
+    inside ': </kmsg' && exit 1
     # Huge pages.
     echo 8 >/proc/sys/vm/nr_hugepages
     inside 'fallocate -l 4194304 /huge/fits'
@@ -59,7 +61,8 @@ controllers() {
     see pids.max 40; see memory.max 100663296; see cpu.weight 100
     systemctl daemon-reload
     see pids.max 40; see memory.max 100663296; see cpu.weight 100; see cpu.max '50000 100000'; see cpuset.cpus 0; see memory.low 33554432
-    inside 'mknod /dev/kmsg c 1 11' && exit 1
+    inside ': </listed'
+    inside ': </kmsg' && exit 1
     run pause $name; see cgroup.freeze 1; run state $name | grep paused; run resume $name"
 }
 t_controllers() {

@@ -64,6 +64,11 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
+    /// Whether systemd has a unit of that name already.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Unit { name, .. } if name.ends_with(".UnitExists"))
+    }
+
     /// Whether the group (or file) does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } | Self::Limit { source, .. } if source.kind() == io::ErrorKind::NotFound)

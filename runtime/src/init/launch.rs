@@ -54,6 +54,7 @@ pub(crate) fn create(store: &Store, mut ask: Create<'_>) -> Result<Container> {
     let limits = resources::plan(linux.resources.as_ref())?;
     let filter = filter_of(linux.seccomp.as_ref())?;
     let place = Place::find(linux.cgroups_path.as_ref(), ask.id, ask.systemd)?;
+    place.require_free()?;
     let mut container = store.reserve(ask.id, &ask.bundle, &rootfs, &place)?;
     let made = (|| {
         let group = cgroups::find(&place.cgroup)?;

@@ -66,7 +66,7 @@ impl Systemd {
         p.extend(properties::of(limits, version)?);
         match self.start(unit, &p) {
             // A unit that failed (its processes were killed for want of memory) keeps its name until it is reset.
-            Err(Error::Unit { name, .. }) if name.ends_with(".UnitExists") => {
+            Err(error) if error.is_taken() => {
                 let _ = self.named("ResetFailedUnit", unit, None);
                 self.start(unit, &p)
             }
@@ -85,7 +85,7 @@ impl Systemd {
         p.extend((unit.parent() != "-.slice").then(|| ("Wants", Value::Texts(vec![unit.parent().to_owned()]))));
         p.extend(properties::of(limits, version)?);
         match self.start(unit, &p) {
-            Err(Error::Unit { name, .. }) if name.ends_with(".UnitExists") => self.set(unit, limits, version),
+            Err(error) if error.is_taken() => self.set(unit, limits, version),
             other => other,
         }
     }
