@@ -1,6 +1,7 @@
 //! The container's cgroup: found, made, limited and removed through `gantry_cgroup`, by its files or by systemd.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use gantry_cgroup::{Cgroup, Host, Resources, Systemd, Unit};
 use gantry_sys::process::{Cloned, clone3, exit_now, set_parent_death_signal, wait};
@@ -68,12 +69,24 @@ fn connect() -> Result<Systemd> {
     Systemd::connect(by_user()).context(|| "--systemd-cgroup".to_owned())
 }
 
+/// The host's cgroup mounts, looked up once.
+///
+/// # Errors
+/// There are none.
+pub(crate) fn host() -> gantry_cgroup::Result<&'static Host> {
+    static HOST: OnceLock<Host> = OnceLock::new();
+    match HOST.get() {
+        Some(host) => Ok(host),
+        None => Host::detect().map(|host| HOST.get_or_init(|| host)),
+    }
+}
+
 /// The group at `path` on this host. Hosts without any cgroup file system have none.
 ///
 /// # Errors
 /// The path is not allowed.
 pub(crate) fn find(path: &Path) -> Result<Option<Cgroup>> {
-    let Ok(host) = Host::detect() else { return Ok(None) };
+    let Ok(host) = host() else { return Ok(None) };
     host.cgroup(path).map(Some).context(|| format!("linux.cgroupsPath {}", path.display()))
 }
 

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::device;
 use crate::error::{Error, Result};
-use crate::host::{Host, Version};
+use crate::host::{Host, Version, small};
 use crate::plan::{self, Write};
 use crate::resources::Resources;
 use crate::stats::{self, Stats, V1Folders};
@@ -81,8 +81,12 @@ impl Cgroup {
         }
         let cpuset = self.host.v1.get("cpuset").map(|point| point.join(&self.path));
         for folder in self.folders() {
-            fs::create_dir_all(&folder).map_err(Error::io("create cgroup", &folder))?;
-            if cpuset.as_ref() == Some(&folder) {
+            // Most often the parent is there already.
+            let new = fs::create_dir(&folder).is_ok();
+            if !new {
+                fs::create_dir_all(&folder).map_err(Error::io("create cgroup", &folder))?;
+            }
+            if cpuset.as_ref() == Some(&folder) && !(new && inherit_from_parent(&folder)) {
                 self.inherit_cpuset()?;
             }
         }
@@ -98,10 +102,10 @@ impl Cgroup {
             at.push(part);
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 let own = at.join(file);
-                let text = fs::read_to_string(&own).map_err(Error::io("read", &own))?;
+                let text = small(&own).map_err(Error::io("read", &own))?;
                 if text.trim().is_empty() {
                     let from = parent.join(file);
-                    let value = fs::read_to_string(&from).map_err(Error::io("read", &from))?;
+                    let value = small(&from).map_err(Error::io("read", &from))?;
                     put(&own, value.trim())?;
                 }
             }
@@ -338,8 +342,8 @@ impl Cgroup {
     /// Whether its processes are stopped.
     pub fn is_frozen(&self) -> bool {
         match self.freezer() {
-            Some((file, true)) => fs::read_to_string(file).is_ok_and(|t| matches!(t.trim(), "FROZEN" | "FREEZING")),
-            Some((file, false)) => fs::read_to_string(file).is_ok_and(|t| t.trim() == "1"),
+            Some((file, true)) => small(&file).is_ok_and(|t| matches!(t.trim(), "FROZEN" | "FREEZING")),
+            Some((file, false)) => small(&file).is_ok_and(|t| t.trim() == "1"),
             None => false,
         }
     }
@@ -397,6 +401,15 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Fills a new cpuset from its parent; false where that one is empty itself, or anything else is not as usual.
+fn inherit_from_parent(folder: &Path) -> bool {
+    let Some(parent) = folder.parent() else { return false };
+    ["cpuset.cpus", "cpuset.mems"].iter().all(|file| {
+        let value = small(&parent.join(file)).unwrap_or_default();
+        !value.trim().is_empty() && put(&folder.join(file), value.trim()).is_ok()
+    })
 }
 
 fn collect_procs(folder: &Path, into: &mut BTreeSet<i32>) -> Result<()> {

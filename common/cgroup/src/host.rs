@@ -1,8 +1,8 @@
 //! What the host has mounted: which controllers, of which version, where.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -31,22 +31,58 @@ pub struct Host {
 }
 
 impl Host {
-    /// Looks at this process's mounts.
+    /// Looks where hosts mount their cgroups, and where that is not it, at this process's mounts.
     ///
     /// # Errors
     /// No cgroup file system is mounted.
     pub fn detect() -> Result<Self> {
+        let mut host = match Self::usual() {
+            Some(host) => host,
+            None => Self::mounted()?,
+        };
+        if let Some(root) = &host.unified {
+            let controllers = small(&root.join("cgroup.controllers")).unwrap_or_default();
+            host.unified_controllers = controllers.split_whitespace().map(str::to_owned).collect();
+        }
+        Ok(host)
+    }
+
+    /// The layout below /sys/fs/cgroup, each place checked to be of the right file system: the table of mounts is long on a
+    /// host with many containers, and the kernel writes all of it for each reader.
+    fn usual() -> Option<Self> {
+        let top = Path::new("/sys/fs/cgroup");
+        if is_on(top, CGROUP2_SUPER_MAGIC) {
+            return Some(Self { v1: BTreeMap::new(), unified: Some(top.to_owned()), unified_controllers: Vec::new() });
+        }
+        let host = Self::named(&small(Path::new("/proc/self/cgroup")).ok()?, top)?;
+        let points: BTreeSet<&PathBuf> = host.v1.values().collect();
+        let right = points.into_iter().all(|point| is_on(point, CGROUP_SUPER_MAGIC))
+            && host.unified.iter().all(|point| is_on(point, CGROUP2_SUPER_MAGIC));
+        right.then_some(host)
+    }
+
+    /// Where the hierarchies that a process is in (the text of proc(5)'s `cgroup`) are mounted below `top`, by their names.
+    fn named(hierarchies: &str, top: &Path) -> Option<Self> {
+        let mut host = Self { v1: BTreeMap::new(), unified: None, unified_controllers: Vec::new() };
+        for line in hierarchies.lines() {
+            match line.split(':').nth(1)? {
+                "" => host.unified = Some(top.join("unified")),
+                names => {
+                    let point = top.join(names.strip_prefix("name=").unwrap_or(names));
+                    host.v1.extend(names.split(',').map(|name| (name.to_owned(), point.clone())));
+                }
+            }
+        }
+        (!host.v1.is_empty()).then_some(host)
+    }
+
+    fn mounted() -> Result<Self> {
         let path = Path::new("/proc/self/mountinfo");
         // Read with room for a usual table: procfs tells no size, and growing from nothing would read it in many pieces.
         let mut text = String::with_capacity(16 * 1024);
         let read = fs::File::open(path).and_then(|mut f| f.read_to_string(&mut text));
         read.map_err(Error::io("read", path))?;
-        let mut host = Self::parse(&text)?;
-        if let Some(root) = &host.unified {
-            let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-            host.unified_controllers = controllers.split_whitespace().map(str::to_owned).collect();
-        }
-        Ok(host)
+        Self::parse(&text)
     }
 
     /// As [`Host::detect`] from the text of a mountinfo file (proc(5)); controllers of version 2 are left empty.
@@ -120,6 +156,26 @@ impl Host {
     }
 }
 
+const CGROUP_SUPER_MAGIC: i64 = 0x27_e0eb;
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+
+fn is_on(path: &Path, file_system: i64) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == file_system)
+}
+
+/// The text of a file of a few words, in as few system calls as there can be.
+pub(crate) fn small(path: &Path) -> io::Result<String> {
+    let mut buffer = [0; 4096];
+    let mut file = fs::File::open(path)?;
+    let length = file.read(&mut buffer)?;
+    let mut text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    // The kernel gives such files whole; a buffer that is full is the sign of a larger one.
+    if length == buffer.len() {
+        file.read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
 /// Undoes the octal escapes of proc files (`\040` is a space).
 fn unescape(text: &str) -> PathBuf {
     let mut out = Vec::with_capacity(text.len());
@@ -154,6 +210,24 @@ mod tests {
 34 30 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
 99 30 0:30 /x /run/c/rootfs/sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
 ";
+
+    #[test]
+    fn hierarchies_are_where_their_names_say() {
+        let text = "12:cpu,cpuacct:/a\n3:memory:/\n1:name=systemd:/x:y\n0::/\n";
+        let host = Host::named(text, Path::new("/c")).unwrap();
+        assert_eq!(host.v1["cpuacct"], Path::new("/c/cpu,cpuacct"));
+        assert_eq!(host.v1["name=systemd"], Path::new("/c/systemd"));
+        assert_eq!(host.unified.unwrap(), Path::new("/c/unified"));
+        assert!(Host::named("0::/\n", Path::new("/c")).is_none(), "version 2 alone is not below a folder");
+        assert!(Host::named("?", Path::new("/c")).is_none());
+    }
+
+    #[test]
+    fn both_ways_see_the_same_host() {
+        if let (Some(usual), Ok(mounted)) = (Host::usual(), Host::mounted()) {
+            assert_eq!(usual, mounted);
+        }
+    }
 
     #[test]
     fn layouts_are_told_apart() {

@@ -66,8 +66,11 @@ pub fn set(sets: Sets) -> io::Result<()> {
 
 /// The bounding set: what exec can ever give this thread.
 pub fn bounding() -> u64 {
-    // The kernel answers with an error from the first number on that is no capability.
-    (0..64).map_while(|n| held(n).map(|held| u64::from(held) << n)).fold(0, |set, bit| set | bit)
+    // One file tells at once what takes a call for each capability.
+    crate::process::status_mask("CapBnd:").unwrap_or_else(|| {
+        // The kernel answers with an error from the first number on that is no capability.
+        (0..64).map_while(|n| held(n).map(|held| u64::from(held) << n)).fold(0, |set, bit| set | bit)
+    })
 }
 
 /// Whether a capability is in the bounding set; nothing where the kernel knows none of this number.
@@ -85,10 +88,14 @@ fn held(capability: u64) -> Option<bool> {
 /// The caller lacks CAP_SETPCAP.
 pub fn limit_bounding(keep: u64) -> io::Result<()> {
     for n in (0..64).filter(|n| keep & (1 << n) == 0) {
-        match held(n) {
-            Some(true) => crate::process::prctl(libc::PR_CAPBSET_DROP, n)?,
-            Some(false) => {}
-            None => break,
+        // What is not in the set may be dropped too: no need to ask for each.
+        match crate::process::prctl(libc::PR_CAPBSET_DROP, n) {
+            Ok(()) => {}
+            // From the first number on that is no capability.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => break,
+            // Without the right to drop, what is not there need not be dropped.
+            Err(e) if held(n) == Some(true) => return Err(e),
+            Err(_) => {}
         }
     }
     Ok(())

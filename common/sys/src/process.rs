@@ -92,7 +92,9 @@ pub fn clone3_within(user: BorrowedFd<'_>, namespaces: i32, cgroup: Option<Borro
 }
 
 fn clone_as(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
-    if fs::read_dir("/proc/self/task")?.count() != 1 {
+    // A folder has a link from its parent, one from itself and one from each folder in it: here, one for each thread.
+    use std::os::unix::fs::MetadataExt;
+    if fs::metadata("/proc/self/task")?.nlink() != 3 {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "clone3: this process has more than one thread"));
     }
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -255,6 +257,15 @@ pub(crate) fn prctl(option: i32, value: u64) -> io::Result<()> {
     // SAFETY: the options used in this crate take plain integers, never pointers.
     let done = unsafe { libc::prctl(option, value, 0_u64, 0_u64, 0_u64) };
     check(i64::from(done))
+}
+
+/// A mask of the calling process as /proc/self/status shows it, by its word there (`CapBnd:`).
+pub(crate) fn status_mask(word: &str) -> Option<u64> {
+    let mut buffer = [0; 4096];
+    let length = fs::File::open("/proc/self/status").and_then(|mut f| io::Read::read(&mut f, &mut buffer)).ok()?;
+    let text = std::str::from_utf8(&buffer[..length]).ok()?;
+    let mask = text.lines().find_map(|line| line.strip_prefix(word))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
 }
 
 /// Sets the supplementary groups of the calling (only) thread.

@@ -83,6 +83,15 @@ impl Root {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
+        // From the end up: most often only the last part is missing.
+        let Some(name) = path.file_name() else { return self.make_each(path) };
+        let at = self.make_dir(path.parent().unwrap_or(Path::new("")))?;
+        make_one(at.as_fd(), name)?;
+        self.open_in(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+    }
+
+    /// As [`Root::make_dir`] for a path that goes up at its end: part by part.
+    fn make_each(&self, path: &Path) -> io::Result<OwnedFd> {
         let mut done = PathBuf::new();
         let mut at = self.open_in(Path::new("."), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
         for part in parts(path) {
@@ -90,11 +99,7 @@ impl Root {
             at = match self.open_in(&done, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
                 Ok(fd) => fd,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    // A dangling link as this part would be found again and again: it is an error, not a folder to make.
-                    match rustix::fs::mkdirat(&at, part, Mode::from_raw_mode(0o755)) {
-                        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                        Err(e) => return Err(e.into()),
-                    }
+                    make_one(at.as_fd(), part)?;
                     self.open_in(&done, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?
                 }
                 Err(e) => return Err(e),
@@ -130,11 +135,7 @@ impl Root {
     /// The parent cannot be made, or something that is no link stands there.
     pub fn make_link(&self, path: &Path, target: &str) -> io::Result<()> {
         let (parent, name) = self.parent_of(path)?;
-        match rustix::fs::symlinkat(target, &parent, name) {
-            Ok(()) => Ok(()),
-            Err(rustix::io::Errno::EXIST) if kind_at(parent.as_fd(), name)? == FileType::Symlink => Ok(()),
-            Err(e) => Err(e.into()),
-        }
+        make_link_at(parent.as_fd(), name, target)
     }
 
     /// Makes a device node or fifo at `path`, replacing nothing.
@@ -163,6 +164,18 @@ impl AsFd for Root {
     }
 }
 
+/// Makes a symbolic link in an open folder; an existing one is left as it is.
+///
+/// # Errors
+/// Something that is no link stands there, or the kernel's.
+pub fn make_link_at(folder: BorrowedFd<'_>, name: &OsStr, target: &str) -> io::Result<()> {
+    match rustix::fs::symlinkat(target, folder, name) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) if kind_at(folder, name)? == FileType::Symlink => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// What kind of file a descriptor is for.
 ///
 /// # Errors
@@ -178,6 +191,15 @@ fn kind_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<FileType> {
 /// A name under which the kernel finds an open descriptor again, for calls that take only paths.
 pub fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Makes a folder that may be there by now. (A dangling link as this part would be found again and again: the caller's look at
+/// what it made then fails.)
+fn make_one(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 fn relative(path: &Path) -> &Path {
@@ -210,6 +232,19 @@ mod tests {
         assert!(dir.path().join("made").exists());
         assert!(root.make_file(Path::new("/abs/made")).is_err());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn dangling_links_and_ways_up_are_no_folders_to_make() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        symlink("nowhere", dir.path().join("link")).unwrap();
+        assert!(root.make_dir(Path::new("/link/below")).is_err());
+        assert!(root.make_dir(Path::new("/link")).is_err());
+        root.make_dir(Path::new("/x/y/../..")).unwrap();
+        assert!(dir.path().join("x/y").is_dir());
+        root.make_dir(Path::new("/x/z/../w")).unwrap();
+        assert!(dir.path().join("x/z").is_dir() && dir.path().join("x/w").is_dir());
     }
 
     #[test]

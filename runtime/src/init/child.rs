@@ -35,6 +35,8 @@ pub(crate) struct Job<'a> {
     pub(crate) console: Option<UnixStream>,
     /// Descriptors beyond standard error that the program keeps.
     pub(crate) preserved: i32,
+    /// Signals that the runtime was started with ignored, which the program shall not be.
+    pub(crate) ignored: u64,
 }
 
 /// The parts that only a new container has.
@@ -141,7 +143,7 @@ fn set_up(job: &mut Job<'_>, c: &mut Container<'_>) -> Result<std::convert::Infa
     if let Some(h) = &c.spec.hooks {
         hooks::run("startContainer", &h.start_container, c.state)?;
     }
-    run(&program, &argv, &envp)
+    run(&program, &argv, &envp, job.ignored)
 }
 
 /// Nobody in a namespace that is joined now may look into this process, its memory or its descriptors. The runtime hides
@@ -206,7 +208,7 @@ pub(crate) fn become_process(mut job: Job<'_>, container: OwnedFd, flags: i32) -
         check_runnable(&program, job.process)?;
         job.channel.send(&Message::Go).context(|| "talk to the runtime".to_owned())?;
         job.channel.wait_go()?;
-        run(&program, &argv, &envp)
+        run(&program, &argv, &envp, job.ignored)
     };
     let error = match set_up() {
         Ok(never) => match never {},
@@ -329,9 +331,9 @@ fn check_runnable(program: &Path, process: &Process) -> Result<()> {
     }
 }
 
-fn run(program: &Path, argv: &[CString], envp: &[CString]) -> Result<std::convert::Infallible> {
+fn run(program: &Path, argv: &[CString], envp: &[CString], ignored: u64) -> Result<std::convert::Infallible> {
     let path = CString::new(program.as_os_str().as_bytes()).context(|| "process.args: a NUL byte".to_owned())?;
-    gantry_sys::signal::reset().context(|| "reset signals".to_owned())?;
+    gantry_sys::signal::reset(ignored).context(|| "reset signals".to_owned())?;
     nix::unistd::execve(&path, argv, envp).context(|| format!("exec {}", program.display()))
 }
 

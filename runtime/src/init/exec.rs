@@ -34,6 +34,7 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
     let linux = ask.spec.linux();
     let filter = filter_of(linux.seccomp.as_ref())?;
     let caps = capabilities_of(ask.process);
+    let ignored = gantry_sys::signal::ignored();
     let init = pidfd_open(container.state.pid).context(|| "open the container's first process".to_owned())?;
     // The number could have come to mean another process, of the host, before the descriptor was opened.
     if !container.is_alive() {
@@ -64,6 +65,7 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
                 filter,
                 console: ask.console,
                 preserved: ask.preserved,
+                ignored,
             };
             child::become_process(job, init, flags & !Kind::Pid.flag())
         }

@@ -120,6 +120,7 @@ fn start_child(
     let linux = spec.linux();
     let namespaces = namespaces::plan(&linux);
     let caps = capabilities_of(process);
+    let ignored = gantry_sys::signal::ignored();
     let fifo = container.fifo();
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600))
         .context(|| "make the start fifo".to_owned())?;
@@ -176,6 +177,7 @@ fn start_child(
                 filter,
                 console: console.take(),
                 preserved: ask.preserved,
+                ignored,
             };
             let parts = child::Container {
                 spec,

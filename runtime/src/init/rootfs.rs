@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use gantry_cgroup::{Host, Version};
+use gantry_cgroup::Version;
 use gantry_sys::mount::{self, Attributes};
 use gantry_sys::root::{Root, kind};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
@@ -201,7 +201,7 @@ fn copy_up(from: &OwnedFd, tree: &OwnedFd) -> Result<()> {
 
 /// The container's own part of the cgroup trees: one mount on version 2, one per hierarchy below a tmpfs otherwise.
 fn cgroup(view: &View<'_>, root: &Root, m: &Mount, plan: &Plan) -> Result<()> {
-    let host = Host::detect().context(|| "find the host's cgroups".to_owned())?;
+    let host = crate::cgroups::host().context(|| "find the host's cgroups".to_owned())?;
     let target = root.make_dir(&m.destination).context(|| "make the folder".to_owned())?;
     if host.version() == Version::V2 {
         if view.cgroup_namespace {
@@ -269,15 +269,17 @@ fn devices(view: &View<'_>, root: &Root) -> Result<()> {
     if bound {
         return Ok(());
     }
+    let dev = root.make_dir(Path::new("/dev")).context(|| "make /dev".to_owned())?;
     let umask = rustix::process::umask(Mode::empty());
-    let made = nodes(view, root);
+    let made = nodes(view, root, &dev);
     rustix::process::umask(umask);
     made?;
     for (path, target) in LINKS {
         if path == "/dev/ptmx" && root.place_nofollow(Path::new("/dev/pts")).is_err() {
             continue;
         }
-        match root.make_link(Path::new(path), target) {
+        let name = Path::new(path).file_name().unwrap_or_default();
+        match gantry_sys::root::make_link_at(dev.as_fd(), name, target) {
             // An image may bring its own /dev/ptmx; a node there is as good.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             other => other.context(|| format!("link {path}"))?,
@@ -286,7 +288,7 @@ fn devices(view: &View<'_>, root: &Root) -> Result<()> {
     Ok(())
 }
 
-fn nodes(view: &View<'_>, root: &Root) -> Result<()> {
+fn nodes(view: &View<'_>, root: &Root, dev: &OwnedFd) -> Result<()> {
     for (path, major, minor) in DEFAULT {
         let device = Device {
             path: path.into(),
@@ -297,15 +299,16 @@ fn nodes(view: &View<'_>, root: &Root) -> Result<()> {
             ..Device::default()
         };
         let asked = view.linux.devices.iter().find(|d| d.path == device.path).unwrap_or(&device);
-        make_device(view, root, asked).context(|| format!("make device {path}"))?;
+        make_device(view, root, dev, asked).context(|| format!("make device {path}"))?;
     }
     for device in view.linux.devices.iter().filter(|d| !is_default(d)) {
-        make_device(view, root, device).context(|| format!("make device {}", device.path.display()))?;
+        make_device(view, root, dev, device).context(|| format!("make device {}", device.path.display()))?;
     }
     Ok(())
 }
 
-fn make_device(view: &View<'_>, root: &Root, device: &Device) -> Result<()> {
+/// Makes a node; `dev` is the container's /dev, where most of them are.
+fn make_device(view: &View<'_>, root: &Root, dev: &OwnedFd, device: &Device) -> Result<()> {
     if view.user_namespace {
         return bind_device(root, device);
     }
@@ -317,10 +320,17 @@ fn make_device(view: &View<'_>, root: &Root, device: &Device) -> Result<()> {
     let number =
         |n: i64, what: &str| u32::try_from(n).map_err(|_| crate::Error::new(format!("{what} {n} is out of range")));
     let (major, minor) = (number(device.major, "major")?, number(device.minor, "minor")?);
-    let (parent, name) = root.parent_of(&device.path).context(|| "find its folder".to_owned())?;
+    let (elsewhere, name) = match (device.path.parent(), device.path.file_name()) {
+        (Some(parent), Some(name)) if parent == Path::new("/dev") => (None, name),
+        _ => {
+            let (parent, name) = root.parent_of(&device.path).context(|| "find its folder".to_owned())?;
+            (Some(parent), name)
+        }
+    };
+    let parent = elsewhere.as_ref().unwrap_or(dev);
     // The mode as asked for, whatever the umask: this process has none while it builds the root.
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
-    match rustix::fs::mknodat(&parent, name, file_type, mode, rustix::fs::makedev(major, minor)) {
+    match rustix::fs::mknodat(parent, name, file_type, mode, rustix::fs::makedev(major, minor)) {
         Ok(()) => {}
         Err(rustix::io::Errno::EXIST) => return Ok(()),
         Err(rustix::io::Errno::PERM) => return bind_device(root, device),
@@ -331,7 +341,7 @@ fn make_device(view: &View<'_>, root: &Root, device: &Device) -> Result<()> {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-    rustix::fs::chownat(&parent, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::chownat(parent, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
         .context(|| "chown".to_owned())
 }
 
