@@ -51,8 +51,14 @@ impl Recorder {
             tracing::info!(pod = %key, container, reason, "{message}");
         }
         let field = container.map(|name| {
-            let init = pod::init_containers(pod).iter().any(|c| c.name == name);
-            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+            let list = if pod::init_containers(pod).iter().any(|c| c.name == name) {
+                "initContainers"
+            } else if pod::ephemeral_containers(pod).iter().any(|c| c.name == name) {
+                "ephemeralContainers"
+            } else {
+                "containers"
+            };
+            format!("spec.{list}{{{name}}}")
         });
         self.put(Item {
             about: ObjectReference {

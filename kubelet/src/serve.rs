@@ -267,7 +267,7 @@ impl Node for Served {
     ) -> BoxFuture<'a, Result<String, NodeError>> {
         Box::pin(async move {
             let pod = self.find(&target.pod)?;
-            let tty = pod::all_containers(&pod).find(|c| c.name == target.container).and_then(|c| c.tty) == Some(true);
+            let tty = pod::named(&pod, &target.container).and_then(|c| c.tty) == Some(true);
             let request = cri::AttachRequest {
                 container_id: self.running(target).await?,
                 stdin: options.stdin,

@@ -78,6 +78,24 @@ pub(crate) fn grace(pod: &Pod) -> i64 {
     pod.metadata.deletion_timestamp.as_ref().and(pod.metadata.deletion_grace_period_seconds).unwrap_or(own).max(0)
 }
 
+/// The grace period of one container that is killed alone: that of the probe that condemned it (`liveness`, `startup`),
+/// else the pod's.
+pub(crate) fn grace_after(pod: &Pod, container: &str, failed: Option<&str>) -> i64 {
+    let probe = all_containers(pod).find(|c| c.name == container).and_then(|c| match failed? {
+        "startup" => c.startup_probe.as_ref(),
+        _ => c.liveness_probe.as_ref(),
+    });
+    probe.and_then(|p| p.termination_grace_period_seconds).filter(|&s| s > 0).unwrap_or_else(|| grace(pod))
+}
+
+/// Whether the status that was reported last has this container ready.
+pub(crate) fn was_ready(pod: &Pod, id: &str) -> bool {
+    let status = pod.status.iter();
+    let all = status.flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten());
+    let mut own = all.filter(|s| s.container_id.as_deref().and_then(|i| i.rsplit('/').next()) == Some(id));
+    own.any(|s| s.ready)
+}
+
 pub(crate) fn has_startup_probe(container: &Container) -> bool {
     container.startup_probe.is_some()
 }
@@ -121,6 +139,19 @@ mod tests {
             let container = Container { image: Some(image.into()), ..Default::default() };
             assert_eq!(pull_policy(&container), want, "{image}");
         }
+    }
+
+    #[test]
+    fn the_probe_that_condemned_has_the_word_on_the_grace_period() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "spec": {
+            "terminationGracePeriodSeconds": 60, "containers": [{"name": "a", "image": "x",
+                "livenessProbe": {"terminationGracePeriodSeconds": 7}, "startupProbe": {}}]},
+            "status": {"containerStatuses": [{"name": "a", "containerID": "cri://abc", "ready": true, "image": "", "imageID": "", "restartCount": 0}]}}))
+        .unwrap();
+        for (failed, want) in [(Some("liveness"), 7), (Some("startup"), 60), (None, 60)] {
+            assert_eq!(grace_after(&pod, "a", failed), want, "{failed:?}");
+        }
+        assert!(was_ready(&pod, "abc") && !was_ready(&pod, "abd"));
     }
 
     #[test]

@@ -184,6 +184,8 @@ pub(crate) struct Creation<'a> {
     pub(crate) env: Vec<(String, String)>,
     /// Its mounts.
     pub(crate) mounts: Vec<MountSpec>,
+    /// Id of the container whose processes it shall see.
+    pub(crate) target: Option<String>,
     /// Its image on this node.
     pub(crate) image: &'a cri::Image,
 }
@@ -193,7 +195,7 @@ pub(crate) struct Creation<'a> {
 /// # Errors
 /// The spec demands what cannot be (a non-root user of an image that runs as root).
 pub(crate) fn container_config(creation: Creation<'_>, node: &NodeFacts) -> Result<cri::ContainerConfig, String> {
-    let Creation { pod, container, attempt, restart_delay_ms, env, mounts, image } = creation;
+    let Creation { pod, container, attempt, restart_delay_ms, env, mounts, target, image } = creation;
     let known: HashMap<String, String> = env.iter().cloned().collect();
     let words = |list: &Option<Vec<String>>| list.iter().flatten().map(|w| expand(w, &known)).collect();
     let mut labels = labels(pod);
@@ -226,7 +228,15 @@ pub(crate) fn container_config(creation: Creation<'_>, node: &NodeFacts) -> Resu
         tty: container.tty == Some(true),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources(pod, container, node)),
-            security_context: Some(security(pod, container, image, node)?),
+            security_context: Some(cri::LinuxContainerSecurityContext {
+                namespace_options: Some(match target {
+                    Some(target_id) => {
+                        cri::NamespaceOption { pid: cri::NamespaceMode::Target as i32, target_id, ..namespaces(pod) }
+                    }
+                    None => namespaces(pod),
+                }),
+                ..security(pod, container, image, node)?
+            }),
         }),
         stop_signal: stop_signal.and_then(cri::Signal::from_str_name).map_or(0, |s| s as i32),
         ..Default::default()
@@ -329,7 +339,6 @@ fn security(
             ..Default::default()
         }),
         privileged,
-        namespace_options: Some(namespaces(pod)),
         run_as_user: user.map(|value| cri::Int64Value { value }),
         run_as_username: if user.is_none() { image.username.clone() } else { String::new() },
         run_as_group: own.run_as_group.or(whole.run_as_group).map(|value| cri::Int64Value { value }),

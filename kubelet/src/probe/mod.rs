@@ -1,7 +1,10 @@
 //! Liveness, readiness and startup probes: one task per container and probe, which reports when a threshold is reached.
 
+mod grpc;
 mod handler;
+mod http;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +13,13 @@ use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use tokio::sync::mpsc;
 
 use handler::Outcome;
-pub(crate) use handler::http_get;
+pub(crate) use http::http_get;
 
 use crate::pod::probe_numbers;
 use crate::shared::Shared;
+
+/// How probes call themselves.
+const AGENT: &str = "kube-probe/1.36";
 
 /// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +114,13 @@ impl Counter {
     }
 }
 
+/// A part of the period that differs from container to container (pure).
+fn spread(id: &str, period: Duration) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    period.mul_f64((hasher.finish() % 1000) as f64 / 1000.0)
+}
+
 /// Probes until aborted, or until a startup or liveness probe has decided the container's fate.
 pub(crate) async fn run(shared: Arc<Shared>, target: Target, reports: mpsc::Sender<Report>) {
     let Some(probe) = target.kind.of(&target.container).cloned() else { return };
@@ -115,6 +128,10 @@ pub(crate) async fn run(shared: Arc<Shared>, target: Target, reports: mpsc::Send
     let mut counter = Counter { known: target.before, row: (true, 0), success, failure };
     let age = Duration::try_from(Timestamp::now().duration_since(target.started_at)).unwrap_or_default();
     tokio::time::sleep(Duration::from_secs(delay).saturating_sub(age)).await;
+    if age > Duration::from_secs(period) {
+        // The kubelet began anew beside many containers: their probes shall not come all at once.
+        tokio::time::sleep(spread(&target.id, Duration::from_secs(period))).await;
+    }
     let mut ticks = tokio::time::interval(Duration::from_secs(period));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -122,8 +139,19 @@ pub(crate) async fn run(shared: Arc<Shared>, target: Target, reports: mpsc::Send
         let probing = handler::probe(&shared, &target, &probe, Duration::from_secs(timeout));
         let outcome = crate::metrics::timed_probe(&target, probing).await;
         let (ok, output) = match outcome {
-            Outcome::Success => (true, String::new()),
+            Outcome::Success(warning) => {
+                if let Some(text) = warning {
+                    let text = format!("{} probe warning: {text}", target.kind.title());
+                    shared.events.pod(&target.pod, Some(&target.container.name), true, "ProbeWarning", text);
+                }
+                (true, String::new())
+            }
             Outcome::Failure(output) => (false, output),
+            Outcome::Unknown(why) => {
+                let text = format!("{} probe errored and resulted in unknown state: {why}", target.kind.title());
+                shared.events.pod(&target.pod, Some(&target.container.name), true, "Unhealthy", text);
+                continue;
+            }
         };
         crate::metrics::probed(&target, ok);
         if !ok {

@@ -137,12 +137,26 @@ pub(crate) fn derive(
         qos_class: Some(qos::class(pod).name().to_owned()),
         start_time: before.start_time.clone().or_else(|| Some(time(with.first_seen))),
         container_statuses: Some(mains),
+        ephemeral_container_statuses: ephemeral(pod, seen, with, before),
         init_container_statuses: has_init.then_some(inits),
         reason: with.failed.as_ref().map(|(r, _)| r.clone()),
         message: with.failed.as_ref().map(|(_, m)| m.clone()),
         observed_generation: pod.metadata.generation,
         ..Default::default()
     }
+}
+
+fn ephemeral(pod: &Pod, seen: &Observed, with: &Circumstances, before: &PodStatus) -> Option<Vec<ContainerStatus>> {
+    let one = |c: &k8s_openapi::api::core::v1::EphemeralContainer| {
+        let last = before.ephemeral_container_statuses.iter().flatten().find(|s| s.name == c.name);
+        let now = container(&pod::as_container(c), seen, with, last, "ContainerCreating");
+        // What ended and was collected since stays ended.
+        let lost = seen.latest(&c.name).is_none();
+        let ended = last.filter(|s| lost && s.state.as_ref().is_some_and(|s| s.terminated.is_some()));
+        ended.cloned().unwrap_or(ContainerStatus { started: None, ..now })
+    };
+    let list = pod::ephemeral_containers(pod);
+    (!list.is_empty()).then(|| list.iter().map(one).collect())
 }
 
 fn time(at: Timestamp) -> Time {

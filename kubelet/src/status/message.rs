@@ -15,9 +15,8 @@ const LOG_LINES: usize = 80;
 /// What the container wrote to its termination message path, or the end of its log where the spec says so and it failed.
 pub(crate) fn termination_message(volumes: &Volumes, pod: &Pod, seen: &Seen) -> String {
     let message = volumes.termination_message(pod::uid(pod), &seen.name, seen.attempt, LIMIT);
-    let policy =
-        pod::all_containers(pod).find(|c| c.name == seen.name).and_then(|c| c.termination_message_policy.as_deref());
-    if !message.is_empty() || policy != Some("FallbackToLogsOnError") || seen.exit_code == 0 {
+    let policy = pod::named(pod, &seen.name).and_then(|c| c.termination_message_policy.clone());
+    if !message.is_empty() || policy.as_deref() != Some("FallbackToLogsOnError") || seen.exit_code == 0 {
         return message;
     }
     let read = || -> std::io::Result<String> {

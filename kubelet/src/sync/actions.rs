@@ -111,6 +111,10 @@ pub(crate) fn actions(pod: &Pod, observed: &Observed, verdicts: &Verdicts, cap: 
         plan.actions.push(Action::RemoveSandbox { id: old.id.clone() });
     }
     let mut step = Step { pod, observed, verdicts, cap, now, sandbox: &sandbox.id, plan: &mut plan };
+    // Ephemeral containers wait for nothing and are never started again.
+    for container in pod::ephemeral_containers(pod) {
+        step.ephemeral(&container.name);
+    }
     let mains_began = pod::containers(pod).iter().any(|c| observed.latest_in(&sandbox.id, &c.name).is_some());
     let mut go_on = true;
     for container in pod::init_containers(pod) {
@@ -169,6 +173,24 @@ impl Step<'_> {
                     self.start_fresh(container);
                 }
             }
+        }
+    }
+
+    fn ephemeral(&mut self, name: &str) {
+        let start = Action::Start { container: name.to_owned(), attempt: 0, restart_delay_ms: 0 };
+        // Its container may have gone with an earlier sandbox; the status remembers.
+        let known = self.pod.status.iter().flat_map(|s| s.ephemeral_container_statuses.iter().flatten());
+        let ran = known
+            .filter(|s| s.name == name)
+            .filter_map(|s| s.state.as_ref())
+            .any(|s| s.running.is_some() || s.terminated.is_some());
+        match self.observed.latest(name) {
+            None if ran => {}
+            None => self.plan.actions.push(start),
+            Some(seen) if seen.state == State::Created => {
+                self.plan.actions.extend([Action::Remove { id: seen.id.clone() }, start]);
+            }
+            Some(_) => {}
         }
     }
 
@@ -349,6 +371,34 @@ mod tests {
             );
             assert_eq!(words(&plan), *want, "{policy} {init} {ready:?} {containers:?}");
         }
+    }
+
+    #[test]
+    fn an_ephemeral_container_starts_once_and_waits_for_no_init_container() {
+        let mut debugged = pod("Always", json!([{"name": "i", "image": "x"}]));
+        debugged.spec.as_mut().unwrap().ephemeral_containers =
+            serde_json::from_value(json!([{"name": "d", "image": "x"}])).unwrap();
+        for (containers, want) in [
+            (&["i:run"][..], "start-d0"),
+            (&["i:run", "d:run"], ""),
+            (&["i:run", "d:new"], "remove-d-0 start-d0"),
+            (&["i:0", "a:run", "b:run", "d:1"], ""),
+            (&["i:0", "a:1", "b:run", "d:run"], "start-a1"),
+        ] {
+            let world = world(Some(true), containers);
+            let now = Timestamp::from_second(101).unwrap();
+            let plan = actions(&debugged, &world, &Verdicts::default(), backoff::LONGEST, now);
+            assert_eq!(words(&plan), want, "{containers:?}");
+        }
+        let ended = pod("Never", json!([]));
+        let plan = actions(
+            &ended,
+            &world(Some(true), &["a:0", "b:0", "d:run"]),
+            &Verdicts::default(),
+            backoff::LONGEST,
+            Timestamp::now(),
+        );
+        assert_eq!(words(&plan), "stop finished");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Container, Pod};
 use proto::cri::CreateContainerRequest;
 
-use super::observe::Sandbox;
+use super::observe::{Observed, Sandbox, State};
 use super::stop;
 use crate::pod::{self, Creation};
 use crate::shared::Shared;
@@ -64,7 +64,7 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
 pub(crate) async fn container(
     shared: &Shared,
     pod: &Pod,
-    sandbox: &Sandbox,
+    observed: &Observed,
     container: &Container,
     attempt: u32,
     restart_delay_ms: u64,
@@ -73,6 +73,21 @@ pub(crate) async fn container(
     let failed = |reason: &'static str, message: String| {
         event(true, "Failed", format!("Error: {message}"));
         StartError { reason, message }
+    };
+    let Some(sandbox) = observed.ready_sandbox() else {
+        return Err(StartError { reason: "ContainerCreating", message: String::new() });
+    };
+    let target = match pod::target_of(pod, &container.name) {
+        Some(name) => match observed.latest_in(&sandbox.id, name).filter(|s| s.state == State::Running) {
+            Some(seen) => Some(seen.id.clone()),
+            None => {
+                return Err(failed(
+                    "CreateContainerConfigError",
+                    format!("targetContainerName: container {name:?} does not run"),
+                ));
+            }
+        },
+        None => None,
     };
     let sandbox_config = pod::sandbox_config(pod, sandbox.attempt, &shared.cgroups.path(pod), &shared.facts);
     let image = images::ensure(shared, &shared.pulls, pod, container, &sandbox_config)
@@ -88,7 +103,7 @@ pub(crate) async fn container(
         .write_hosts(pod, &ips, &pod::hostname(pod), &pod::domain(pod, &shared.config.cluster_domain))
         .and_then(|()| shared.volumes.mounts(pod, container, &env, attempt))
         .map_err(|e| failed("CreateContainerConfigError", e.to_string()))
-        .map(|mounts| Creation { pod, container, attempt, restart_delay_ms, env, mounts, image: &image })
+        .map(|mounts| Creation { pod, container, attempt, restart_delay_ms, env, mounts, target, image: &image })
         .and_then(|creation| {
             container_config(creation, &shared.facts).map_err(|e| failed("CreateContainerConfigError", e))
         })

@@ -10,6 +10,8 @@ use crate::pod::{self, is_sidecar};
 use crate::probe::http_get;
 use crate::shared::Shared;
 
+/// How hooks call themselves.
+const HOOK_AGENT: &str = "kube-lifecycle/1.36";
 /// What a container gets for SIGTERM even when its hook took all of the grace period.
 const LEAST: Duration = Duration::from_secs(2);
 
@@ -35,7 +37,7 @@ pub(crate) async fn hook(
             }
             Ok(())
         } else if let Some(get) = &hook.http_get {
-            http_get(get, container, ip, limit).await.map(drop)
+            http_get(get, container, ip, HOOK_AGENT, limit).await.map(drop)
         } else if let Some(sleep) = &hook.sleep {
             tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
             Ok(())

@@ -205,7 +205,8 @@ impl Worker {
             let Some(spec) = pod::all_containers(pod).find(|c| c.name == seen.name) else { continue };
             let verdict = self.results.entry(&seen.id, || Verdict {
                 started: spec.startup_probe.is_none(),
-                ready: spec.readiness_probe.is_none(),
+                // What was reported before the kubelet began anew holds until it is probed.
+                ready: spec.readiness_probe.is_none() || pod::was_ready(pod, &seen.id),
                 failed: None,
             });
             for kind in Kind::ALL {
@@ -286,7 +287,7 @@ impl Worker {
                 }
             }
             Action::Start { container, attempt, restart_delay_ms } => {
-                let Some(spec) = pod::all_containers(pod).find(|c| c.name == container).cloned() else {
+                let Some(spec) = pod::named(pod, &container).map(std::borrow::Cow::into_owned) else {
                     return Acted::Later(backoff::after(now, RETRY));
                 };
                 self.start(pod, observed, &spec, attempt, restart_delay_ms, now).await
@@ -294,14 +295,8 @@ impl Worker {
             Action::Kill { id, container, message } => {
                 let Some(seen) = observed.containers.iter().find(|c| c.id == id) else { return Acted::Yes };
                 let ip = observed.ready_sandbox().and_then(|s| s.ips.first().cloned()).unwrap_or_default();
-                let spec = pod::all_containers(pod).find(|c| c.name == container);
                 let failed = self.results.verdicts().failed.get(&id).copied();
-                let own = spec.and_then(|c| match failed {
-                    Some("startup") => c.startup_probe.as_ref()?.termination_grace_period_seconds,
-                    Some(_) => c.liveness_probe.as_ref()?.termination_grace_period_seconds,
-                    None => None,
-                });
-                let grace = own.unwrap_or_else(|| pod::grace(pod));
+                let grace = pod::grace_after(pod, &container, failed);
                 let stopped = stop::container(&shared, pod, seen, &ip, grace, message).await;
                 self.done(pod, stopped.map_err(|e| e.to_string()), "stop container")
             }
@@ -343,7 +338,9 @@ impl Worker {
         restart_delay_ms: u64,
         now: Timestamp,
     ) -> Acted {
-        let Some(sandbox) = observed.ready_sandbox() else { return Acted::Yes };
+        if observed.ready_sandbox().is_none() {
+            return Acted::Yes;
+        }
         let name = &spec.name;
         if let Some(at) = self.waits.waiting(name, now) {
             let shown = self.pulls.get(name).map(|failed| backoff::after(*failed, SHOW)).filter(|shown| *shown > now);
@@ -360,7 +357,7 @@ impl Worker {
             }
             return Acted::Later(at);
         }
-        match start::container(&self.shared, pod, sandbox, spec, attempt, restart_delay_ms).await {
+        match start::container(&self.shared, pod, observed, spec, attempt, restart_delay_ms).await {
             Ok(()) => {
                 self.waits.succeeded(name);
                 self.errors.remove(name);
