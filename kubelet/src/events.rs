@@ -1,5 +1,6 @@
 //! Events: what happened to a pod or the node, in upstream's words; repetitions are counted, not repeated.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ const FORGET: Duration = Duration::from_secs(600);
 struct Item {
     about: ObjectReference,
     warning: bool,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     at: Timestamp,
 }
@@ -43,12 +44,20 @@ impl Recorder {
     }
 
     /// Something of a pod, or of one of its containers.
-    pub(crate) fn pod(&self, pod: &Pod, container: Option<&str>, warning: bool, reason: &'static str, message: String) {
+    pub(crate) fn pod(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        warning: bool,
+        reason: impl Into<Cow<'static, str>>,
+        message: String,
+    ) {
+        let reason = reason.into();
         let key = pod::key(pod);
         if warning {
-            tracing::warn!(pod = %key, container, reason, "{message}");
+            tracing::warn!(pod = %key, container, reason = &*reason, "{message}");
         } else {
-            tracing::info!(pod = %key, container, reason, "{message}");
+            tracing::info!(pod = %key, container, reason = &*reason, "{message}");
         }
         let field = container.map(|name| {
             let list = if pod::init_containers(pod).iter().any(|c| c.name == name) {
@@ -92,7 +101,7 @@ impl Recorder {
                 ..Default::default()
             },
             warning,
-            reason,
+            reason: reason.into(),
             message,
             at: Timestamp::now(),
         });
@@ -123,7 +132,7 @@ async fn send_all(client: kube::Client, node: String, mut items: mpsc::Receiver<
                 Ok(Ok(())) => break,
                 Ok(Err(kube::Error::Api(e))) if e.code < 500 && e.code != 429 => {
                     // Such as a namespace that is going away: repeating it would not help.
-                    tracing::debug!(error = %e, reason = item.reason, "event refused");
+                    tracing::debug!(error = %e, reason = &*item.reason, "event refused");
                     break;
                 }
                 _ => tokio::time::sleep(Duration::from_millis(500 << attempt)).await,
@@ -161,7 +170,7 @@ async fn send(
         metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace.clone()), ..Default::default() },
         involved_object: about.clone(),
         type_: Some(if item.warning { "Warning" } else { "Normal" }.into()),
-        reason: Some(item.reason.to_owned()),
+        reason: Some(item.reason.to_string()),
         message: Some(item.message.chars().take(1000).collect()),
         count: Some(1),
         first_timestamp: Some(at.clone()),

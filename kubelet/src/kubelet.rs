@@ -12,6 +12,7 @@ use crate::cri::UID_LABEL;
 use crate::pod;
 use crate::shared::Shared;
 use crate::sources::{Source, Update, mirror};
+use crate::sync::admission::Admission;
 use crate::sync::stop;
 use crate::sync::worker::{Desired, Worker};
 
@@ -36,6 +37,8 @@ impl Pods {
 struct Handle {
     desired: watch::Sender<Desired>,
     poke: Arc<Notify>,
+    /// It takes nothing of the node, whatever its spec asks for.
+    rejected: bool,
 }
 
 /// Hands desired pods to workers.
@@ -52,11 +55,12 @@ pub(crate) struct Dispatcher {
     heard: HashSet<Source>,
     expected: HashSet<Source>,
     freeing: Arc<Mutex<HashSet<String>>>,
+    admission: Admission,
 }
 
 impl Dispatcher {
     /// `expected` are the sources that have to be heard before anything is taken for an orphan.
-    pub(crate) fn new(shared: Arc<Shared>, pods: Pods, expected: HashSet<Source>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, pods: Pods, expected: HashSet<Source>, admission: Admission) -> Self {
         Self {
             shared,
             pods,
@@ -69,6 +73,7 @@ impl Dispatcher {
             heard: HashSet::new(),
             expected,
             freeing: Arc::default(),
+            admission,
         }
     }
 
@@ -119,6 +124,9 @@ impl Dispatcher {
                 for pod in gone {
                     self.gone(&pod);
                 }
+                // Who was first has the first claim on what the node has.
+                let mut pods = pods;
+                pods.sort_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
                 for pod in pods {
                     self.set(pod);
                 }
@@ -174,12 +182,28 @@ impl Dispatcher {
         let uid = pod::uid(&pod).to_owned();
         tracing::info!(pod = %pod::key(&pod), uid, "pod accepted");
         self.pods.lock().insert(uid.clone(), pod.clone());
+        let rejected = self.rejection(&pod);
         let (desired, receiver) = watch::channel(Desired { pod, gone: false });
         let poke = Arc::new(Notify::new());
-        let worker = Worker::new(self.shared.clone(), receiver, poke.clone());
+        let refused = rejected.is_some();
+        let worker = Worker::new(self.shared.clone(), receiver, poke.clone(), rejected);
         let id = self.tasks.spawn(worker.run()).id();
         self.ids.insert(id, uid.clone());
-        self.workers.insert(uid, Handle { desired, poke });
+        self.workers.insert(uid, Handle { desired, poke, rejected: refused });
+    }
+
+    fn rejection(&self, pod: &Arc<Pod>) -> Option<(String, String)> {
+        let over = |p: &Pod| {
+            let reported = self.shared.statuses.get(pod::uid(p));
+            pod::is_over(p)
+                || reported.is_some_and(|status| pod::is_over(&Pod { status: Some(status), ..Pod::default() }))
+        };
+        let holding = self.workers.values().filter(|w| !w.rejected);
+        let others: Vec<Arc<Pod>> = holding.map(|w| w.desired.borrow().pod.clone()).collect();
+        let others: Vec<&Pod> = others.iter().map(|p| &**p).filter(|p| !over(p)).collect();
+        let rejection = self.admission.rejection(&self.shared, pod, &others)?;
+        self.shared.events.pod(pod, None, true, rejection.reason.clone(), rejection.message.clone());
+        Some((rejection.reason, format!("Pod was rejected: {}", rejection.message)))
     }
 
     fn gone(&mut self, pod: &Pod) {

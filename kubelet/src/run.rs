@@ -26,7 +26,8 @@ use crate::serve::Served;
 use crate::shared::Shared;
 use crate::sources::{Source, api, static_pods};
 use crate::status::manager::Statuses;
-use crate::{images, logs, node, pleg};
+use crate::sync::admission::Admission;
+use crate::{images, logs, node, pleg, sources};
 
 /// How long the kubelet waits for the runtime before it goes on without knowing its name.
 const RUNTIME_WAIT: Duration = Duration::from_secs(30);
@@ -224,9 +225,13 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
         let every = shared.config.file_check_frequency.0.max(Duration::from_secs(1));
         tokio::spawn(static_pods::run(path, shared.node_name.clone(), every, shared.events.clone(), updates.clone()));
     }
+    let object = match &shared.client {
+        Some(client) => sources::node::follow(client.clone(), &shared.node_name),
+        None => sources::node::nobody(),
+    };
     if let Some(client) = &shared.client {
         expected.insert(Source::Api);
-        tokio::spawn(api::run(client.clone(), shared.node_name.clone(), updates.clone()));
+        tokio::spawn(api::run(client.clone(), shared.node_name.clone(), object.clone(), updates.clone()));
         tokio::spawn(node::keep_status(shared.clone(), labels, health.clone()));
         tokio::spawn(node::keep_lease(shared.clone()));
     } else {
@@ -240,7 +245,9 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
         volumes: crate::stats::Volumes::default(),
     });
     let server = start_servers(&flags, &shared, served, &stop).await?;
-    let dispatcher = tokio::spawn(Dispatcher::new(shared.clone(), pods, expected).run(received, happened));
+    let dispatcher = tokio::spawn(
+        Dispatcher::new(shared.clone(), pods, expected, Admission::new(&shared, object)).run(received, happened),
+    );
     shared.events.node(&shared.node_name, false, "Starting", "Starting kubelet.".to_owned());
     let _ = gantry_telemetry::notify::ready();
     if let Some(every) = gantry_telemetry::notify::watchdog_interval() {

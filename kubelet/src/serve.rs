@@ -130,7 +130,7 @@ impl Served {
     /// The container's instances, newest first.
     async fn instances(&self, target: &ContainerRef) -> Result<(Arc<Pod>, Vec<cri::Container>), NodeError> {
         let pod = self.find(&target.pod)?;
-        if !pod::all_containers(&pod).any(|c| c.name == target.container) {
+        if pod::named(&pod, &target.container).is_none() {
             return Err(NodeError::BadRequest(format!(
                 "container {:?} not found in pod {:?}",
                 target.container,
@@ -200,12 +200,19 @@ impl Node for Served {
         Box::pin(async move {
             let (pod, list) = self.instances(target).await?;
             let name = &target.container;
-            let Some(found) = list.get(usize::from(previous)) else {
+            // While a container waits for its restart, the one that ended last is the previous one.
+            let back_off = || {
+                let status = self.shared.statuses.get(pod::uid(&pod)).unwrap_or_default();
+                let all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
+                all.filter(|s| &s.name == name).any(|s| s.state.is_some_and(|s| s.waiting.is_some()))
+            };
+            let Some(found) = list.get(usize::from(previous && !back_off())) else {
                 let text = if previous {
                     format!("previous terminated container {name:?} in pod {:?} not found", pod::name(&pod))
                 } else {
                     let status = self.shared.statuses.get(pod::uid(&pod)).unwrap_or_default();
-                    let all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
+                    let all = status.container_statuses.into_iter().chain(status.init_container_statuses);
+                    let all = all.chain(status.ephemeral_container_statuses).flatten();
                     let reason = all
                         .filter(|s| &s.name == name)
                         .find_map(|s| s.state?.waiting?.reason)

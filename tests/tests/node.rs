@@ -5,10 +5,14 @@ use std::process::ExitCode;
 use gantry_tests::node::Node;
 use gantry_tests::runner::{self, Case};
 
+#[path = "node/admission.rs"]
+mod admission;
 #[path = "node/bad_input.rs"]
 mod bad_input;
 #[path = "node/crash.rs"]
 mod crash;
+#[path = "node/debug.rs"]
+mod debug;
 #[path = "node/images.rs"]
 mod images;
 #[path = "node/kubectl.rs"]
@@ -36,10 +40,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let groups: [Vec<Case<Node>>; 8] = [
+    let groups: [Vec<Case<Node>>; 10] = [
         pod::cases(),
         network::cases(),
         lifecycle::cases(),
+        admission::cases(),
+        debug::cases(),
         kubectl::cases(),
         images::cases(),
         bad_input::cases(),

@@ -1,11 +1,17 @@
 //! Reading a Pod: the accessors and defaults that a manifest without an apiserver's defaulting needs.
 
+mod admit;
+mod affinity;
 mod dns;
 mod ephemeral;
 mod read;
+mod requests;
 mod spec;
+mod sysctls;
 
+pub(crate) use admit::*;
 pub(crate) use dns::{NodeDns, parse_resolv_conf};
 pub(crate) use ephemeral::*;
 pub(crate) use read::*;
+pub(crate) use requests::amounts;
 pub(crate) use spec::*;

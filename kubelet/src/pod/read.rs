@@ -46,6 +46,12 @@ pub(crate) fn is_static(pod: &Pod) -> bool {
     annotation(pod, SOURCE).is_some_and(|s| s != "api") && annotation(pod, MIRROR).is_none()
 }
 
+/// Whether the pod has come to its end.
+pub(crate) fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    phase.is_some_and(|p| p == "Failed" || p == "Succeeded")
+}
+
 pub(crate) fn containers(pod: &Pod) -> &[Container] {
     pod.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default()
 }

@@ -36,6 +36,8 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
+/// As many characters as the kernel takes for a host name.
+const KERNEL_NAME: usize = 64;
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What the configurations need to know of the node.
@@ -62,8 +64,31 @@ pub(crate) fn log_dir(root: &Path, pod: &Pod) -> PathBuf {
     root.join(format!("{}_{}_{}", namespace(pod), name(pod), uid(pod)))
 }
 
-/// The host name inside the pod.
+/// The host name that the kernel shows in the pod: the short one, or the full one where the pod asks for it.
+///
+/// # Errors
+/// The full name is longer than the kernel takes.
+pub(crate) fn kernel_hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
+    let (short, domain) = (hostname(pod), domain(pod, cluster_domain));
+    if spec(pod).set_hostname_as_fqdn != Some(true) || domain.is_empty() {
+        return Ok(short);
+    }
+    let full = format!("{short}.{domain}");
+    if full.len() > KERNEL_NAME {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long ({KERNEL_NAME} \
+             characters is the max, {} characters requested)",
+            full.len()
+        ));
+    }
+    Ok(full)
+}
+
+/// The short host name of the pod.
 pub(crate) fn hostname(pod: &Pod) -> String {
+    if let Some(own) = spec(pod).hostname_override.filter(|h| !h.is_empty()) {
+        return own;
+    }
     let own = spec(pod).hostname.filter(|h| !h.is_empty()).unwrap_or_else(|| name(pod).to_owned());
     let cut: String = own.chars().take(63).collect();
     cut.trim_end_matches(['-', '.']).to_owned()
@@ -71,7 +96,8 @@ pub(crate) fn hostname(pod: &Pod) -> String {
 
 /// `subdomain.namespace.svc.domain`, or nothing without a subdomain.
 pub(crate) fn domain(pod: &Pod, cluster_domain: &str) -> String {
-    match spec(pod).subdomain.filter(|s| !s.is_empty()) {
+    let overridden = spec(pod).hostname_override.is_some_and(|h| !h.is_empty());
+    match spec(pod).subdomain.filter(|s| !s.is_empty() && !overridden) {
         Some(sub) => format!("{sub}.{}.svc.{cluster_domain}", namespace(pod)),
         None => String::new(),
     }
@@ -134,7 +160,10 @@ pub(crate) fn sandbox_config(pod: &Pod, attempt: u32, cgroup_parent: &Path, node
             namespace: namespace(pod).to_owned(),
             attempt,
         }),
-        hostname: if host_network(pod) { String::new() } else { hostname(pod) },
+        hostname: match kernel_hostname(pod, &node.dns.domain) {
+            Ok(name) if !host_network(pod) => name,
+            _ => String::new(),
+        },
         log_directory: log_dir(&node.log_root, pod).display().to_string(),
         dns_config: Some(dns_config(pod, &node.dns)),
         port_mappings: port_mappings.collect(),

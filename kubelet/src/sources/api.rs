@@ -8,10 +8,12 @@ use kube::Api;
 use kube::runtime::watcher::{self, Event};
 use tokio::sync::mpsc;
 
+use super::node::NodeObject;
 use super::{Source, Update};
 
 /// Watches for ever; a broken watch is begun anew after a growing wait.
-pub(crate) async fn run(client: kube::Client, node: String, updates: mpsc::Sender<Update>) {
+pub(crate) async fn run(client: kube::Client, node: String, object: NodeObject, updates: mpsc::Sender<Update>) {
+    super::node::known(object).await;
     let api: Api<Pod> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut wait = std::time::Duration::from_millis(500);

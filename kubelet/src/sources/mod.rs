@@ -3,6 +3,7 @@
 pub(crate) mod api;
 mod manifest;
 pub(crate) mod mirror;
+pub(crate) mod node;
 pub(crate) mod static_pods;
 
 use std::sync::Arc;

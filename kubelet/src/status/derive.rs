@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    HostIP, Pod, PodCondition, PodIP, PodStatus,
+    ContainerUser, HostIP, Pod, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -63,6 +63,10 @@ pub(crate) fn derive(
     }
     let phase = phase(pod, seen, with, init_done, &mains, before);
     let over = phase == "Failed" || phase == "Succeeded";
+    let never_began = over
+        && seen.containers.is_empty()
+        && before.container_statuses.iter().flatten().all(|s| s.container_id.is_none());
+    let kept = |own: Option<String>, earlier: &Option<String>| own.or_else(|| earlier.clone().filter(|_| over));
     let unready: Vec<&str> = mains.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     let sidecars_ready = inits.iter().zip(pod::init_containers(pod)).all(|(s, c)| !is_sidecar(c) || s.ready);
     let ready = unready.is_empty() && sidecars_ready && !over;
@@ -73,10 +77,8 @@ pub(crate) fn derive(
     if ips.is_empty() && (over || with.terminating) {
         ips = before.pod_ips.iter().flatten().map(|p| p.ip.clone()).collect();
     }
-    let gates_met =
-        pod::spec(pod).readiness_gates.into_iter().flatten().all(|gate| {
-            before.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True")
-        });
+    let gates = unmet_gates(pod, before);
+    let gates_met = gates.is_empty();
     let init_message = inits
         .iter()
         .zip(pod::init_containers(pod))
@@ -108,10 +110,7 @@ pub(crate) fn derive(
             "Ready",
             ready && gates_met,
             if ready && !gates_met {
-                Some((
-                    "ReadinessGatesNotReady".to_owned(),
-                    "the status of pod readiness gates is not \"True\"".to_owned(),
-                ))
+                Some(("ReadinessGatesNotReady".to_owned(), gates.join(", ")))
             } else {
                 not_ready.clone()
             },
@@ -126,7 +125,7 @@ pub(crate) fn derive(
     }
     let own: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
     conditions.extend(before.conditions.iter().flatten().filter(|c| !own.contains(&c.type_)).cloned());
-    PodStatus {
+    let mut status = PodStatus {
         phase: Some(phase),
         conditions: Some(conditions),
         host_ip: with.host_ips.first().cloned(),
@@ -136,13 +135,48 @@ pub(crate) fn derive(
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         qos_class: Some(qos::class(pod).name().to_owned()),
         start_time: before.start_time.clone().or_else(|| Some(time(with.first_seen))),
-        container_statuses: Some(mains),
+        // Nothing ever began, and nothing will: a container that waits would hide the reason.
+        container_statuses: (!never_began).then_some(mains),
         ephemeral_container_statuses: ephemeral(pod, seen, with, before),
         init_container_statuses: has_init.then_some(inits),
-        reason: with.failed.as_ref().map(|(r, _)| r.clone()),
-        message: with.failed.as_ref().map(|(_, m)| m.clone()),
+        reason: kept(with.failed.as_ref().map(|(r, _)| r.clone()), &before.reason),
+        message: kept(with.failed.as_ref().map(|(_, m)| m.clone()), &before.message),
         observed_generation: pod.metadata.generation,
         ..Default::default()
+    };
+    cut_messages(&mut status);
+    status
+}
+
+/// What each readiness gate that is not met lacks, in upstream's words.
+fn unmet_gates(pod: &Pod, before: &PodStatus) -> Vec<String> {
+    let gates = pod.spec.iter().flat_map(|s| s.readiness_gates.iter().flatten());
+    gates
+        .filter_map(|gate| {
+            let name = &gate.condition_type;
+            match before.conditions.iter().flatten().find(|c| c.type_ == *name) {
+                Some(c) if c.status == "True" => None,
+                Some(c) => Some(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", c.status)),
+                None => Some(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
+            }
+        })
+        .collect()
+}
+
+/// All termination messages of a pod together shall not be longer than this; each container may have its part.
+const ALL_MESSAGES: usize = 12 << 10;
+
+fn cut_messages(status: &mut PodStatus) {
+    let lists =
+        [&mut status.container_statuses, &mut status.init_container_statuses, &mut status.ephemeral_container_statuses];
+    let mut all: Vec<&mut ContainerStatus> = lists.into_iter().flatten().flatten().collect();
+    let part = ALL_MESSAGES / all.len().max(1);
+    for status in &mut all {
+        for state in [&mut status.state, &mut status.last_state].into_iter().flatten() {
+            if let Some(message) = state.terminated.as_mut().and_then(|t| t.message.as_mut()) {
+                message.truncate(message.floor_char_boundary(part));
+            }
+        }
     }
 }
 
@@ -248,6 +282,8 @@ fn container(
         status.restart_count = i32::try_from(seen.attempt).unwrap_or(i32::MAX);
         status.container_id = Some(format!("{}://{}", with.runtime, seen.id));
         status.image_id.clone_from(&seen.image_ref);
+        status.stop_signal.clone_from(&seen.stop_signal);
+        status.user = seen.user.clone().map(|linux| ContainerUser { linux: Some(linux) });
     }
     let waiting = with.waiting.get(&spec.name);
     match (latest, waiting) {
@@ -342,6 +378,57 @@ mod tests {
         let a = &got.container_statuses.unwrap()[0];
         assert_eq!(a.state.clone().unwrap().waiting.unwrap().reason.as_deref(), Some("CrashLoopBackOff"));
         assert_eq!(a.last_state.clone().unwrap().terminated.unwrap().exit_code, 3);
+    }
+
+    #[test]
+    fn a_pod_that_was_rejected_shows_nothing_but_the_reason() {
+        let failed = Some(("OutOfcpu".to_owned(), "Pod was rejected: ...".to_owned()));
+        let with = Circumstances { failed, finished: true, ..Default::default() };
+        let status = derive(&pod("Always"), &Observed::default(), &with, &PodStatus::default(), Timestamp::now());
+        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+        assert_eq!(status.container_statuses, None);
+        // The next kubelet knows the reason from the status only.
+        let again = derive(&pod("Always"), &Observed::default(), &Circumstances::default(), &status, Timestamp::now());
+        assert_eq!((again.phase.as_deref(), again.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+    }
+
+    #[test]
+    fn readiness_gates_hold_readiness_back_and_say_why() {
+        let mut gated = pod("Always");
+        gated.spec.as_mut().unwrap().readiness_gates =
+            serde_json::from_value(json!([{"conditionType": "x/y"}])).unwrap();
+        let with = Circumstances {
+            ready: [("a1".to_owned(), true)].into(),
+            started: [("a1".to_owned(), true)].into(),
+            ..Default::default()
+        };
+        let sandbox = Sandbox { id: "s".into(), ready: true, ..Default::default() };
+        let observed = Observed {
+            sandboxes: vec![sandbox],
+            containers: vec![seen("a", State::Running, 0), seen("i", State::Exited, 0)],
+        };
+        for (gate, ready, text) in
+            [(None, "False", "does not exist"), (Some("False"), "False", "but False"), (Some("True"), "True", "")]
+        {
+            let conditions =
+                gate.map(|g| vec![PodCondition { type_: "x/y".into(), status: g.into(), ..Default::default() }]);
+            let before = PodStatus { conditions, ..Default::default() };
+            let got = derive(&gated, &observed, &with, &before, Timestamp::now());
+            assert_eq!((is(&got, "Ready").as_str(), is(&got, "ContainersReady").as_str()), (ready, "True"), "{gate:?}");
+            let message = got.conditions.unwrap().into_iter().find(|c| c.type_ == "Ready").unwrap().message;
+            assert!(message.unwrap_or_default().contains(text), "{gate:?}");
+        }
+    }
+
+    #[test]
+    fn termination_messages_share_their_space() {
+        let messages = [("a1".to_owned(), "x".repeat(9000)), ("i1".to_owned(), "é".repeat(5000))].into();
+        let with = Circumstances { finished: true, messages, ..Default::default() };
+        let got = status("Never", vec![seen("a", State::Exited, 0), seen("i", State::Exited, 0)], with);
+        let length = |list: Option<Vec<ContainerStatus>>| {
+            list.unwrap()[0].state.clone().unwrap().terminated.unwrap().message.unwrap().len()
+        };
+        assert_eq!((length(got.container_statuses), length(got.init_container_statuses)), (6144, 6144));
     }
 
     #[test]

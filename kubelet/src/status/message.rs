@@ -32,11 +32,19 @@ pub(crate) fn termination_message(volumes: &Volumes, pod: &Pod, seen: &Seen) -> 
 
 /// The last lines of a log in CRI format, without its prefixes.
 fn log_end(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
-    let mut out = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-    if !out.is_empty() {
-        out.push('\n');
+    let mut lines: Vec<String> = Vec::new();
+    let mut open = false;
+    for line in text.lines() {
+        let mut parts = line.splitn(4, ' ').skip(2);
+        let (Some(tag), Some(content)) = (parts.next(), parts.next()) else { continue };
+        match lines.last_mut().filter(|_| open) {
+            Some(last) => last.push_str(content),
+            None => lines.push(content.to_owned()),
+        }
+        // A part of a line that goes on in the next record.
+        open = tag.starts_with('P');
     }
+    let mut out: String = lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|l| format!("{l}\n")).collect();
     let mut cut = out.len().saturating_sub(LOG_BYTES);
     while !out.is_char_boundary(cut) {
         cut += 1;
@@ -47,6 +55,15 @@ fn log_end(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_eighty_lines_or_two_kibibytes_and_joins_parts() {
+        let many: String = (0..100).map(|i| format!("t stdout F {i}\n")).collect();
+        assert_eq!(log_end(&many).lines().count(), 80);
+        let long: String = (0..40).map(|_| format!("t stdout F {}\n", "x".repeat(99))).collect();
+        assert_eq!(log_end(&long).len(), 2048);
+        assert_eq!(log_end("t stdout P ab\nt stdout F cd\nt stdout F e\n"), "abcd\ne\n");
+    }
 
     #[test]
     fn the_end_of_a_log_has_no_prefixes() {

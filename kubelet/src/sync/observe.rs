@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use futures::future::try_join_all;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::LinuxContainerUser;
 use proto::cri;
 
 use crate::cri::{CONTAINER_LABEL, Cri, CriError};
@@ -71,6 +72,10 @@ pub(crate) struct Seen {
     pub(crate) log_path: String,
     /// The hash of the spec that it was made of.
     pub(crate) hash: String,
+    /// The signal that stops it, if the runtime says so.
+    pub(crate) stop_signal: Option<String>,
+    /// The user that it began as.
+    pub(crate) user: Option<LinuxContainerUser>,
     /// How long its successor waits, in milliseconds.
     pub(crate) restart_delay_ms: u64,
 }
@@ -104,6 +109,13 @@ impl Observed {
     pub(crate) fn alive(&self) -> impl Iterator<Item = &Seen> {
         self.containers.iter().filter(|c| matches!(c.state, State::Running | State::Unknown))
     }
+}
+
+/// Dead containers that nobody asks for any more: all but the newest of each name (pure).
+pub(crate) fn superfluous(observed: &Observed) -> impl Iterator<Item = &Seen> {
+    let mut known = std::collections::HashSet::new();
+    let dead = observed.containers.iter().filter(|c| c.state == State::Exited);
+    dead.filter(move |seen| !known.insert(seen.name.as_str()))
 }
 
 /// Asks the runtime about a pod. `ended` keeps what is known of containers that have ended: they do not change.
@@ -175,10 +187,37 @@ fn seen(listed: &cri::Container, status: cri::ContainerStatus) -> Seen {
         image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
         hash: annotation(SPEC_HASH),
         restart_delay_ms: annotation(RESTART_DELAY).parse().unwrap_or(0),
+        stop_signal: (status.stop_signal != 0).then(|| status.stop_signal().as_str_name().to_owned()),
+        user: status.user.and_then(|u| u.linux).map(|user| LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: (!user.supplemental_groups.is_empty()).then_some(user.supplemental_groups),
+        }),
         id: status.id,
         reason: status.reason,
         message: status.message,
         image_ref: status.image_ref,
         log_path: status.log_path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_dead_container_of_each_name_is_kept() {
+        let seen = |id: &str, name: &str, state| Seen { id: id.into(), name: name.into(), state, ..Default::default() };
+        let containers = vec![
+            seen("4", "a", State::Running),
+            seen("3", "a", State::Exited),
+            seen("2", "a", State::Exited),
+            seen("1", "a", State::Exited),
+            seen("b", "b", State::Exited),
+            seen("c", "c", State::Created),
+        ];
+        let observed = Observed { sandboxes: Vec::new(), containers };
+        let ids: Vec<&str> = superfluous(&observed).map(|s| s.id.as_str()).collect();
+        assert_eq!(ids, ["2", "1"]);
     }
 }

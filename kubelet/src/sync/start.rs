@@ -7,7 +7,7 @@ use super::observe::{Observed, Sandbox, State};
 use super::stop;
 use crate::pod::{self, Creation};
 use crate::shared::Shared;
-use crate::{images, pod::container_config};
+use crate::{images, logs, pod::container_config};
 
 /// Why something did not start: the reason of the waiting state and its message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,10 @@ pub(crate) struct StartError {
 pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<(), StartError> {
     let event = |reason, message| shared.events.pod(pod, None, true, reason, message);
     let fail = |message| StartError { reason: "ContainerCreating", message };
+    if let Err(e) = pod::kernel_hostname(pod, &shared.config.cluster_domain) {
+        event("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"));
+        return Err(fail(e));
+    }
     let ips = if pod::host_network(pod) { shared.node_ips.clone() } else { Vec::new() };
     if let Err(e) = shared.volumes.setup(pod, &shared.context(ips)).await {
         event("FailedMount", e.to_string());
@@ -128,11 +132,14 @@ async fn run(
         event(true, "Failed", format!("Error: {message}"));
         StartError { reason, message }
     };
+    let attempt = request.config.as_ref().and_then(|c| c.metadata.as_ref()).map_or(0, |m| m.attempt);
     let logs = pod::log_dir(&shared.facts.log_root, pod).join(&container.name);
     std::fs::create_dir_all(&logs)
         .map_err(|e| failed("CreateContainerError", format!("make the log directory {}: {e}", logs.display())))?;
     let id = shared.cri.create_container(request).await.map_err(|e| failed("CreateContainerError", e.to_string()))?;
     event(false, "Created", format!("Created container: {}", container.name));
+    let log = logs.join(format!("{attempt}.log"));
+    logs::link(&shared.facts.log_root, pod, &container.name, &id, &log);
     if let Err(e) = shared.cri.start_container(&id).await {
         // It stays as a container that has ended where the runtime keeps it: its exit code counts for the back-off.
         let error = failed("RunContainerError", e.to_string());

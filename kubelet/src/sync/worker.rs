@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 
 use super::actions::{Action, Plan, actions};
 use super::backoff::{self, Backoff};
-use super::observe::{Observed, Seen, State, observe};
+use super::observe::{Observed, Seen, State, observe, superfluous};
 use super::{start, stop};
-use crate::pod;
 use crate::probe::{self, Kind, Report};
 use crate::shared::Shared;
 use crate::status::derive::{Circumstances, derive};
 use crate::status::message::termination_message;
 use crate::sync::results::{Results, Verdict};
+use crate::{logs, pod};
 
 /// How often configMap, secret, downwardAPI and projected volumes are brought up to date.
 const REFRESH: Duration = Duration::from_secs(20);
@@ -73,7 +73,14 @@ impl Drop for Worker {
 
 impl Worker {
     /// A worker; [`Worker::run`] makes it work.
-    pub(crate) fn new(shared: Arc<Shared>, desired: watch::Receiver<Desired>, poke: Arc<Notify>) -> Self {
+    ///
+    /// A `rejected` pod (reason and message) never starts; its worker reports that and waits for its deletion.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        desired: watch::Receiver<Desired>,
+        poke: Arc<Notify>,
+        rejected: Option<(String, String)>,
+    ) -> Self {
         let uid = pod::uid(&desired.borrow().pod).to_owned();
         let results = Results::load(&shared.volumes.layout().pod(&uid));
         Self {
@@ -88,7 +95,7 @@ impl Worker {
             waits: Backoff::default(),
             errors: BTreeMap::new(),
             pulls: BTreeMap::new(),
-            failed: None,
+            failed: rejected,
             refreshed: Timestamp::now(),
             first_seen: Timestamp::now(),
             announced: BTreeMap::new(),
@@ -431,17 +438,11 @@ impl Worker {
         }
     }
 
-    /// Removes containers that nobody asks for any more: all but the newest two of a name.
+    /// Removes containers that nobody asks for any more.
     async fn collect(&mut self, pod: &Pod, observed: &Observed) {
-        let mut counts: HashMap<&str, usize> = HashMap::new();
-        for seen in &observed.containers {
-            let count = counts.entry(&seen.name).or_default();
-            *count += 1;
-            if *count <= 2 || seen.state != State::Exited {
-                continue;
-            }
+        for seen in superfluous(observed) {
             match self.shared.cri.remove_container(&seen.id).await {
-                Ok(()) => remove_logs(&seen.log_path),
+                Ok(()) => logs::remove(&seen.log_path),
                 Err(e) => {
                     tracing::warn!(pod = %pod::key(pod), container = %seen.id, error = %e, "dead container not removed")
                 }
@@ -556,20 +557,4 @@ enum Acted {
 fn short(wait: Duration) -> String {
     let s = wait.as_secs();
     if s >= 60 { format!("{}m{}s", s / 60, s % 60) } else { format!("{s}s") }
-}
-
-/// Removes a log and its rotated parts.
-fn remove_logs(path: &str) {
-    let path = std::path::Path::new(path);
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().map(|n| n.to_string_lossy().into_owned())) else {
-        return;
-    };
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let found = entry.file_name().to_string_lossy().into_owned();
-        if (found == name || found.starts_with(&format!("{name}.")))
-            && let Err(e) = std::fs::remove_file(entry.path())
-        {
-            tracing::warn!(path = %entry.path().display(), error = %e, "old log not removed");
-        }
-    }
 }
