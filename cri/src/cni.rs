@@ -24,7 +24,7 @@ pub struct Attachment<'a> {
     /// Runtime capabilities, such as `portMappings`.
     pub capabilities: Map<String, Value>,
     /// Folders with plugins.
-    pub bin_dirs: &'a [PathBuf],
+    pub bin_dirs: Vec<PathBuf>,
 }
 
 /// The first configuration list of a folder, by file name.
@@ -134,8 +134,8 @@ fn at_least(list: &Value, wanted: (u32, u32)) -> bool {
 }
 
 /// A call that is about the network and no attachment.
-fn network_itself(bin_dirs: &[PathBuf]) -> Attachment<'_> {
-    Attachment { id: "", netns: None, args: String::new(), capabilities: Map::new(), bin_dirs }
+fn network_itself(bin_dirs: &[PathBuf]) -> Attachment<'static> {
+    Attachment { id: "", netns: None, args: String::new(), capabilities: Map::new(), bin_dirs: bin_dirs.to_vec() }
 }
 
 /// Whether plugins say that ADD would work now (where the configuration's version lets them be asked).

@@ -1,5 +1,11 @@
 //! /etc/gantry/cri.toml and what flags change of it.
 
+mod keys;
+mod reload;
+
+pub use keys::explained;
+pub use reload::Reload;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -83,6 +89,15 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How long a session may carry nothing.
+    pub fn streaming_idle(&self) -> std::time::Duration {
+        // For ever is long enough when it is longer than anyone waits.
+        std::time::Duration::from_secs(match self.streaming_idle_seconds {
+            0 => 10 * 365 * 86400,
+            seconds => seconds,
+        })
+    }
+
     /// Reads a file; a missing file is only fine at the default place.
     ///
     /// # Errors

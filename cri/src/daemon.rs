@@ -45,7 +45,7 @@ type NetworkAnswer = (std::time::Instant, serde_json::Value, Result<(), String>)
 
 /// Everything the daemon has.
 pub struct Daemon {
-    /// Settings.
+    /// Settings as they were at the start.
     pub config: Config,
     /// The image store.
     pub images: Images,
@@ -69,6 +69,8 @@ pub struct Daemon {
     pub pod_cidr: Mutex<String>,
     /// What plugins last said about a network configuration, and when.
     pub network: tokio::sync::Mutex<Option<NetworkAnswer>>,
+    /// The configuration as it is now, see [`Daemon::settings`].
+    current: RwLock<Arc<Config>>,
     /// NRI plugins.
     pub nri: crate::nri::Nri,
     /// Long operations so far, and how many of them failed.
@@ -171,6 +173,7 @@ impl Daemon {
     /// With nothing in it yet; see [`crate::reconcile`].
     pub fn new(config: Config, images: Images, ledger: Ledger, host: Host) -> Self {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let current = Arc::new(config.clone());
         Self {
             config,
             images,
@@ -185,8 +188,24 @@ impl Daemon {
             pod_cidr: Mutex::default(),
             network: tokio::sync::Mutex::default(),
             nri: crate::nri::Nri::default(),
+            current: RwLock::new(current),
             calls: Mutex::default(),
         }
+    }
+
+    /// The configuration as it is now: keys that a reload may change are read here, each time.
+    pub fn settings(&self) -> Arc<Config> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a configuration that [`Config::reload`] made.
+    pub fn reload(&self, config: Config) {
+        let docker = Some(config.docker_config.clone()).filter(|path| !path.as_os_str().is_empty());
+        self.images.reload(config.registry_config.clone(), docker, config.pinned_images.clone());
+        if let Some(server) = self.streaming.get() {
+            server.set_idle(config.streaming_idle());
+        }
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
     /// Makes the record of a sandbox or container durable, beside whatever else is done.
@@ -275,7 +294,7 @@ impl Daemon {
     /// Whether pods can get a network now, or why not. Plugins are asked at most every ten seconds as long as the
     /// configuration stays what it is.
     pub async fn network_ready(&self) -> Result<(), String> {
-        let list = crate::cni::load(&self.config.cni_conf_dir)?;
+        let list = crate::cni::load(&self.settings().cni_conf_dir)?;
         let mut last = self.network.lock().await;
         if let Some((when, asked, answer)) = &*last
             && *asked == list
@@ -283,7 +302,7 @@ impl Daemon {
         {
             return answer.clone();
         }
-        let answer = crate::cni::status(&list, &self.config.cni_bin_dirs).await.map_err(|e| e.to_string());
+        let answer = crate::cni::status(&list, &self.settings().cni_bin_dirs).await.map_err(|e| e.to_string());
         *last = Some((std::time::Instant::now(), list, answer.clone()));
         answer
     }

@@ -223,7 +223,7 @@ fn remove(daemon: &Daemon, finding: &Finding) -> io::Result<()> {
         Finding::Bundle(id) => gone(fs::remove_dir_all(daemon.bundle(id))),
         Finding::Monitor(name) => gone(fs::remove_file(daemon.config.state.join("m").join(format!("{name}.sock")))),
         Finding::Runtime(id) => {
-            let runtime = daemon.config.handler("").unwrap_or_else(|| daemon.config.runtime.clone());
+            let runtime = daemon.settings().handler("").unwrap_or_else(|| daemon.settings().runtime.clone());
             let mut delete = std::process::Command::new(runtime);
             let output =
                 delete.arg("--root").arg(&daemon.config.runtime_root).args(["delete", "--force", id]).output()?;

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod error;
 pub mod events;
 pub mod fsck;
+pub mod hangup;
 pub mod ledger;
 pub mod metrics;
 pub mod monitors;

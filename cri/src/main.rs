@@ -162,43 +162,55 @@ enum ConfigCommand {
     Check,
 }
 
+impl Flags {
+    fn path(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| CONFIG.into())
+    }
+
+    /// The file, with flags over it.
+    fn settings(&self) -> anyhow::Result<Config> {
+        let mut config = Config::load(&self.path(), self.config.is_some())?;
+        let set = |to: &mut PathBuf, from: &Option<PathBuf>| {
+            if let Some(path) = from {
+                to.clone_from(path);
+            }
+        };
+        set(&mut config.socket, &self.socket);
+        set(&mut config.root, &self.root);
+        set(&mut config.state, &self.state);
+        set(&mut config.runtime_root, &self.runtime_root);
+        set(&mut config.cni_conf_dir, &self.cni_conf_dir);
+        set(&mut config.runtime, &self.runtime);
+        set(&mut config.monitor, &self.monitor);
+        if !self.cni_bin_dir.is_empty() {
+            config.cni_bin_dirs.clone_from(&self.cni_bin_dir);
+        }
+        if let Some(address) = &self.streaming_address {
+            config.streaming_address.clone_from(address);
+        }
+        Ok(config)
+    }
+}
+
 fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
-    let path = flags.config.clone().unwrap_or_else(|| CONFIG.into());
-    if let Some(Command::Config { command: ConfigCommand::Default }) = &flags.command {
-        print!("{}", toml::to_string(&Config::default())?);
+    let mut flags = Flags::parse();
+    let command = flags.command.take();
+    if let Some(Command::Config { command: ConfigCommand::Default }) = &command {
+        print!("{}", cri::config::explained()?);
         return Ok(());
     }
-    let mut config = Config::load(&path, flags.config.is_some())?;
-    let set = |to: &mut PathBuf, from: &Option<PathBuf>| {
-        if let Some(path) = from {
-            to.clone_from(path);
-        }
-    };
-    set(&mut config.socket, &flags.socket);
-    set(&mut config.root, &flags.root);
-    set(&mut config.state, &flags.state);
-    set(&mut config.runtime_root, &flags.runtime_root);
-    set(&mut config.cni_conf_dir, &flags.cni_conf_dir);
-    set(&mut config.runtime, &flags.runtime);
-    set(&mut config.monitor, &flags.monitor);
-    if !flags.cni_bin_dir.is_empty() {
-        config.cni_bin_dirs = flags.cni_bin_dir;
-    }
-    if let Some(address) = flags.streaming_address {
-        config.streaming_address = address;
-    }
-    match flags.command {
+    let config = flags.settings()?;
+    match command {
         None => {
             gantry_telemetry::log::init(&flags.log_level, flags.log_format).map_err(anyhow::Error::msg)?;
             tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
                 .build()?
-                .block_on(serve(config, path))
+                .block_on(serve(config, flags))
         }
         Some(Command::Config { .. }) => {
-            println!("{}: ok", path.display());
+            println!("{}: ok", flags.path().display());
             Ok(())
         }
         Some(Command::Pods { command: PodsCommand::Rm { .. } }) => {
@@ -272,25 +284,9 @@ fn own_socket(path: &Path) -> anyhow::Result<tokio::net::UnixListener> {
     Ok(listener)
 }
 
-/// Looks at the configuration file at each SIGHUP. Network and registry settings are read whenever they are used and need none;
-/// other keys count from the next start on, and what is wrong with them is told now.
-fn check_at_hangup(path: PathBuf) -> std::io::Result<()> {
-    let mut hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
-    tokio::spawn(async move {
-        while hangups.recv().await.is_some() {
-            match Config::load(&path, false) {
-                Ok(_) => {
-                    tracing::info!(path = %path.display(), "the configuration is fine; its changes count from the next start")
-                }
-                Err(error) => tracing::error!("the configuration is wrong, and a start would fail: {error:#}"),
-            }
-        }
-    });
-    Ok(())
-}
-
-async fn serve(config: Config, path: PathBuf) -> anyhow::Result<()> {
-    check_at_hangup(path)?;
+async fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
+    // Caught from the beginning: one that comes early must not end the daemon.
+    let hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
     let socket = config.socket.clone();
     let daemon = open(config).await?;
     cri::reconcile::run(&daemon).await;
@@ -311,6 +307,7 @@ async fn serve(config: Config, path: PathBuf) -> anyhow::Result<()> {
         });
     }
     tracing::info!(socket = %socket.display(), "serving");
+    cri::hangup::follow(&daemon, hangups, move || flags.settings());
     let imports = cri::admin::serve(&daemon, &socket.with_extension("admin")).context("serve imports")?;
     let service = Service::new(daemon.clone());
     let stop = async {

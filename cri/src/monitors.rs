@@ -32,10 +32,10 @@ pub async fn spawn(daemon: &Daemon, sandbox: &Sandbox) -> Result<()> {
     let listener = UnixListener::bind(&socket).map_err(Error::failed(format!("bind {}", socket.display())))?;
     let handler = sandbox.record().handler;
     let runtime = daemon
-        .config
+        .settings()
         .handler(&handler)
         .ok_or_else(|| Error::Invalid(format!("runtime handler {handler:?} is unknown")))?;
-    let mut child = tokio::process::Command::new(daemon.config.monitor_program())
+    let mut child = tokio::process::Command::new(daemon.settings().monitor_program())
         .arg("--socket")
         .arg(&socket)
         .arg("--runtime")
@@ -46,7 +46,7 @@ pub async fn spawn(daemon: &Daemon, sandbox: &Sandbox) -> Result<()> {
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .process_group(0)
         .spawn()
-        .map_err(Error::failed(format!("{what}: {}", daemon.config.monitor_program().display())))?;
+        .map_err(Error::failed(format!("{what}: {}", daemon.settings().monitor_program().display())))?;
     if let Some(pid) = child.id() {
         tokio::task::spawn_blocking(move || unit::leave(pid)).await?;
     }

@@ -46,11 +46,11 @@ pub async fn run(daemon: &Arc<Daemon>) {
 
 /// Has the network let go of attachments whose pods are gone, as after a crash between ADD and its record.
 async fn collect_addresses(daemon: &Arc<Daemon>) {
-    let Ok(list) = crate::cni::load(&daemon.config.cni_conf_dir) else { return };
+    let Ok(list) = crate::cni::load(&daemon.settings().cni_conf_dir) else { return };
     // Also those of stopped pods whose DEL is still to come: that is theirs to do.
     let attached = daemon.all_sandboxes().into_iter().filter(|s| s.record().cni_config.is_some());
     let valid: Vec<String> = attached.map(|s| s.id.clone()).collect();
-    for fault in crate::cni::collect(&list, &valid, &daemon.config.cni_bin_dirs).await {
+    for fault in crate::cni::collect(&list, &valid, &daemon.settings().cni_bin_dirs).await {
         tracing::warn!(%fault, "collecting what dead pods left in the network");
     }
 }

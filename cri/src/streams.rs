@@ -34,11 +34,7 @@ struct Sessions {
 pub async fn start(daemon: &Arc<Daemon>) -> io::Result<()> {
     let address = &daemon.config.streaming_address;
     let parsed = address.parse().map_err(|e| io::Error::other(format!("streaming_address {address:?}: {e}")))?;
-    // For ever is long enough when it is longer than anyone waits.
-    let idle = match daemon.config.streaming_idle_seconds {
-        0 => Duration::from_secs(10 * 365 * 86400),
-        seconds => Duration::from_secs(seconds),
-    };
+    let idle = daemon.config.streaming_idle();
     let server = Server::bind(parsed, Arc::new(Sessions { daemon: Arc::downgrade(daemon) }), idle).await?;
     tokio::spawn(server.clone().serve());
     let _ = daemon.streaming.set(server);

@@ -189,7 +189,7 @@ async fn a_pod_with_its_own_user_ids_owns_its_files_and_its_network() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_daemon_tells_about_itself_and_survives_a_hangup() {
+async fn the_daemon_tells_about_itself_and_reads_its_configuration_again_at_a_hangup() {
     let Some(daemon) = Daemon::start_with("metrics_address = \"127.0.0.1:9464\"") else { return };
     let mut client = daemon.client().await;
     let (sandbox, _) = start_pod(&mut client, "counted", "/bin/busybox sleep 1000").await.unwrap();
@@ -206,12 +206,27 @@ async fn the_daemon_tells_about_itself_and_survives_a_hangup() {
     }
     assert_eq!(get("/else"), "");
     let before = daemon.pid();
+    let good = fs::read_to_string(daemon.path("cri.toml")).unwrap();
     fs::write(daemon.path("cri.toml"), "sokket = 1\n").unwrap();
     common::kill(before, nix::sys::signal::Signal::SIGHUP);
     common::until("a complaint about the file", Duration::from_secs(20), || {
         daemon.log().contains("sokket").then_some(())
     });
     assert_eq!(daemon.pid(), before);
+    let handlers = async |client: &mut common::Client| {
+        let status = client.status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner();
+        status.runtime_handlers.into_iter().map(|h| h.name).collect::<Vec<_>>()
+    };
+    assert_eq!(handlers(&mut client).await, [""]);
+    let root = daemon.path("elsewhere");
+    let text = format!("{good}root = \"{}\"\n[runtime_handlers]\nother = \"/nowhere\"\n", root.display());
+    fs::write(daemon.path("cri.toml"), text.replacen("root = ", "# ", 1)).unwrap();
+    common::kill(before, nix::sys::signal::Signal::SIGHUP);
+    common::until("what the file says now", Duration::from_secs(20), || {
+        daemon.log().contains("count from the next start on").then_some(())
+    });
+    assert_eq!(handlers(&mut client).await, ["", "other"]);
+    assert!(!root.exists(), "a root cannot move under a running daemon");
     remove_pod(&mut client, &sandbox).await.unwrap();
 }
 

@@ -162,7 +162,7 @@ pub(crate) async fn finish(store: &Arc<Store>, lease: &Arc<Lease>, f: Finished<'
     let (store, lease) = (store.clone(), lease.clone());
     blocking("record image", move || {
         let record = store.add(record)?;
-        let image = store.state().image(&record, &store.config.pinned);
+        let image = store.state().image(&record, &store.current().pinned);
         drop(lease);
         Ok(image)
     })

@@ -63,6 +63,15 @@ impl Images {
         &self.inner.store.config.root
     }
 
+    /// From now on other registry settings, logins and pinned images count; everything else stays as it was opened with.
+    pub fn reload(&self, config_path: PathBuf, docker_config: Option<PathBuf>, pinned: Vec<String>) {
+        self.store().change(|config| {
+            config.config_path = config_path;
+            config.docker_config = docker_config;
+            config.pinned = pinned;
+        });
+    }
+
     /// Pulls `reference` and unpacks it for this machine's platform. Dropping the future gives up and leaves nothing.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>, progress: Option<ProgressSink>) -> Result<Image> {
         let inner = &self.inner;
@@ -85,14 +94,16 @@ impl Images {
 
     /// All images, in order of id.
     pub fn list(&self) -> Vec<Image> {
+        let pinned = self.store().current().pinned.clone();
         let state = self.store().state();
-        state.images.values().map(|r| state.image(r, &self.store().config.pinned)).collect()
+        state.images.values().map(|r| state.image(r, &pinned)).collect()
     }
 
     /// The image with this reference (normalised), id (also shortened to 12 or more hex digits) or digest.
     pub fn get(&self, name: &str) -> Option<Image> {
+        let current = self.store().current();
         let state = self.store().state();
-        state.find(name).map(|r| state.image(r, &self.store().config.pinned))
+        state.find(name).map(|r| state.image(r, &current.pinned))
     }
 
     /// Removes the image with all its names; frees what nothing else uses before it returns. False when there was none.

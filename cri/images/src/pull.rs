@@ -62,7 +62,7 @@ impl Pull<'_> {
         let limits = &self.store.config.limits;
         let registry = {
             let (store, reference) = (self.store.clone(), reference.clone());
-            blocking("read registry configuration", move || Registry::new(&store.config, &reference, auth.as_ref()))
+            blocking("read registry configuration", move || Registry::new(&store.current(), &reference, auth.as_ref()))
                 .await?
         };
         let resolved = self.resolve(&registry, reference, lease).await?;

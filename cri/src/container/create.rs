@@ -247,7 +247,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
     };
     let mut text = spec::generate(&facts).map_err(Error::Invalid)?;
     let names: Vec<&str> = config.cdi_devices.iter().map(|d| d.name.as_str()).collect();
-    cdi::apply(&names, &daemon.config.cdi_dirs, &mut text).map_err(Error::Invalid)?;
+    cdi::apply(&names, &daemon.settings().cdi_dirs, &mut text).map_err(Error::Invalid)?;
     // Where ids are mapped, root of the host owns nothing: the runtime makes the folder as root of the container.
     if let Some(cwd) = text["process"]["cwd"].as_str().filter(|d| *d != "/" && ids.is_none()) {
         root.make_dir(Path::new(cwd.trim_start_matches('/')))
@@ -322,7 +322,8 @@ fn profile(daemon: &Daemon, security: &cri::LinuxContainerSecurityContext, held:
         ProfileType::Unconfined => Ok(Value::Null),
         ProfileType::RuntimeDefault => Ok(seccomp::default_profile(held)),
         ProfileType::Localhost => {
-            let path = daemon.config.seccomp_profile_root.join(wanted.localhost_ref.trim_start_matches("localhost/"));
+            let path =
+                daemon.settings().seccomp_profile_root.join(wanted.localhost_ref.trim_start_matches("localhost/"));
             let text = fs::read(&path).map_err(Error::failed(format!("seccomp profile {}", path.display())))?;
             serde_json::from_slice(&text)
                 .map_err(|e| Error::Invalid(format!("seccomp profile {}: {e}", path.display())))

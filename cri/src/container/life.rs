@@ -132,7 +132,7 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
         if monitors::call(daemon, &record.sandbox, Request::Ping).await.is_ok() {
             faults.push(e.to_string());
         } else if let Some(runtime) =
-            daemon.config.handler(&daemon.sandbox(&record.sandbox).map(|s| s.record().handler).unwrap_or_default())
+            daemon.settings().handler(&daemon.sandbox(&record.sandbox).map(|s| s.record().handler).unwrap_or_default())
         {
             let root = &daemon.config.runtime_root;
             end_orphans(&record.id).await;

@@ -198,7 +198,7 @@ pub async fn container_comes(
         if let Some(adjustment) = &answer.adjust {
             adjust::apply(&mut oci, adjustment, &name, &mut owners).map_err(Error::Invalid)?;
             let devices: Vec<&str> = adjustment.cdi_devices.iter().map(|d| d.name.as_str()).collect();
-            cdi::apply(&devices, &daemon.config.cdi_dirs, &mut oci)
+            cdi::apply(&devices, &daemon.settings().cdi_dirs, &mut oci)
                 .map_err(|e| Error::Invalid(format!("NRI plugin {name}: {e}")))?;
             // What protobuf calls merging is what is meant here: lists are joined, maps united, fields replaced.
             let merged = all.merge(adjustment.encode_to_vec().as_slice());

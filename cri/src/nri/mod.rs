@@ -194,8 +194,8 @@ type Launched = ((String, String), tokio::sync::oneshot::Sender<()>);
 /// One plugin from its connection to its end.
 async fn connect(daemon: &Arc<Daemon>, stream: UnixStream, launched: Option<Launched>) {
     let (identity, done) = launched.map_or((None, None), |(identity, done)| (Some(identity), Some(done)));
-    let folder = &daemon.config.nri_plugin_config_dir;
-    let accepted = Plugin::accept(stream, identity, |index, base| configuration(folder, index, base)).await;
+    let folder = daemon.settings().nri_plugin_config_dir.clone();
+    let accepted = Plugin::accept(stream, identity, |index, base| configuration(&folder, index, base)).await;
     let (plugin, mut incoming) = match accepted {
         Ok((plugin, incoming)) => (Arc::new(plugin), incoming),
         Err(why) => {

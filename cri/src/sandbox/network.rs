@@ -80,7 +80,7 @@ pub(crate) fn attachment<'a>(daemon: &'a Daemon, record: &'a SandboxRecord, netn
         "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
         metadata.namespace, metadata.name, record.id, metadata.uid
     );
-    Attachment { id: &record.id, netns, args, capabilities, bin_dirs: &daemon.config.cni_bin_dirs }
+    Attachment { id: &record.id, netns, args, capabilities, bin_dirs: daemon.settings().cni_bin_dirs.clone() }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{monitors, nri};
 /// What failed; nothing is left then.
 pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: String) -> Result<String> {
     let metadata = config.metadata.clone().ok_or_else(|| Error::Invalid("the sandbox has no metadata".to_owned()))?;
-    if daemon.config.handler(&handler).is_none() {
+    if daemon.settings().handler(&handler).is_none() {
         return Err(Error::Invalid(format!("runtime handler {handler:?} is not in the configuration")));
     }
     let name = format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt);
@@ -92,7 +92,8 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
     let (host_network, host_ipc) = (is_node(options.network), is_node(options.ipc));
     network::bandwidth(&config.annotations).map_err(Error::Invalid)?;
     let ids = users::wanted(&options).map_err(Error::Invalid)?;
-    let list = if host_network { None } else { Some(cni::load(&daemon.config.cni_conf_dir).map_err(Error::Failed)?) };
+    let list =
+        if host_network { None } else { Some(cni::load(&daemon.settings().cni_conf_dir).map_err(Error::Failed)?) };
     sandbox.change(&daemon.ledger, |r| r.cni_config = list.clone())?;
     let durable = daemon.record_synced(&record.id);
     let dir = daemon.sandbox_dir(&record.id);

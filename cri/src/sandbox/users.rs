@@ -93,7 +93,7 @@ pub(super) async fn make(
     };
     let what = format!("namespaces of sandbox {sandbox}");
     let text = serde_json::to_vec(&wanted).map_err(|e| Error::Failed(format!("{what}: {e}")))?;
-    let mut helper = tokio::process::Command::new(daemon.config.monitor_program())
+    let mut helper = tokio::process::Command::new(daemon.settings().monitor_program())
         .arg("namespaces")
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())

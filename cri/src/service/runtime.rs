@@ -93,7 +93,7 @@ impl RuntimeService for Service {
     }
 
     async fn status(&self, r: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
-        let config = &self.daemon.config;
+        let config = self.daemon.settings();
         let network = self.daemon.network_ready().await;
         let conditions = vec![
             cri::RuntimeCondition { r#type: "RuntimeReady".to_owned(), status: true, ..Default::default() },
@@ -106,7 +106,7 @@ impl RuntimeService for Service {
         ];
         let mut info = HashMap::new();
         if r.into_inner().verbose {
-            let mut shown = serde_json::to_value(config).unwrap_or_default();
+            let mut shown = serde_json::to_value(&*config).unwrap_or_default();
             // Where root file systems are, by the name under which tools look for it.
             shown["stateDir"] = serde_json::json!(config.state);
             info.insert("config".to_owned(), shown.to_string());

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,8 @@ pub(crate) enum Pending {
 struct Shared {
     runtime: Arc<dyn Runtime>,
     waiting: Mutex<HashMap<String, (Pending, Instant)>>,
-    idle: Duration,
+    /// In milliseconds.
+    idle: AtomicU64,
 }
 
 /// The streaming server; cheap to clone.
@@ -50,6 +52,10 @@ pub struct Server {
     listener: Arc<TcpListener>,
 }
 
+fn milliseconds(of: Duration) -> u64 {
+    u64::try_from(of.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Server {
     /// Listens on `address` (port 0: any free one). A session that carries nothing for as long as `idle` is ended.
     ///
@@ -58,8 +64,13 @@ impl Server {
     pub async fn bind(address: SocketAddr, runtime: Arc<dyn Runtime>, idle: Duration) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { runtime, waiting: Mutex::default(), idle });
+        let shared = Arc::new(Shared { runtime, waiting: Mutex::default(), idle: AtomicU64::new(milliseconds(idle)) });
         Ok(Self { shared, address, listener: Arc::new(listener) })
+    }
+
+    /// Changes how long a session may carry nothing; those that are open keep what they began with.
+    pub fn set_idle(&self, idle: Duration) {
+        self.shared.idle.store(milliseconds(idle), Ordering::Relaxed);
     }
 
     /// Where it listens.
@@ -160,7 +171,7 @@ fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Full
     let Some((pending, _)) = found.filter(|(_, since)| since.elapsed() < LIFETIME) else {
         return refuse(StatusCode::NOT_FOUND, "no such session: addresses are good for one use within a minute");
     };
-    let (runtime, idle) = (shared.runtime.clone(), shared.idle);
+    let (runtime, idle) = (shared.runtime.clone(), Duration::from_millis(shared.idle.load(Ordering::Relaxed)));
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         match upgrade.await {

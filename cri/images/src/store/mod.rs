@@ -11,7 +11,7 @@ pub(crate) mod trash;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::config::Config;
 use crate::digest::Digest;
@@ -25,7 +25,10 @@ use trash::Trash;
 
 /// The store behind [`crate::Images`].
 pub(crate) struct Store {
+    /// As it was opened with.
     pub(crate) config: Config,
+    /// The same with what was changed since.
+    current: RwLock<Arc<Config>>,
     pub(crate) blobs: Blobs,
     pub(crate) layers: Layers,
     pub(crate) snapshots: Snapshots,
@@ -60,7 +63,18 @@ impl Store {
             tracing::warn!(image = %id, "image with missing layers or blobs, dropped from the list");
             state.images.remove(&id);
         }
-        let store = Store { config, blobs, layers, snapshots, trash, list_path, state: Mutex::new(state), _lock: lock };
+        let current = RwLock::new(Arc::new(config.clone()));
+        let store = Store {
+            config,
+            current,
+            blobs,
+            layers,
+            snapshots,
+            trash,
+            list_path,
+            state: Mutex::new(state),
+            _lock: lock,
+        };
         {
             let mut state = store.state();
             store.save(&state)?;
@@ -68,6 +82,17 @@ impl Store {
         }
         store.trash.empty()?;
         Ok(store)
+    }
+
+    /// Settings that may be changed while it is open are read here, each time.
+    pub(crate) fn current(&self) -> Arc<Config> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes settings.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Config)) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut current));
     }
 
     /// The state; a panic elsewhere does not take the store down, as each change is complete before it is stored.
