@@ -40,6 +40,9 @@ pub fn create(api: &Arc<Api>, call: &Call, object: &mut Value) -> Result<(), Sta
     if call.resource.group.is_empty() && call.resource.plural == "namespaces" {
         object["metadata"]["labels"]["kubernetes.io/metadata.name"] = json!(name);
     }
+    if call.resource.plural == "certificatesigningrequests" {
+        crate::certificates::admit(call, object)?;
+    }
     if call.resource.plural == "pods" {
         if !mirror {
             service_account(api, call, &name, object)?;

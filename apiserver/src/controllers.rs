@@ -32,7 +32,7 @@ async fn furnish(api: &Api, namespace: &str) -> Result<(), StoreError> {
     ensure(api, &format!("/core/configmaps/{namespace}/kube-root-ca.crt"), authority).await
 }
 
-/// Makes the default namespaces and what they hold.
+/// Makes the default namespaces and what they hold, and the roles with which nodes join.
 pub async fn bootstrap(api: &Api) -> Result<(), StoreError> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
@@ -40,6 +40,9 @@ pub async fn bootstrap(api: &Api) -> Result<(), StoreError> {
             "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
         ensure(api, &format!("/core/namespaces/{name}"), namespace).await?;
         furnish(api, name).await?;
+    }
+    for (key, object) in crate::bootstrap_tokens::roles() {
+        ensure(api, &key, object).await?;
     }
     Ok(())
 }

@@ -6,6 +6,8 @@
 pub mod admission;
 pub mod auth;
 pub mod binder;
+pub mod bootstrap_tokens;
+pub mod certificates;
 pub mod controllers;
 pub mod http_util;
 pub mod node_ipam;

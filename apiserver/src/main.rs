@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use apiserver::auth::Tokens;
 use apiserver::router::Api;
 use apiserver::store::Store;
-use apiserver::{controllers, node_ipam, pki, server};
+use apiserver::{certificates, controllers, node_ipam, pki, server};
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
@@ -69,6 +70,12 @@ struct Serve {
     /// Prefix length of a node's IPv6 pod network.
     #[arg(long, default_value_t = 64)]
     node_cidr_mask_size_ipv6: u8,
+    /// The longest life of certificates that are asked for (8760h, 30m, 90s).
+    #[arg(long, default_value = "8760h", value_parser = duration)]
+    cluster_signing_duration: Duration,
+    /// Approve serving certificates of kubelets that name only what their node has.
+    #[arg(long)]
+    approve_kubelet_serving: bool,
     /// Do not bind pods to nodes.
     #[arg(long)]
     no_binder: bool,
@@ -88,6 +95,27 @@ fn main() -> Result<()> {
     gantry_telemetry::log::init(&cli.serve.log_level, cli.serve.log_format).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(run(cli.serve))
+}
+
+/// A duration as upstream's flags have it: `8760h`, `1h30m0s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration such as 8760h or 30m");
+    let (mut seconds, mut number) = (0u64, String::new());
+    for c in text.chars() {
+        let unit = match c {
+            '0'..='9' => {
+                number.push(c);
+                continue;
+            }
+            'h' => 3600,
+            'm' => 60,
+            's' => 1,
+            _ => return Err(wrong()),
+        };
+        let part: u64 = std::mem::take(&mut number).parse().map_err(|_| wrong())?;
+        seconds = part.checked_mul(unit).and_then(|s| seconds.checked_add(s)).ok_or_else(wrong)?;
+    }
+    if number.is_empty() && seconds > 0 { Ok(Duration::from_secs(seconds)) } else { Err(wrong()) }
 }
 
 /// How nodes get pod networks; none when they get none.
@@ -146,11 +174,17 @@ async fn run(flags: Serve) -> Result<()> {
         store,
         tokens: Tokens::new(&pki.sa_key, &csv)?,
         ca: pki.ca.cert.clone(),
+        authority: pki.ca.clone(),
         host: reach,
         kubelet_tls: server::kubelet_tls(&pki)?,
         stop: stop.clone(),
     });
     controllers::bootstrap(&api).await.context("make the default namespaces")?;
+    let policy = certificates::Policy {
+        lifetime: flags.cluster_signing_duration,
+        approve_serving: flags.approve_kubelet_serving,
+    };
+    tokio::spawn(certificates::run(Arc::clone(&api), policy));
     tokio::spawn(controllers::namespaces(Arc::clone(&api)));
     if let Some(plan) = networks {
         tokio::spawn(node_ipam::run(Arc::clone(&api), plan));

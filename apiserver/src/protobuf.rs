@@ -27,6 +27,13 @@ enum Kind {
     /// Values are bytes, base64 in JSON.
     BytesMap,
     One(&'static Message),
+    Many(&'static Message),
+    /// Seconds and nanoseconds since 1970; RFC 3339 in JSON.
+    Time,
+    /// A message whose first field is JSON text.
+    Json,
+    /// Values are messages whose first field is a list of texts.
+    TextsMap,
     /// Known to be empty on requests.
     Skip,
 }
@@ -45,7 +52,26 @@ const META: &Message = &[
     (10, "deletionGracePeriodSeconds", Kind::Int),
     (11, "labels", Kind::TextMap),
     (12, "annotations", Kind::TextMap),
+    (13, "ownerReferences", Kind::Many(OWNER)),
     (14, "finalizers", Kind::Texts),
+    (17, "managedFields", Kind::Many(MANAGED)),
+];
+const OWNER: &Message = &[
+    (1, "kind", Kind::Text),
+    (3, "name", Kind::Text),
+    (4, "uid", Kind::Text),
+    (5, "apiVersion", Kind::Text),
+    (6, "controller", Kind::Bool),
+    (7, "blockOwnerDeletion", Kind::Bool),
+];
+const MANAGED: &Message = &[
+    (1, "manager", Kind::Text),
+    (2, "operation", Kind::Text),
+    (3, "apiVersion", Kind::Text),
+    (4, "time", Kind::Time),
+    (6, "fieldsType", Kind::Text),
+    (7, "fieldsV1", Kind::Json),
+    (8, "subresource", Kind::Text),
 ];
 const CONFIG_MAP: &Message = &[
     (1, "metadata", Kind::One(META)),
@@ -99,6 +125,42 @@ const TOKEN_REQUEST: &Message = &[
     (2, "spec", Kind::One(&[(1, "audiences", Kind::Texts), (4, "expirationSeconds", Kind::Int)])),
     (3, "status", Kind::Skip),
 ];
+const SIGNING_REQUEST: &Message = &[
+    (1, "metadata", Kind::One(META)),
+    (
+        2,
+        "spec",
+        Kind::One(&[
+            (1, "request", Kind::Bytes),
+            (2, "username", Kind::Text),
+            (3, "uid", Kind::Text),
+            (4, "groups", Kind::Texts),
+            (5, "usages", Kind::Texts),
+            (6, "extra", Kind::TextsMap),
+            (7, "signerName", Kind::Text),
+            (8, "expirationSeconds", Kind::Int),
+        ]),
+    ),
+    (
+        3,
+        "status",
+        Kind::One(&[
+            (
+                1,
+                "conditions",
+                Kind::Many(&[
+                    (1, "type", Kind::Text),
+                    (2, "reason", Kind::Text),
+                    (3, "message", Kind::Text),
+                    (4, "lastUpdateTime", Kind::Time),
+                    (5, "lastTransitionTime", Kind::Time),
+                    (6, "status", Kind::Text),
+                ]),
+            ),
+            (2, "certificate", Kind::Bytes),
+        ]),
+    ),
+];
 const TYPE_META: &Message = &[(1, "apiVersion", Kind::Text), (2, "kind", Kind::Text)];
 
 fn message_of(kind: &str) -> Option<&'static Message> {
@@ -111,6 +173,7 @@ fn message_of(kind: &str) -> Option<&'static Message> {
         "SelfSubjectRulesReview" => SELF_RULES,
         "SelfSubjectReview" => SELF_SUBJECT,
         "TokenRequest" => TOKEN_REQUEST,
+        "CertificateSigningRequest" => SIGNING_REQUEST,
         _ => return None,
     })
 }
@@ -212,6 +275,8 @@ fn message(table: &Message, bytes: &[u8]) -> Option<Value> {
             // Kubernetes writes empty texts for fields that are not set.
             (Kind::Text, Part::Bytes([])) => {}
             (Kind::Text, Part::Bytes(b)) => drop(object.insert((*name).to_owned(), text(b)?)),
+            // An optional certificate that is not there, as Go writes it.
+            (Kind::Bytes, Part::Bytes([])) if *name == "certificate" => {}
             (Kind::Bytes, Part::Bytes(b)) => drop(object.insert((*name).to_owned(), json!(STANDARD.encode(b)))),
             (Kind::Bool, Part::Number(n)) => drop(object.insert((*name).to_owned(), json!(n != 0))),
             (Kind::Int, Part::Number(0)) => {}
@@ -226,6 +291,31 @@ fn message(table: &Message, bytes: &[u8]) -> Option<Value> {
                 let map = object.entry(*name).or_insert_with(|| json!({})).as_object_mut()?;
                 let value = pair.get("value").cloned().unwrap_or_else(|| json!(""));
                 map.insert(pair["key"].as_str().unwrap_or_default().to_owned(), value);
+            }
+            (Kind::TextsMap, Part::Bytes(b)) => {
+                let pair =
+                    message(&[(1, "key", Kind::Text), (2, "value", Kind::One(&[(1, "items", Kind::Texts)]))], b)?;
+                let map = object.entry(*name).or_insert_with(|| json!({})).as_object_mut()?;
+                map.insert(pair["key"].as_str().unwrap_or_default().to_owned(), pair["value"]["items"].clone());
+            }
+            (Kind::Many(inner), Part::Bytes(b)) => {
+                let list = object.entry(*name).or_insert_with(|| json!([]));
+                list.as_array_mut()?.push(message(inner, b)?);
+            }
+            (Kind::Time, Part::Bytes(b)) => {
+                let time = message(&[(1, "s", Kind::Int), (2, "n", Kind::Int)], b)?;
+                // A time that is not set is an empty message.
+                if let Some(seconds) = time["s"].as_i64() {
+                    let time = jiff::Timestamp::from_second(seconds).ok()?;
+                    object.insert((*name).to_owned(), json!(time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()));
+                }
+            }
+            (Kind::Json, Part::Bytes(b)) => {
+                for field in Fields(b) {
+                    if let (1, Part::Bytes(text)) = field? {
+                        object.insert((*name).to_owned(), serde_json::from_slice(text).ok()?);
+                    }
+                }
             }
             (Kind::One(inner), Part::Bytes(b)) => drop(object.insert((*name).to_owned(), message(inner, b)?)),
             _ => return None,
@@ -256,6 +346,30 @@ mod tests {
         let got: Value = serde_json::from_slice(&to_json(MEDIA_TYPE, &bytes).unwrap()).unwrap();
         let want = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "made"}, "data": {"a": "1"}});
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn an_approval_keeps_times_and_owners_of_fields() {
+        let managed = [put(1, b"m"), put(4, &[8, 60]), put(7, &put(1, br#"{"f:spec":{}}"#))].concat();
+        // Numbers of fields above 15 take two bytes.
+        let tag = [0x8a, 0x01, u8::try_from(managed.len()).unwrap()];
+        let metadata = [&put(1, b"a")[..], &tag, &managed].concat();
+        let condition = [put(1, b"Approved"), put(4, &[8, 60]), put(5, b""), put(6, b"True")].concat();
+        let extra = [put(1, b"k"), put(2, &[put(1, b"x"), put(1, b"y")].concat())].concat();
+        let raw = [put(1, &metadata), put(2, &put(6, &extra)), put(3, &put(1, &condition))].concat();
+        let got: Value =
+            serde_json::from_slice(&to_json(MEDIA_TYPE, &envelope("CertificateSigningRequest", &raw)).unwrap())
+                .unwrap();
+        let time = "1970-01-01T00:01:00Z";
+        assert_eq!(
+            got["metadata"]["managedFields"],
+            json!([{"manager": "m", "time": time, "fieldsV1": {"f:spec": {}}}])
+        );
+        assert_eq!(got["spec"]["extra"], json!({"k": ["x", "y"]}));
+        assert_eq!(
+            got["status"]["conditions"],
+            json!([{"type": "Approved", "lastUpdateTime": time, "status": "True"}])
+        );
     }
 
     #[test]

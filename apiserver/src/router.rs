@@ -23,6 +23,8 @@ pub struct Api {
     pub tokens: Tokens,
     /// The authority's certificate, for `kube-root-ca.crt`.
     pub ca: String,
+    /// The authority itself, which signs what is approved.
+    pub authority: gantry_kube::pki::Pair,
     /// `host:port` that clients reach the server at.
     pub host: String,
     /// TLS towards kubelets.

@@ -175,6 +175,10 @@ where
             }
             "status" | "approval" => {
                 strategy::prepare_status_update(resource, &old, &mut new)?;
+                if resource.plural == "certificatesigningrequests" {
+                    crate::certificates::may_write_part(api, call, &old)?;
+                    api_machinery::csr::prepare_part(&call.part, &old, &mut new, &now());
+                }
                 admission::update(call, &old, &new)?;
                 valid(resource, name, &validate::update_status(resource, &old, &new))?;
             }

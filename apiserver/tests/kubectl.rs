@@ -102,3 +102,83 @@ fn each_node_gets_a_pod_network_of_its_own_and_a_deleted_nodes_is_free_again() {
     assert!(kubectl(dir.path(), &["delete", "node", "n1"]).0);
     assert_eq!(add("n3"), "10.244.0.0/24 [\"10.244.0.0/24\"]");
 }
+
+/// Writes a CertificateSigningRequest and creates it as someone: what kubectl said.
+fn ask(data: &Path, who: &[&str], name: &str, signer: &str, usage: &str, names: &[&str]) -> (bool, String) {
+    use base64::Engine as _;
+    let key = gantry_kube::csr::new_key().unwrap();
+    let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+    let pem = gantry_kube::csr::request(&key, "system:node:n1", &["system:nodes".to_owned()], &names).unwrap();
+    let request = base64::engine::general_purpose::STANDARD.encode(pem);
+    let text = format!(
+        "apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {{name: {name}}}\nspec:\n  \
+         request: {request}\n  signerName: {signer}\n  usages: [digital signature, {usage}]\n  username: somebody else\n"
+    );
+    let file = data.join(format!("{name}.yaml"));
+    std::fs::write(&file, text).unwrap();
+    let path = file.to_string_lossy().into_owned();
+    kubectl(data, &[who, &["create", "-f", &path]].concat())
+}
+
+/// Waits until `kubectl get csr` shows a state.
+fn wait_state(data: &Path, name: &str, state: &str) {
+    let mut text = String::new();
+    for _ in 0..100 {
+        text = kubectl(data, &["get", "csr", name, "--no-headers"]).1;
+        if text.trim_end().ends_with(state) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{name} is not {state}: {text}");
+}
+
+#[test]
+fn nodes_join_with_a_token_and_people_approve_the_rest() {
+    use base64::Engine as _;
+    if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
+        println!("skipped: no kubectl");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let _server = start(data, port);
+    wait_ready(data);
+    let token = "apiVersion: v1\nkind: Secret\nmetadata: {name: bootstrap-token-abcdef, namespace: kube-system}\n\
+                 type: bootstrap.kubernetes.io/token\nstringData: {token-id: abcdef, token-secret: 0123456789abcdef, \
+                 usage-bootstrap-authentication: \"true\"}\n";
+    std::fs::write(data.join("token.yaml"), token).unwrap();
+    let (done, text) = kubectl(data, &["create", "-f", &data.join("token.yaml").to_string_lossy()]);
+    assert!(done, "{text}");
+    // Without the administrator's certificate, which would win over the token.
+    let ca = data.join("pki/ca.crt").to_string_lossy().into_owned();
+    let server = format!("--server=https://127.0.0.1:{port}");
+    let joiner = ["--kubeconfig=/dev/null", &server, "--certificate-authority", &ca, "--token=abcdef.0123456789abcdef"];
+    const CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+    const SERVING: &str = "kubernetes.io/kubelet-serving";
+    let (done, text) = ask(data, &joiner, "first", CLIENT, "client auth", &[]);
+    assert!(done, "{text}");
+    wait_state(data, "first", "Approved,Issued");
+    let of = |name: &str, path: &str| kubectl(data, &["get", "csr", name, "-o", &format!("jsonpath={{{path}}}")]).1;
+    assert_eq!(of("first", ".spec.username"), "system:bootstrap:abcdef", "whoever asks cannot say who he is");
+    let pem = base64::engine::general_purpose::STANDARD.decode(of("first", ".status.certificate")).unwrap();
+    let facts = gantry_kube::pki::inspect(std::str::from_utf8(&pem).unwrap()).unwrap();
+    assert_eq!((facts.common_name.as_str(), facts.organizations), ("system:node:n1", vec!["system:nodes".to_owned()]));
+    let (refused, text) = kubectl(data, &[&joiner[..], &["get", "secrets", "-A"]].concat());
+    assert!(!refused && text.contains("Forbidden"), "{text}");
+
+    assert!(ask(data, &[], "serving", SERVING, "server auth", &["n1"]).0);
+    wait_state(data, "serving", "Pending");
+    let (done, text) = kubectl(data, &["certificate", "approve", "serving"]);
+    assert!(done, "{text}");
+    wait_state(data, "serving", "Approved,Issued");
+    assert!(ask(data, &[], "unwanted", SERVING, "server auth", &["n1"]).0);
+    assert!(kubectl(data, &["certificate", "deny", "unwanted"]).0);
+    wait_state(data, "unwanted", "Denied");
+    let (done, text) = kubectl(data, &["certificate", "approve", "unwanted"]);
+    assert!(!done, "what is denied stays denied: {text}");
+    assert!(ask(data, &[], "wrong", SERVING, "client auth", &["n1"]).0);
+    assert!(kubectl(data, &["certificate", "approve", "wrong"]).0);
+    wait_state(data, "wrong", "Approved,Failed");
+}

@@ -30,6 +30,7 @@
 //! - [`table`]: `table::render(resource, items, now, include_object)`.
 
 pub mod convert;
+pub mod csr;
 pub mod defaults;
 pub mod discovery;
 pub mod fieldselector;

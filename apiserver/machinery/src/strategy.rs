@@ -33,7 +33,7 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
         metadata.insert("generation".into(), json!(1));
     }
     // Nodes come with their status when a kubelet registers.
-    let keeps_status = matches!((resource.group, resource.plural), ("", "nodes") | ("certificates.k8s.io", _));
+    let keeps_status = (resource.group, resource.plural) == ("", "nodes");
     if resource.has_status
         && !keeps_status
         && let Value::Object(fields) = object
@@ -60,6 +60,7 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
         ("", "namespaces") => object["status"] = json!({"phase": "Active"}),
         ("", "persistentvolumes" | "persistentvolumeclaims") => object["status"] = json!({"phase": "Pending"}),
         ("", "services") => object["status"] = json!({"loadBalancer": {}}),
+        ("certificates.k8s.io", "certificatesigningrequests") => object["status"] = json!({}),
         _ if resource.has_status && object.get("status").is_none() && starts_with_status(resource) => {
             object["status"] = json!({});
         }
@@ -126,6 +127,9 @@ pub fn prepare_update(resource: &Resource, old: &Value, new: &mut Value) -> Resu
     if resource.group.is_empty() && resource.plural == "namespaces" {
         // Only …/finalize changes them.
         copy(old, new, "spec");
+    }
+    if resource.plural == "certificatesigningrequests" {
+        crate::csr::keep_spec(old, new);
     }
     if resource.group.is_empty() && resource.plural == "pods" {
         keep_pod_fields(old, new);

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose,
 };
 
 /// How long an authority is valid: ten years, as kubeadm's.
@@ -42,7 +42,13 @@ pub struct PkiError {
     why: String,
 }
 
-fn failed(what: impl Into<String>) -> impl FnOnce(rcgen::Error) -> PkiError {
+impl PkiError {
+    pub(crate) fn new(what: impl Into<String>, why: impl ToString) -> Self {
+        Self { what: what.into(), why: why.to_string() }
+    }
+}
+
+pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(rcgen::Error) -> PkiError {
     move |e| PkiError { what: what.into(), why: e.to_string() }
 }
 
@@ -62,7 +68,7 @@ pub enum Usage {
 pub fn new_ca(name: &str) -> Result<Pair, PkiError> {
     let key = KeyPair::generate().map_err(failed("generate the authority's key"))?;
     let mut params = CertificateParams::default();
-    params.distinguished_name = distinguished_name(name, &[]);
+    params.distinguished_name = distinguished_name(name, &[])?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
@@ -160,7 +166,7 @@ pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(IpAddr::from(v4));
     }
@@ -168,13 +174,8 @@ fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 fn leaf(name: &str, groups: &[String], usage: &Usage) -> Result<CertificateParams, PkiError> {
-    // rcgen keeps one value per attribute type, so a second group would silently replace the first.
-    if groups.len() > 1 {
-        let why = format!("at most one group fits into a certificate here, got {}", groups.join(", "));
-        return Err(PkiError { what: format!("describe the certificate of {name}"), why });
-    }
     let mut params = CertificateParams::default();
-    params.distinguished_name = distinguished_name(name, groups);
+    params.distinguished_name = distinguished_name(name, groups)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     let (names, purposes) = match usage {
@@ -182,23 +183,23 @@ fn leaf(name: &str, groups: &[String], usage: &Usage) -> Result<CertificateParam
         Usage::Client => (&[][..], vec![ExtendedKeyUsagePurpose::ClientAuth]),
     };
     params.extended_key_usages = purposes;
-    for n in names {
-        params.subject_alt_names.push(match n.parse::<IpAddr>() {
-            Ok(ip) => SanType::IpAddress(ip),
-            Err(_) => SanType::DnsName(n.as_str().try_into().map_err(failed(format!("server name {n:?}")))?),
-        });
-    }
+    params.subject_alt_names = crate::csr::alternative_names(names)?;
     set_lifetime(&mut params, LEAF_LIFETIME);
     Ok(params)
 }
 
-fn distinguished_name(name: &str, groups: &[String]) -> DistinguishedName {
+pub(crate) fn distinguished_name(name: &str, groups: &[String]) -> Result<DistinguishedName, PkiError> {
+    // rcgen keeps one value per attribute type, so a second group would silently replace the first.
+    if groups.len() > 1 {
+        let why = format!("at most one group fits into a certificate here, got {}", groups.join(", "));
+        return Err(PkiError::new(format!("describe the certificate of {name}"), why));
+    }
     let mut dn = DistinguishedName::new();
     for group in groups {
         dn.push(DnType::OrganizationName, group.as_str());
     }
     dn.push(DnType::CommonName, name);
-    dn
+    Ok(dn)
 }
 
 fn set_lifetime(params: &mut CertificateParams, lifetime: Duration) {

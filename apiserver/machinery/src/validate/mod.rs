@@ -50,9 +50,12 @@ pub fn update(resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> 
 }
 
 /// What is wrong with an update of `…/status`.
-pub fn update_status(_resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
+pub fn update_status(resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
     let mut out = Errors::new();
     meta::update(&old["metadata"], &new["metadata"], &mut out);
+    if resource.plural == "certificatesigningrequests" {
+        crate::csr::validate_part(old, new, &mut out);
+    }
     out
 }
 
@@ -70,6 +73,7 @@ fn body(resource: &Resource, object: &Value, out: &mut Errors) {
         ("node.k8s.io", "runtimeclasses") => core::runtime_class(object, out),
         ("rbac.authorization.k8s.io", _) => core::rbac(object, out),
         ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") => workload::replicated(object, out),
+        ("certificates.k8s.io", "certificatesigningrequests") => crate::csr::validate(object, out),
         ("batch", "jobs") => workload::job(&object["spec"], "spec", out),
         ("batch", "cronjobs") => workload::cron_job(object, out),
         _ => {}
