@@ -14,7 +14,9 @@ target=${CARGO_TARGET_DIR:-$ROOT/target}
 flags_var=CARGO_TARGET_$(printf %s "$host" | tr 'a-z-' 'A-Z_')_RUSTFLAGS
 
 cargo build --locked --release -j "$jobs" -p cri -p kubelet -p apiserver -p gantry-overlay
-env "$flags_var=-C target-feature=+crt-static" \
+# Beside being static: relocations in their packed form, no unwinding tables.
+link="-C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,-T,scripts/small.ld"
+env "$flags_var=-C target-feature=+crt-static $link" \
   cargo build --locked --profile small --target "$host" -j "$jobs" -p runtime -p gantry-monitor -p cni-plugins -p gantry-demo
 
 mkdir -p "$ROOT/target/gantry/bin"
