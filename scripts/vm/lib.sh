@@ -40,7 +40,7 @@ vm_ssh_options() { # node
 vm_ssh() { # node command...
   local node=$1 options; shift
   mapfile -t options < <(vm_ssh_options "$node")
-  ssh "${options[@]}" -p "$(cat "$VM_STATE/$node/port")" root@127.0.0.1 "$@"
+  timeout "${vm_ssh_limit:-0}" ssh "${options[@]}" -p "$(cat "$VM_STATE/$node/port")" root@127.0.0.1 "$@"
 }
 
 vm_scp() { # node arguments of scp, the machine's paths as vm:PATH

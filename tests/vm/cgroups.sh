@@ -80,8 +80,12 @@ t_units() {
     ! gantry-run --systemd-cgroup run --detach --bundle /root/byunits other </dev/null >/root/log 2>&1; grep -i exist /root/log
     test "$(show ActiveState)" = active
     # Killed for want of memory: the unit is failed until the container is deleted.
+    echo "{\"unified\": {\"memory.high\": \"max\"}}" | gantry-run --systemd-cgroup update --resources - byunits
+    test "$(cat /sys/fs/cgroup/machine.slice/gantry-byunits.scope/memory.high)" = max
     gantry-run exec byunits /bin/busybox sh -c "tail /dev/zero" || true
-    gantry-run kill --all byunits KILL; sleep 1
+    grep -v " 0" /sys/fs/cgroup/machine.slice/gantry-byunits.scope/memory.events | grep oom_kill
+    gantry-run kill --all byunits KILL || true
+    for i in $(seq 50); do gantry-run state byunits | grep -q stopped && break; sleep 0.1; done
     gantry-run delete byunits
     test ! -e /sys/fs/cgroup/machine.slice/gantry-byunits.scope
     ! systemctl list-units --all --no-legend | grep byunits

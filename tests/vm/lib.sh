@@ -6,7 +6,8 @@ vm=$ROOT/scripts/vm
 work=$(mktemp -d) || exit 1
 passed=0 failed=0 failures=()
 
-on() { vm_ssh "$@"; } # NODE COMMAND
+# A command on a machine: on NODE COMMAND. Five minutes are a hang.
+on() { vm_ssh_limit=300 vm_ssh "$@"; }
 
 # A test fails where this says so; the reason is the last thing that is read.
 fail() { echo "FAILED: $*"; exit 1; }
