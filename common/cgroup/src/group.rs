@@ -13,6 +13,7 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::host::{Host, Version, small};
 use crate::plan::{self, Write};
+use crate::pressure::{self, Devices, Pressure};
 use crate::resources::Resources;
 use crate::stats::{self, Stats, V1Folders};
 
@@ -273,6 +274,25 @@ impl Cgroup {
             pids: pids.as_deref(),
             blkio: blkio.as_deref(),
         })
+    }
+
+    /// How long its tasks waited for `cpu`, `memory` or `io`; `None` where that is not counted. Hybrid hosts count it in the
+    /// unified tree.
+    pub fn pressure(&self, resource: &str) -> Option<Pressure> {
+        pressure::read(&self.unified_folder()?, resource)
+    }
+
+    /// What it read and wrote, by device.
+    pub fn devices(&self) -> Devices {
+        if self.is_v2() {
+            return pressure::devices_v2(&stats::text(self.unified_folder().as_deref(), "io.stat"));
+        }
+        let folder = self.folder("blkio");
+        let read = |file| stats::text(folder.as_deref(), file);
+        pressure::devices_v1(
+            &read("blkio.throttle.io_service_bytes_recursive"),
+            &read("blkio.throttle.io_serviced_recursive"),
+        )
     }
 
     /// How many processes the OOM killer has taken from it.

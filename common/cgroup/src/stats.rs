@@ -32,6 +32,12 @@ pub struct Stats {
     pub memory_peak: u64,
     /// Bytes allowed; `None` for no limit.
     pub memory_limit: Option<u64>,
+    /// Bytes that the kernel leaves it when memory gets short; `None` for none.
+    pub memory_reservation: Option<u64>,
+    /// How often the limit was hit.
+    pub memory_failures: u64,
+    /// Bytes of the kernel's own memory for it.
+    pub memory_kernel: u64,
     /// Minor and major page faults.
     pub page_faults: u64,
     /// Major page faults.
@@ -54,7 +60,7 @@ fn number(dir: Option<&Path>, file: &str) -> Option<u64> {
     fs::read_to_string(dir?.join(file)).ok()?.trim().parse().ok()
 }
 
-fn text(dir: Option<&Path>, file: &str) -> String {
+pub(crate) fn text(dir: Option<&Path>, file: &str) -> String {
     dir.and_then(|d| fs::read_to_string(d.join(file)).ok()).unwrap_or_default()
 }
 
@@ -86,6 +92,9 @@ pub(crate) fn read_v2(dir: &Path) -> Stats {
         mapped_file: keyed(&memory, "file_mapped"),
         memory_peak: number(d, "memory.peak").unwrap_or(0),
         memory_limit: number(d, "memory.max"),
+        memory_reservation: number(d, "memory.low").filter(|n| *n > 0),
+        memory_failures: keyed(&text(d, "memory.events"), "max"),
+        memory_kernel: keyed(&memory, "kernel"),
         page_faults: keyed(&memory, "pgfault"),
         major_page_faults: keyed(&memory, "pgmajfault"),
         swap: number(d, "memory.swap.current").unwrap_or(0),
@@ -135,6 +144,9 @@ pub(crate) fn read_v1(f: &V1Folders<'_>) -> Stats {
         mapped_file: keyed(&memory, "total_mapped_file"),
         memory_peak: number(f.memory, "memory.max_usage_in_bytes").unwrap_or(0),
         memory_limit: limit("memory.limit_in_bytes"),
+        memory_reservation: limit("memory.soft_limit_in_bytes"),
+        memory_failures: number(f.memory, "memory.failcnt").unwrap_or(0),
+        memory_kernel: number(f.memory, "memory.kmem.usage_in_bytes").unwrap_or(0),
         page_faults: faults,
         major_page_faults: keyed(&memory, "total_pgmajfault"),
         swap: both.saturating_sub(used),
@@ -157,7 +169,9 @@ mod tests {
             ("cpu.stat", "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 7\nthrottled_usec 9\n"),
             ("memory.current", "1000\n"),
             ("memory.max", "max\n"),
-            ("memory.stat", "anon 300\nfile 600\ninactive_file 400\npgfault 8\n"),
+            ("memory.low", "70\n"),
+            ("memory.events", "low 0\nhigh 1\nmax 6\noom 2\n"),
+            ("memory.stat", "anon 300\nfile 600\nkernel 30\ninactive_file 400\npgfault 8\n"),
             ("io.stat", "8:0 rbytes=10 wbytes=20 rios=1 wios=1\n8:16 rbytes=1 wbytes=2\n"),
         ] {
             fs::write(dir.path().join(file), text).unwrap();
@@ -165,6 +179,7 @@ mod tests {
         let s = read_v2(dir.path());
         assert_eq!((s.cpu_ns, s.cpu_periods, s.cpu_throttled_ns), (5000, 7, 9000));
         assert_eq!((s.memory, s.working_set, s.memory_limit), (1000, 600, None));
+        assert_eq!((s.memory_reservation, s.memory_failures, s.memory_kernel), (Some(70), 6, 30));
         assert_eq!((s.io_read_bytes, s.io_write_bytes, s.page_faults), (11, 22, 8));
     }
 }
