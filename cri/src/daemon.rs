@@ -13,6 +13,7 @@ use tokio::sync::{Notify, broadcast};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ledger::{ContainerRecord, Ledger, SandboxRecord};
+use crate::stats::{Layer, Rate};
 
 /// A pod sandbox.
 pub struct Sandbox {
@@ -22,6 +23,8 @@ pub struct Sandbox {
     pub created_at: i64,
     /// Operations on this pod take turns.
     pub turn: tokio::sync::Mutex<()>,
+    /// How much of the processors it uses.
+    pub rate: Mutex<Rate>,
     record: Mutex<SandboxRecord>,
 }
 
@@ -37,6 +40,10 @@ pub struct Container {
     pub turn: tokio::sync::Mutex<()>,
     /// Told when it ends.
     pub ended: Notify,
+    /// How much of the processors it uses.
+    pub rate: Mutex<Rate>,
+    /// What its writable layer held when it was last walked.
+    pub layer: Mutex<Option<Layer>>,
     record: Mutex<ContainerRecord>,
 }
 
@@ -99,6 +106,7 @@ impl Sandbox {
             id: record.id.clone(),
             created_at: record.created_at,
             turn: tokio::sync::Mutex::new(()),
+            rate: Mutex::new(Rate::since(record.created_at)),
             record: Mutex::new(record),
         }
     }
@@ -136,6 +144,8 @@ impl Container {
             created_at: record.created_at,
             turn: tokio::sync::Mutex::new(()),
             ended: Notify::new(),
+            rate: Mutex::new(Rate::since(record.created_at)),
+            layer: Mutex::default(),
             record: Mutex::new(record),
         }
     }

@@ -119,7 +119,22 @@ async fn pods_are_measured_and_their_resources_recorded() {
     assert_eq!(value("container_threads"), Some(1));
     assert_eq!(value("container_processes"), Some(1));
     assert!(value("container_memory_usage_bytes") > Some(0));
-    assert!(pod.metrics.iter().any(|m| m.name == "container_network_receive_bytes_total"));
+    assert!(pod.metrics.iter().any(|m| m.name == "container_network_receive_packets_total"));
+    assert!(value("container_fs_limit_bytes") > value("container_fs_usage_bytes"));
+    assert!(value("container_ulimits_soft") > Some(0));
+    let ask = cri::ContainerStatsRequest { container_id: id.clone() };
+    let stats = client.container_stats(ask).await.unwrap().into_inner().stats.unwrap();
+    let (cpu, memory, io) = (stats.cpu.unwrap(), stats.memory.unwrap(), stats.io.unwrap());
+    // What the kernel counts is told, wherever it counts it.
+    let pressures = [cpu.psi.is_some(), memory.psi.is_some(), io.psi.is_some()];
+    let there = |path: &str| std::path::Path::new(path).exists();
+    let unified = there("/sys/fs/cgroup/cgroup.controllers") || there("/sys/fs/cgroup/unified/cgroup.controllers");
+    assert_eq!(pressures, [there("/proc/pressure/cpu") && unified; 3]);
+    let ask = cri::PodSandboxStatsRequest { pod_sandbox_id: sandbox.clone() };
+    let of_pod = client.pod_sandbox_stats(ask).await.unwrap().into_inner().stats.unwrap().linux.unwrap();
+    assert!(of_pod.cpu.unwrap().usage_core_nano_seconds.unwrap().value >= cpu.usage_core_nano_seconds.unwrap().value);
+    assert_eq!(of_pod.process.unwrap().process_count.unwrap().value, 1);
+    assert_eq!(of_pod.io.unwrap().psi.is_some(), pressures[2]);
 
     let overhead = cri::LinuxContainerResources { memory_limit_in_bytes: 5 << 20, ..Default::default() };
     let ask = cri::UpdatePodSandboxResourcesRequest {
