@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod capability;
 pub mod fd;
+pub mod kernel;
 pub mod mount;
 pub mod namespaces;
 pub mod process;

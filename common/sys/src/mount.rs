@@ -1,14 +1,11 @@
-//! The mount API: detached trees, recursive attributes, overlay file systems.
+//! The mount API: detached trees and recursive attributes.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
 use crate::process::check;
@@ -147,80 +144,6 @@ fn kernel_words(context: BorrowedFd<'_>) -> String {
     words.join("; ")
 }
 
-/// Layers of an overlay file system.
-#[derive(Clone, Copy, Debug)]
-pub struct Overlay<'a> {
-    /// Read-only layers, uppermost first; at least one.
-    pub lower: &'a [&'a Path],
-    /// Where changes go, and the empty work folder beside it on the same file system; none for a read-only overlay.
-    pub upper: Option<(&'a Path, &'a Path)>,
-    /// Mount attributes (`RDONLY`, ...).
-    pub attributes: u64,
-}
-
-/// Mounts an overlay at `target`: layer by layer where the kernel can (any number of layers, any characters), otherwise by
-/// the classic option string.
-///
-/// # Errors
-/// The kernel's, from the way that was tried last.
-pub fn overlay(layers: Overlay<'_>, target: &Path) -> io::Result<()> {
-    match overlay_by_layers(layers) {
-        Ok(tree) => {
-            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-            Ok(rustix::mount::move_mount(tree.as_fd(), "", rustix::fs::CWD, target, flags)?)
-        }
-        Err(error) => overlay_by_string(layers, target).map_err(|second| match second.raw_os_error() {
-            Some(libc::EINVAL) => error,
-            _ => second,
-        }),
-    }
-}
-
-fn overlay_by_layers(layers: Overlay<'_>) -> io::Result<OwnedFd> {
-    let text = |p: &Path| p.to_str().map(str::to_owned).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
-    let mut options: Vec<(&str, String)> = Vec::new();
-    for lower in layers.lower {
-        options.push(("lowerdir+", text(lower)?));
-    }
-    if let Some((upper, work)) = layers.upper {
-        options.push(("upperdir", text(upper)?));
-        options.push(("workdir", text(work)?));
-    }
-    let options: Vec<(&str, Option<&str>)> = options.iter().map(|(k, v)| (*k, Some(v.as_str()))).collect();
-    new_filesystem("overlay", Some("overlay"), &options, layers.attributes)
-}
-
-fn overlay_by_string(layers: Overlay<'_>, target: &Path) -> io::Result<()> {
-    let mut data = b"lowerdir=".to_vec();
-    for (i, lower) in layers.lower.iter().enumerate() {
-        if i > 0 {
-            data.push(b':');
-        }
-        escape(lower, &mut data);
-    }
-    if let Some((upper, work)) = layers.upper {
-        data.extend_from_slice(b",upperdir=");
-        escape(upper, &mut data);
-        data.extend_from_slice(b",workdir=");
-        escape(work, &mut data);
-    }
-    let data = CString::new(data).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let mut flags = MountFlags::empty();
-    flags.set(MountFlags::RDONLY, layers.attributes & RDONLY != 0);
-    flags.set(MountFlags::NODEV, layers.attributes & NODEV != 0);
-    flags.set(MountFlags::NOSUID, layers.attributes & NOSUID != 0);
-    Ok(rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))?)
-}
-
-fn escape(path: &Path, into: &mut Vec<u8>) {
-    for &byte in path.as_os_str().as_bytes() {
-        if matches!(byte, b':' | b',' | b'\\') {
-            into.push(b'\\');
-        }
-        into.push(byte);
-    }
-}
-
 /// Bind-mounts `source` at `target`, with everything below when `recursive`.
 ///
 /// # Errors
@@ -256,43 +179,4 @@ pub fn unmount_all(target: &Path) -> io::Result<()> {
         }
     }
     Err(io::Error::other("more than 64 mounts are stacked on one place"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn root() -> bool {
-        let root = rustix::process::geteuid().is_root();
-        if !root {
-            println!("skipped: needs root");
-        }
-        root
-    }
-
-    #[test]
-    fn an_overlay_shows_its_layers_and_is_gone_after_unmounting() {
-        if !root() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let path = |n: &str| {
-            let p = dir.path().join(n);
-            std::fs::create_dir(&p).unwrap();
-            p
-        };
-        let (a, b, upper, work, target) = (path("a:1"), path("b,2"), path("upper"), path("work"), path("target"));
-        std::fs::write(a.join("one"), "1").unwrap();
-        std::fs::write(b.join("two"), "2").unwrap();
-        let layers = Overlay { lower: &[&a, &b], upper: Some((&upper, &work)), attributes: NODEV };
-        overlay(layers, &target).unwrap();
-        assert!(target.join("one").exists() && target.join("two").exists());
-        std::fs::write(target.join("three"), "3").unwrap();
-        unmount_all(&target).unwrap();
-        unmount_all(&target).unwrap();
-        assert!(!target.join("one").exists() && upper.join("three").exists());
-        overlay_by_string(layers, &target).unwrap();
-        assert!(target.join("one").exists() && target.join("two").exists());
-        unmount_all(&target).unwrap();
-    }
 }

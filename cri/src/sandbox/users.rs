@@ -60,11 +60,8 @@ pub fn path(daemon: &Daemon, sandbox: &str) -> PathBuf {
 
 /// Whether this kernel can do it: overlayfs takes id-mapped layers that are attached nowhere from Linux 6.15 on.
 pub fn supported() -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
-    version >= (6, 15) && most.trim() != "0"
+    gantry_sys::kernel::at_least(6, 15) && most.trim() != "0"
 }
 
 fn line(map: &cri::IdMapping) -> String {

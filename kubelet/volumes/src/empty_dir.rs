@@ -57,8 +57,8 @@ fn mount_once(dir: &Path, kind: &str, options: Option<String>) -> io::Result<boo
         return Ok(false);
     }
     let attempt = |options: Option<&str>| mount(Some(kind), dir, Some(kind), MsFlags::empty(), options);
-    if kind == "tmpfs" {
-        // Secrets must not reach a swap device; kernels before 6.4 do not know the option.
+    // Secrets must not reach a swap device. Kernels before 6.4 do not know the option, and say so in their log.
+    if kind == "tmpfs" && gantry_sys::kernel::at_least(6, 4) {
         let without_swap = options.iter().map(String::as_str).chain(["noswap"]).collect::<Vec<_>>().join(",");
         if attempt(Some(&without_swap)).is_ok() {
             return Ok(true);

@@ -39,10 +39,13 @@ impl Overlay {
         if let Some(users) = &self.users {
             return self.mount_mapped(users, target).map_err(|e| Error::io("mount id-mapped overlay at", target, e));
         }
-        match self.mount_new(target) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {}
-            Ok(()) => return Ok(()),
-            Err(e) => return Err(Error::io("mount overlay at", target, e)),
+        // Older kernels do not know `lowerdir+`, and say so in their log at each attempt.
+        if gantry_sys::kernel::at_least(6, 7) {
+            match self.mount_new(target) {
+                Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {}
+                Ok(()) => return Ok(()),
+                Err(e) => return Err(Error::io("mount overlay at", target, e)),
+            }
         }
         self.mount_old(target).map_err(|e| Error::io("mount overlay at", target, e))
     }
