@@ -51,6 +51,12 @@ build_crictl() {
     GOFLAGS=-mod=mod go build -o "$CRICTL" sigs.k8s.io/cri-tools/cmd/crictl
 }
 
+build_cnitool() {
+  mkdir -p "$work/cnitool" && cd "$work/cnitool" &&
+    printf 'module tools\ngo 1.24\nrequire github.com/containernetworking/cni v1.3.0\n' >go.mod &&
+    GOFLAGS=-mod=mod go build -o "$CNITOOL" github.com/containernetworking/cni/cnitool
+}
+
 step "Requirements"
 need_cargo
 if [ "$(id -u)" = 0 ]; then
@@ -66,6 +72,10 @@ if [ -z "${CRICTL:-}" ] && ! command -v crictl >/dev/null; then
     (build_crictl) >"$work/go.log" 2>&1 ||
       { note "crictl could not be built, its tests are skipped:"; tail -n 3 "$work/go.log" | sed 's/^/    | /'; }
   fi
+fi
+export CNITOOL=${CNITOOL:-$ROOT/target/tools/cnitool}
+if [ ! -x "$CNITOOL" ] && command -v go >/dev/null; then
+  (build_cnitool) >"$work/go.log" 2>&1 || note "cnitool could not be built, its tests are left out: $(tail -n 1 "$work/go.log")"
 fi
 good "ready"
 
@@ -105,8 +115,14 @@ if [ -n "$node" ]; then
     if [ -x "${CRICTL:-$(command -v crictl)}" ]; then
       need_packages containerd
       check "our CNI plugins under containerd" ./tests/interop-containerd.sh
+      need_packages containernetworking-plugins iptables
+      if [ -x "$CNITOOL" ]; then
+        check "cnitool with our CNI plugins and others', and others' under gantry-cri" ./tests/interop-cni.sh
+      else
+        skipped=$((skipped + 1)); note "skipped: CNI plugins under cnitool: there is no Go"
+      fi
     else
-      skipped=$((skipped + 1)); note "skipped: our CNI plugins under containerd: there is no crictl"
+      skipped=$((skipped + 2)); note "skipped: our CNI plugins under containerd, and others' under gantry-cri: there is no crictl"
     fi
   fi
 fi

@@ -4,8 +4,9 @@ use gantry_net::ip::{Route, add_address};
 use gantry_net::link::{self, Change, Kind};
 use gantry_net::{Link, Socket};
 
+use crate::ipam::delegate;
 use crate::netns::{Netns, set_sysctl};
-use crate::spec::{CniResult, Context, Error, Interface, IpConfig, Request, Result, RouteConfig};
+use crate::spec::{CniResult, Command, Context, Error, Interface, IpConfig, Request, Result, RouteConfig};
 
 /// The name of the host's end of a pair. It follows from the attachment, so that what a crash left is found again.
 pub fn host_name(request: &Request) -> String {
@@ -27,6 +28,25 @@ pub struct Pair {
     pub mtu: Option<u32>,
     /// Hardware address in the container.
     pub mac: Option<[u8; 6]>,
+}
+
+/// What this ADD has made: only that is undone when it fails, not an attachment that was there before.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// The addresses were given.
+    pub addresses: bool,
+    /// The pair's end on the host.
+    pub pair: Option<u32>,
+}
+
+impl Made {
+    /// What cannot be undone now will be by the DEL that follows every failed ADD.
+    pub fn undo(self, request: &Request, socket: &mut Socket) {
+        let removed = self.pair.is_none_or(|index| socket.request(link::delete(index)).is_ok());
+        if self.addresses && removed {
+            let _ = delegate::pass(Command::Del, request);
+        }
+    }
 }
 
 /// Makes a pair of devices: `name` on the host, the request's in the container.
@@ -130,6 +150,26 @@ pub fn remove_pair(request: &Request) -> Result<()> {
         Some(link) => gone(socket.request(link::delete(link.index))).doing(|| format!("remove {}", link.name)),
         None => Ok(()),
     }
+}
+
+/// Removes devices on the host that carry an owner's name which is not to be kept.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_others(keep: impl Fn(&str) -> bool) -> Result<()> {
+    let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
+    for link in socket.links().doing(|| "list devices".into())? {
+        let owned = matches!(link.kind.as_str(), "veth" | "ifb") && !link.alias.is_empty();
+        if !owned || keep(&link.alias) {
+            continue;
+        }
+        match socket.request(link::delete(link.index)) {
+            // Its container's namespace ended meanwhile.
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
+            other => other.doing(|| format!("remove {}", link.name))?,
+        }
+    }
+    Ok(())
 }
 
 /// Looks whether the container's device has the addresses and routes of a result.

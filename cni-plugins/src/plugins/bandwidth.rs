@@ -3,11 +3,13 @@
 use gantry_net::link::{self, Change, Kind};
 use gantry_net::{Link, Prefix, Socket, qdisc};
 use serde::Deserialize;
+use sha2::{Digest, Sha512};
 
 use super::{Plugin, field};
 use crate::attach;
 use crate::netns::Netns;
 use crate::spec::{CniResult, Context, Error, Request, Result};
+use crate::table;
 
 /// How long a packet may wait.
 const LATENCY_MS: u64 = 25;
@@ -92,6 +94,12 @@ fn shaper_name(request: &Request) -> String {
     attach::host_name(request).replacen("veth", "bwp", 1)
 }
 
+/// What the reference plugin calls it, which does not tell a container's devices apart.
+fn reference_name(request: &Request) -> String {
+    let hash = Sha512::digest(format!("{}{}", request.config.name, request.container));
+    hash.iter().take(6).fold("bwp".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+}
+
 /// The host's end of the container's device.
 fn host_end(request: &Request, socket: &mut Socket) -> Result<Link> {
     let netns = Netns::open(request)?;
@@ -128,7 +136,8 @@ fn shape(request: &Request, socket: &mut Socket, host: &Link, bucket: Bucket, sc
     }
     socket.request(link::create(&name, &Kind::Ifb, Some(host.mtu), None)).doing(|| format!("make {name}"))?;
     let shaper = find(socket)?.ok_or_else(|| Error::internal(format!("{name} is gone")))?;
-    let up = Change { up: Some(true), ..Change::default() };
+    let owner = table::owner(request);
+    let up = Change { up: Some(true), alias: Some(&owner), ..Change::default() };
     socket.request(link::change(shaper.index, &up)).doing(|| format!("set {name} up"))?;
     limit(socket, &shaper, bucket, scope, false)?;
     let batch = vec![qdisc::ingress(host.index), qdisc::redirect(host.index, shaper.index)];
@@ -163,12 +172,19 @@ impl Plugin for Bandwidth {
 
     fn del(&self, request: &Request) -> Result<()> {
         // The limit on what the container receives goes with its device.
-        let name = shaper_name(request);
         let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
-        match socket.link(&name).doing(|| format!("find {name}"))? {
-            Some(shaper) => socket.request(link::delete(shaper.index)).doing(|| format!("remove {name}")),
-            None => Ok(()),
+        // One of the reference plugin is taken over.
+        for name in [shaper_name(request), reference_name(request)] {
+            let found = socket.link(&name).doing(|| format!("find {name}"))?;
+            if let Some(shaper) = found.filter(|l| l.kind == "ifb") {
+                socket.request(link::delete(shaper.index)).doing(|| format!("remove {name}"))?;
+            }
         }
+        Ok(())
+    }
+
+    fn gc(&self, request: &Request) -> Result<()> {
+        attach::remove_others(table::valid(request)?)
     }
 
     fn check(&self, request: &Request) -> Result<()> {

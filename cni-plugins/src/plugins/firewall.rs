@@ -115,7 +115,7 @@ impl Plugin for Firewall {
     fn add(&self, request: &Request) -> Result<CniResult> {
         let config = Config::read(request)?;
         let result = previous(request)?;
-        let owner = table::owner(&request.container, &request.ifname);
+        let owner = table::owner(request);
         table::add(&owner, &wanted(&config, &result)?)?;
         let accepted = iptables::retain(|other| other != owner).and_then(|()| iptables::accept(&owner, &ips(&result)));
         if accepted.is_err() {
@@ -125,7 +125,7 @@ impl Plugin for Firewall {
     }
 
     fn del(&self, request: &Request) -> Result<()> {
-        let owner = table::owner(&request.container, &request.ifname);
+        let owner = table::owner(request);
         let own = table::retain(Part::Firewall, |other| other != owner).map(drop);
         own.and(iptables::retain(|other| other != owner))
     }
@@ -133,7 +133,7 @@ impl Plugin for Firewall {
     fn check(&self, request: &Request) -> Result<()> {
         let config = Config::read(request)?;
         let result = previous(request)?;
-        let owner = table::owner(&request.container, &request.ifname);
+        let owner = table::owner(request);
         let missing = table::missing(&owner, &wanted(&config, &result)?)?;
         if !missing.is_empty() {
             return Err(Error::internal(format!("nf_tables table lacks {}", missing.join(", "))));
@@ -145,9 +145,8 @@ impl Plugin for Firewall {
     }
 
     fn gc(&self, request: &Request) -> Result<()> {
-        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| table::owner(c, i)).collect();
-        let keep = |owner: &str| valid.iter().any(|v| v == owner);
-        table::retain(Part::Firewall, keep)?;
-        iptables::retain(keep)
+        let valid = table::valid(request)?;
+        table::retain(Part::Firewall, &valid)?;
+        iptables::retain(&valid)
     }
 }

@@ -142,7 +142,7 @@ impl Plugin for Portmap {
             return Err(Error::internal("got no container IPs, cannot map ports"));
         }
         let wanted = config.wanted(&result);
-        table::add(&table::owner(&request.container, &request.ifname), &wanted)?;
+        table::add(&table::owner(request), &wanted)?;
         if config.snat && addresses(&result).iter().any(|a| a.ip.is_ipv4()) {
             // Connections of the host to itself leave by this device with a loopback address.
             if let Some(device) = result.interfaces.iter().find(|i| i.sandbox.is_empty()) {
@@ -154,7 +154,7 @@ impl Plugin for Portmap {
     }
 
     fn del(&self, request: &Request) -> Result<()> {
-        let owner = table::owner(&request.container, &request.ifname);
+        let owner = table::owner(request);
         let mut udp = table::retain(Part::Ports, |other| other != owner)?;
         // Rules with conditions do not tell their ports.
         if let Some(config) = Config::read(request).ok().filter(|c| c.conditions != Default::default()) {
@@ -166,7 +166,7 @@ impl Plugin for Portmap {
     fn check(&self, request: &Request) -> Result<()> {
         let config = Config::read(request)?;
         let wanted = config.wanted(&previous(request)?);
-        let missing = table::missing(&table::owner(&request.container, &request.ifname), &wanted)?;
+        let missing = table::missing(&table::owner(request), &wanted)?;
         if missing.is_empty() {
             Ok(())
         } else {
@@ -175,8 +175,8 @@ impl Plugin for Portmap {
     }
 
     fn gc(&self, request: &Request) -> Result<()> {
-        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| table::owner(c, i)).collect();
-        let udp = table::retain(Part::Ports, |owner| valid.iter().any(|v| v == owner))?;
+        let valid = table::valid(request)?;
+        let udp = table::retain(Part::Ports, &valid)?;
         forget_flows(&udp)
     }
 }

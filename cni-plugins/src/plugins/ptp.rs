@@ -6,7 +6,7 @@ use gantry_net::{Prefix, Socket};
 use serde::Deserialize;
 
 use super::Plugin;
-use crate::attach::{self, Pair};
+use crate::attach::{self, Made, Pair};
 use crate::ipam::delegate;
 use crate::netns::{Netns, set_sysctl};
 use crate::spec::{CniResult, Command, Context, Dns, Error, IpConfig, Request, Result, RouteConfig};
@@ -75,9 +75,10 @@ fn attach(
     config: &Config,
     netns: &Netns,
     socket: &mut Socket,
-    made: &mut Option<u32>,
+    made: &mut Made,
 ) -> Result<CniResult> {
     let mut result = delegate::add(request)?;
+    made.addresses = true;
     if result.ips.is_empty() {
         return Err(Error::internal("IPAM plugin returned missing IP config"));
     }
@@ -85,8 +86,10 @@ fn attach(
     let name = attach::host_name(request);
     let pair = Pair { mtu: (config.mtu > 0).then_some(config.mtu), mac: None };
     let host = attach::make_pair(request, netns, socket, &name, &pair)?;
-    *made = Some(host.index);
-    let mut batch = vec![link::change(host.index, &Change { up: Some(true), ..Change::default() })];
+    made.pair = Some(host.index);
+    let owner = table::owner(request);
+    let up = Change { up: Some(true), alias: Some(&owner), ..Change::default() };
+    let mut batch = vec![link::change(host.index, &up)];
     for ip in &result.ips {
         batch.extend(ip.gateway.map(|gateway| add_address(host.index, Prefix::host(gateway))));
         let mut route = Route::new(Prefix::host(ip.address.ip), None, host.index);
@@ -102,7 +105,7 @@ fn attach(
     if let Some(dns) = config.dns.clone() {
         result.dns = dns;
     }
-    table::add(&table::owner(&request.container, &request.ifname), &wanted(config, &result))?;
+    table::add(&table::owner(request), &wanted(config, &result))?;
     Ok(result)
 }
 
@@ -111,17 +114,16 @@ impl Plugin for Ptp {
         let config = Config::read(request)?;
         let netns = Netns::open(request)?;
         let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
-        let mut made = None;
+        let mut made = Made::default();
         let added = attach(request, &config, &netns, &mut socket, &mut made);
-        if let (Err(_), Some(index)) = (&added, made) {
-            let _ = socket.request(link::delete(index));
-            let _ = delegate::pass(Command::Del, request);
+        if added.is_err() {
+            made.undo(request, &mut socket);
         }
         added
     }
 
     fn del(&self, request: &Request) -> Result<()> {
-        let owner = table::owner(&request.container, &request.ifname);
+        let owner = table::owner(request);
         let masquerade = table::retain(Part::Masquerade, |other| other != owner).map(drop);
         let device = attach::remove_pair(request);
         let addresses = if device.is_ok() { delegate::pass(Command::Del, request) } else { Ok(()) };
@@ -135,7 +137,7 @@ impl Plugin for Ptp {
         let mut seen = inside(&previous)?;
         seen.interfaces.clone_from(&previous.interfaces);
         attach::check(request, &seen)?;
-        let missing = table::missing(&table::owner(&request.container, &request.ifname), &wanted(&config, &previous))?;
+        let missing = table::missing(&table::owner(request), &wanted(&config, &previous))?;
         if missing.is_empty() {
             Ok(())
         } else {
@@ -149,8 +151,9 @@ impl Plugin for Ptp {
     }
 
     fn gc(&self, request: &Request) -> Result<()> {
-        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| table::owner(c, i)).collect();
-        table::retain(Part::Masquerade, |owner| valid.iter().any(|v| v == owner))?;
+        let valid = table::valid(request)?;
+        table::retain(Part::Masquerade, &valid)?;
+        attach::remove_others(&valid)?;
         delegate::pass(Command::Gc, request)
     }
 }

@@ -177,9 +177,8 @@ impl Plugin for Vxlan {
         let config = Config::read(request)?;
         let kept = config.kept(request);
         let value = match fs::read(&kept) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|e| Error::internal(format!("{}: {e}", kept.display())))?
-            }
+            // A crash of the machine may have emptied it: then what would be asked for now is the best that is known.
+            Ok(bytes) => serde_json::from_slice(&bytes).or_else(|_| fresh(request, &config))?,
             Err(e) if e.kind() == ErrorKind::NotFound => match fresh(request, &config) {
                 Ok(value) => value,
                 // Without a network of this node there was no ADD.
@@ -213,7 +212,10 @@ impl Plugin for Vxlan {
         plugin(&value)?.gc(&passed(request, value)?)?;
         let valid: Vec<_> = request.valid_attachments()?.into_iter().map(|(container, _)| container).collect();
         for entry in fs::read_dir(&config.data).into_iter().flatten().flatten() {
-            if entry.file_name().to_str().is_some_and(|n| !valid.iter().any(|v| v == n)) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let text = fs::read(entry.path()).unwrap_or_default();
+            let of = serde_json::from_slice::<Value>(&text).map(|v| v["name"] == request.config.name).unwrap_or(true);
+            if of && !valid.contains(&name) {
                 let _ = fs::remove_file(entry.path());
             }
         }

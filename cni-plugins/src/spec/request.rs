@@ -239,8 +239,9 @@ impl Request {
     pub fn valid_attachments(&self) -> Result<Vec<(String, String)>, Error> {
         let wrong = || Error::config("cni.dev/valid-attachments must be a list of {containerID, ifname}");
         let list = &self.config.value["cni.dev/valid-attachments"];
+        // libcni writes an empty list as null, and none at all when everything shall go (`cnitool gc`).
         if list.is_null() {
-            return Err(Error::config("cni.dev/valid-attachments is missing: without it nothing can be told apart"));
+            return Ok(Vec::new());
         }
         let read = |v: &Value| Some((v["containerID"].as_str()?.to_owned(), v["ifname"].as_str()?.to_owned()));
         list.as_array().ok_or_else(wrong)?.iter().map(|v| read(v).ok_or_else(wrong)).collect()

@@ -22,7 +22,7 @@ use self::chains::Chain;
 use self::layout::{CONDITIONAL, GROUPS, Group};
 use self::packet::{name_bytes, octets, parts};
 pub use self::wanted::{HostPort, Wanted};
-use crate::spec::{Context, Result};
+use crate::spec::{Context, Request, Result};
 
 /// The tables' name.
 pub const TABLE: &str = "gantry-cni";
@@ -52,9 +52,32 @@ impl Part {
     }
 }
 
-/// Whose elements they are, as comment.
-pub fn owner(container: &str, ifname: &str) -> String {
-    format!("{container} {ifname}")
+/// Whose elements and devices they are, as comment: container, device and network.
+pub fn owner(request: &Request) -> String {
+    format!("{} {} {}", short(&request.container), request.ifname, short(&request.config.name))
+}
+
+/// Comments have at most 250 bytes: of a long name its beginning and a hash stand for it.
+fn short(name: &str) -> String {
+    if name.len() <= 100 {
+        return name.to_owned();
+    }
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    format!("{}-{hash:016x}", &name[..name.floor_char_boundary(80)])
+}
+
+/// For GC: tells of an owner whether it is still there. Of other networks nothing is known: theirs stay.
+///
+/// # Errors
+/// The list of valid attachments is malformed (7).
+pub fn valid(request: &Request) -> Result<impl Fn(&str) -> bool + use<>> {
+    let network = short(&request.config.name);
+    let valid = request.valid_attachments()?;
+    let valid: Vec<_> = valid.iter().map(|(container, ifname)| format!("{} {ifname}", short(container))).collect();
+    Ok(move |owner: &str| match owner.rsplit_once(' ') {
+        Some((attachment, of)) if of == network => valid.iter().any(|v| v == attachment),
+        _ => true,
+    })
 }
 
 /// Adds to a transaction what a group's table lacks: the table itself, and rules that somebody flushed.
@@ -149,28 +172,55 @@ fn exclusively<T>(mut work: impl FnMut(&mut Socket, u32) -> io::Result<T>) -> io
     }
 }
 
-/// Puts elements of an owner into the tables.
+/// Puts elements of an owner into the tables. What a crash left under the same address is replaced: the address would not
+/// have been given again, had its owner still been there. A host port is not taken from another container.
 ///
 /// # Errors
-/// The kernel refuses; nothing is changed then.
+/// The kernel refuses, or a host port is another container's (which is named); nothing is changed then.
 pub fn add(owner: &str, wanted: &Wanted) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
     exclusively(|socket, generation| {
-        let mut batch = Batch::new();
-        for group in GROUPS.into_iter().filter(|g| wanted.needs(*g)) {
-            complete(socket, &mut batch, group, wanted)?;
+        let mut replace = false;
+        loop {
+            let mut batch = Batch::new();
+            for group in GROUPS.into_iter().filter(|g| wanted.needs(*g)) {
+                complete(socket, &mut batch, group, wanted)?;
+            }
+            for (group, set, element) in &wanted.elements {
+                if replace {
+                    clear(socket, &mut batch, *group, set, &element.key, owner)?;
+                }
+                batch.new_element(group.table(), set, &Element { comment: owner.to_owned(), ..element.clone() });
+            }
+            for rule in &wanted.rules {
+                batch.rule_of(TABLE, CONDITIONAL, rule, owner, false);
+            }
+            match batch.commit_after(socket, Some(generation)) {
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) && !replace => replace = true,
+                other => return other,
+            }
         }
-        for (group, set, element) in &wanted.elements {
-            batch.element(group.table(), set, &Element { comment: owner.to_owned(), ..element.clone() });
-        }
-        for rule in &wanted.rules {
-            batch.rule_of(TABLE, CONDITIONAL, rule, owner, false);
-        }
-        batch.commit_after(socket, Some(generation))
     })
     .doing(|| format!("change nf_tables table {TABLE}"))
+}
+
+/// Takes away what stands under a key.
+fn clear(socket: &mut Socket, batch: &mut Batch, group: Group, set: &str, key: &[u8], owner: &str) -> io::Result<()> {
+    let there = socket.nft_elements(group.table(), set)?;
+    let Some(old) = there.iter().find(|e| e.key == key) else { return Ok(()) };
+    if let Some((protocol, port)) = service(set, key).filter(|_| old.comment != owner) {
+        let protocol = match protocol {
+            6 => "tcp",
+            17 => "udp",
+            132 => "sctp",
+            _ => "other",
+        };
+        return Err(io::Error::other(format!("host port {port}/{protocol} belongs to container {}", old.comment)));
+    }
+    batch.delete_element(group.table(), set, old);
+    Ok(())
 }
 
 /// Removes the elements of `part` whose owner is not to be kept, chains that nothing jumps to any more, and a table with
@@ -250,11 +300,16 @@ fn retain_in(
     Ok(())
 }
 
-fn udp_port(set: &str, key: &[u8]) -> Option<u16> {
-    // Protocol and port are the last two words of the key.
+/// Protocol and port of a host port's key.
+fn service(set: &str, key: &[u8]) -> Option<(u8, u16)> {
+    // They are the last two words of the key.
     (set.starts_with("ports") || set.starts_with("hostips")).then_some(())?;
     let words = key.get(key.len().checked_sub(8)?..)?;
-    (words[0] == 17).then(|| u16::from_be_bytes([words[4], words[5]]))
+    Some((words[0], u16::from_be_bytes([words[4], words[5]])))
+}
+
+fn udp_port(set: &str, key: &[u8]) -> Option<u16> {
+    service(set, key).filter(|(protocol, _)| *protocol == 17).map(|(_, port)| port)
 }
 
 /// Which of the wanted elements are not there for their owner.

@@ -73,7 +73,7 @@ fn an_isolated_container_hears_no_other() {
     assert!(net.get("host", "10.77.1.2:80").is_ok(), "the node itself");
     let valid = json!([{"containerID": "b", "ifname": "eth0"}]);
     net.call("firewall", "GC", "", &with(configs[0].clone(), "cni.dev/valid-attachments", valid)).unwrap();
-    assert!(!net.nft().contains("\"a eth0\"") && net.nft().contains("\"b eth0\""), "{}", net.nft());
+    assert!(!net.nft().contains("\"a eth0 net\"") && net.nft().contains("\"b eth0 net\""), "{}", net.nft());
     net.call("firewall", "DEL", "b", &configs[1]).unwrap();
     assert_eq!(net.nft().trim(), "");
 }

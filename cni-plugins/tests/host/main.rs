@@ -58,14 +58,14 @@ fn a_container_gets_one_attachment_and_a_failed_add_leaves_nothing() {
     net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
     let error = net.call("bridge", "ADD", "a", &net.bridge()).unwrap_err();
     assert!(error["msg"].as_str().unwrap().contains("duplicate"), "{error}");
-    assert!(net.nft().contains("\"a eth0\"") && net.taken().len() == 2, "the first attachment stands");
+    assert!(net.nft().contains("\"a eth0 net\"") && net.taken().len() == 2, "the first attachment stands");
     // A device of that name is in the way.
     sh(&format!("ip -n {} link add eth0 type bridge", net.name("b")));
     let error = net.call("bridge", "ADD", "b", &net.bridge()).unwrap_err();
     assert!(error["msg"].as_str().unwrap().contains("eth0"), "{error}");
     assert_eq!(net.taken().len(), 2, "{:?}", net.taken());
     assert!(sh(&format!("ip -n {} link", net.name("b"))).contains("eth0"), "what was there stays");
-    assert!(!net.nft().contains("\"b eth0\""));
+    assert!(!net.nft().contains("\"b eth0 net\""));
 }
 
 #[test]
@@ -126,6 +126,36 @@ fn rules_come_back_after_somebody_flushed_them_and_foreign_tables_stay() {
 }
 
 #[test]
+fn what_a_crash_left_under_an_address_does_not_harm_who_has_it_next() {
+    let Some(mut net) = Net::new(&["a", "b"]) else { return };
+    let a = net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    let portmap = json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap", "prevResult": a,
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}});
+    net.call("portmap", "ADD", "a", &portmap).unwrap();
+    net.call("portmap", "ADD", "a", &portmap).unwrap();
+    // The addresses are free, the container is gone, only the rules are still there.
+    net.delete_namespace("a");
+    net.call_in("host-local", "DEL", "a", "", &net.bridge().to_string()).unwrap();
+    fs::remove_dir_all(net.data()).unwrap();
+    let mut other = net.bridge();
+    other["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/25"}], [{"subnet": "fd77::/64"}]]);
+    other["forceAddress"] = json!(true);
+    let b = net.call("bridge", "ADD", "b", &other).unwrap();
+    assert_eq!(b["ips"][0]["address"], "10.77.0.2/25", "the same address in another network");
+    let error = net.call("portmap", "ADD", "b", &with(portmap.clone(), "prevResult", b)).unwrap_err();
+    let text = error["msg"].as_str().unwrap();
+    assert!(text.contains("8080/tcp") && text.contains("container a"), "{error}");
+    for plugin in ["portmap", "bridge"] {
+        net.call_in(plugin, "DEL", "a", "", &with(portmap.clone(), "ipam", net.bridge()["ipam"].clone()).to_string())
+            .unwrap();
+    }
+    net.serve("out", 81);
+    assert_eq!(net.get("b", "192.0.2.2:81").unwrap(), "192.0.2.1", "masqueraded after the late DEL of a");
+    net.call("bridge", "DEL", "b", &other).unwrap();
+    assert_eq!(net.nft().trim(), "");
+}
+
+#[test]
 fn gc_frees_what_no_container_has() {
     let Some(net) = Net::new(&["a", "b"]) else { return };
     for id in ["a", "b"] {
@@ -135,8 +165,33 @@ fn gc_frees_what_no_container_has() {
     net.call("bridge", "GC", "", &with(net.bridge(), "cni.dev/valid-attachments", valid)).unwrap();
     assert_eq!(net.taken(), ["10.77.0.3", "fd77::3"]);
     assert!(!net.nft().contains("10.77.0.2"));
-    let error = net.call("bridge", "GC", "", &net.bridge()).unwrap_err();
+    let wrong = with(net.bridge(), "cni.dev/valid-attachments", json!("b"));
+    let error = net.call("bridge", "GC", "", &wrong).unwrap_err();
     assert_eq!(error["code"], 7);
+}
+
+#[test]
+fn gc_of_a_network_takes_its_devices_too_and_nothing_of_another_network() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let a = net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    let limits = json!({"cniVersion": "1.1.0", "name": "net", "type": "bandwidth", "prevResult": a,
+        "egressRate": 8_000_000, "egressBurst": 400_000});
+    net.call("bandwidth", "ADD", "a", &limits).unwrap();
+    let mut other = with(net.bridge(), "name", json!("net2"));
+    other["bridge"] = json!("br1");
+    other["ipam"]["ranges"] = json!([[{"subnet": "10.78.0.0/24"}]]);
+    net.call("bridge", "ADD", "b", &other).unwrap();
+    // The container's namespace has leaked: its device must be gone before somebody else gets its address. libcni writes an
+    // empty list as null.
+    for (plugin, config) in [("bridge", net.bridge()), ("bandwidth", limits)] {
+        let config = with(config, "cni.dev/valid-attachments", Value::Null);
+        net.call(plugin, "GC", "", &config).unwrap();
+    }
+    assert_eq!(net.taken(), Vec::<String>::new());
+    assert!(!net.nft().contains("10.77.") && !net.links().contains("bwp"), "{}{}", net.nft(), net.links());
+    assert_eq!(net.links().matches("veth").count(), 1, "{}", net.links());
+    net.serve("out", 81);
+    assert_eq!(net.get("b", "192.0.2.2:81").unwrap(), "192.0.2.1", "the other network stands");
 }
 
 #[test]
@@ -193,7 +248,7 @@ fn plugins_running_at_once_never_share_an_address_and_lose_no_rule() {
     addresses.dedup();
     assert_eq!(addresses.len(), ids.len());
     let nft = net.nft();
-    assert!(ids.iter().all(|id| nft.contains(&format!("\"{id} eth0\""))), "{nft}");
+    assert!(ids.iter().all(|id| nft.contains(&format!("\"{id} eth0 net\""))), "{nft}");
     std::thread::scope(|scope| {
         for id in &ids {
             scope.spawn(move || net.call("bridge", "DEL", id, &net.bridge()).unwrap());

@@ -54,8 +54,8 @@ fn random_mac() -> std::io::Result<[u8; 6]> {
 }
 
 /// Makes the host's end of the pair a port of the bridge.
-pub(super) fn join(socket: &mut Socket, config: &Config, bridge: &Link, port: &Link) -> Result<()> {
-    let change = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
+pub(super) fn join(socket: &mut Socket, config: &Config, bridge: &Link, port: &Link, owner: &str) -> Result<()> {
+    let change = Change { up: Some(true), master: Some(bridge.index), alias: Some(owner), ..Change::default() };
     let mut batch = vec![link::change(port.index, &change)];
     if config.hairpin || config.isolated {
         let options = BridgePort { hairpin: config.hairpin.then_some(true), isolated: config.isolated.then_some(true) };

@@ -7,7 +7,7 @@ use gantry_net::{Prefix, Socket, link};
 
 use self::config::Config;
 use super::Plugin;
-use crate::attach::{self, Pair};
+use crate::attach::{self, Made, Pair};
 use crate::ipam::delegate;
 use crate::netns::Netns;
 use crate::spec::{CniResult, Command, Context, Error, Request, Result, RouteConfig};
@@ -47,8 +47,7 @@ impl Plugin for Bridge {
             return Err(Error::internal(format!("{name} is not a port of {}", config.bridge)));
         }
         attach::check(request, &previous)?;
-        let missing =
-            table::missing(&table::owner(&request.container, &request.ifname), &wanted(&config, &previous, &name))?;
+        let missing = table::missing(&table::owner(request), &wanted(&config, &previous, &name))?;
         if missing.is_empty() {
             Ok(())
         } else {
@@ -63,28 +62,13 @@ impl Plugin for Bridge {
 
     fn gc(&self, request: &Request) -> Result<()> {
         Config::read(request)?;
-        let valid: Vec<_> = request.valid_attachments()?.iter().map(|(c, i)| table::owner(c, i)).collect();
+        let valid = table::valid(request)?;
         for part in [Part::Masquerade, Part::Spoofing] {
-            table::retain(part, |owner| valid.iter().any(|v| v == owner))?;
+            table::retain(part, &valid)?;
         }
+        // Before their addresses: nobody may get one that a device still has.
+        attach::remove_others(&valid)?;
         delegate::pass(Command::Gc, request)
-    }
-}
-
-/// What this ADD has made: only that is undone when it fails, not an attachment that was there before.
-#[derive(Debug, Default)]
-struct Made {
-    addresses: bool,
-    pair: Option<u32>,
-}
-
-impl Made {
-    /// What cannot be undone now will be by the DEL that follows every failed ADD.
-    fn undo(self, request: &Request, socket: &mut Socket) {
-        let removed = self.pair.is_none_or(|index| socket.request(link::delete(index)).is_ok());
-        if self.addresses && removed {
-            let _ = delegate::pass(Command::Del, request);
-        }
     }
 }
 
@@ -106,7 +90,7 @@ fn attach(
     let pair = Pair { mtu: config.mtu, mac: config.mac };
     let port = attach::make_pair(request, netns, socket, &name, &pair)?;
     made.pair = Some(port.index);
-    host::join(socket, config, bridge, &port)?;
+    host::join(socket, config, bridge, &port, &table::owner(request))?;
     default_routes(config, &mut result);
     if config.layer3 && config.gateway {
         host::gateway(socket, config, bridge, &result.ips)?;
@@ -119,7 +103,7 @@ fn attach(
         attach::described(&port, ""),
         attach::described(&container, &netns.text()),
     ];
-    table::add(&table::owner(&request.container, &request.ifname), &wanted(config, &result, &name))?;
+    table::add(&table::owner(request), &wanted(config, &result, &name))?;
     Ok(result)
 }
 
@@ -161,7 +145,7 @@ fn default_routes(config: &Config, result: &mut CniResult) {
 
 /// Gives back everything that an ADD, whole or not, made for this attachment.
 fn detach(request: &Request) -> Result<()> {
-    let owner = table::owner(&request.container, &request.ifname);
+    let owner = table::owner(request);
     let masquerade = table::retain(Part::Masquerade, |other| other != owner).map(drop);
     let device = attach::remove_pair(request);
     // Checked for as long as the device is there.

@@ -250,6 +250,11 @@ impl Batch {
         self.push(element.message(NEW_ELEMENT, CREATE, table.into(), set))
     }
 
+    /// Adds an element whose key must not be there yet (EEXIST).
+    pub fn new_element<'t>(&mut self, table: impl Into<Table<'t>>, set: &str, element: &Element) -> &mut Self {
+        self.push(element.message(NEW_ELEMENT, CREATE | EXCL, table.into(), set))
+    }
+
     /// Removes an element; one that is not there fails the transaction (ENOENT).
     pub fn delete_element<'t>(&mut self, table: impl Into<Table<'t>>, set: &str, element: &Element) -> &mut Self {
         self.push(element.message(DELETE_ELEMENT, 0, table.into(), set))
