@@ -58,6 +58,7 @@ runtime_root = "$RUN/run"
 cni_conf_dir = "$STATE/cni/net.d"
 cni_bin_dirs = ["$CNI_BIN"]
 EOF
+  # A node to try things on: how full its disk is, is its owner's affair; pods go only when nothing is left.
   put "$STATE/kubelet.yaml" <<EOF
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -71,6 +72,8 @@ cgroupDriver: cgroupfs
 cgroupRoot: $CGROUP_ROOT
 clusterDomain: cluster.local
 failSwapOn: false
+evictionHard: {memory.available: 100Mi, nodefs.available: 200Mi, nodefs.inodesFree: 1%, imagefs.available: 200Mi}
+imageGCHighThresholdPercent: 100
 authentication:
   anonymous:
     enabled: false

@@ -1,5 +1,7 @@
 //! The client of the Container Runtime Interface: every call has a limit, and an error that says which call failed.
 
+mod node;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;

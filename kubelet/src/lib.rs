@@ -6,6 +6,8 @@
 mod config;
 mod cri;
 mod events;
+mod eviction;
+mod gc;
 mod images;
 mod kubelet;
 mod logs;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Flags, KubeletConfiguration, Loaded, tls_policy};
 use crate::cri::Cri;
 use crate::events::Recorder;
+use crate::eviction::{Kills, Pressure};
 use crate::kubelet::{Dispatcher, Pods};
 use crate::node::facts;
 use crate::objects::{FromApi, Nowhere};
@@ -27,7 +28,7 @@ use crate::shared::Shared;
 use crate::sources::{Source, api, static_pods};
 use crate::status::manager::Statuses;
 use crate::sync::admission::Admission;
-use crate::{images, logs, node, pleg, sources};
+use crate::{eviction, gc, images, logs, node, pleg, sources};
 
 /// How long the kubelet waits for the runtime before it goes on without knowing its name.
 const RUNTIME_WAIT: Duration = Duration::from_secs(30);
@@ -132,6 +133,8 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
         None => Arc::new(Nowhere),
     };
     Ok(Shared {
+        kills: Kills::default(),
+        pressure: Pressure::default(),
         events: Recorder::start(client.clone(), &node_name),
         statuses: Arc::new(Statuses::new(client.clone())),
         volumes: Volumes::new(&flags.root_dir, objects.clone()),
@@ -237,6 +240,9 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     } else {
         tracing::info!("standalone: no kubeconfig, only static pods run");
     }
+    let images = Arc::new(gc::Images::new());
+    tokio::spawn(gc::run(shared.clone(), pods.clone(), images.clone()));
+    tokio::spawn(eviction::run(shared.clone(), pods.clone(), images));
     tokio::spawn(logs::rotate(shared.clone()));
     let served: Arc<Served> = Arc::new(Served {
         shared: shared.clone(),

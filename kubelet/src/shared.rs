@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use crate::config::KubeletConfiguration;
 use crate::cri::Cri;
 use crate::events::Recorder;
+use crate::eviction::{Kills, Pressure};
 use crate::pod::NodeFacts;
 use crate::resources::cgroups::Cgroups;
 use crate::status::manager::Statuses;
@@ -49,6 +50,10 @@ pub(crate) struct Shared {
     pub(crate) started: std::time::Instant,
     /// CPU use of the node between two looks.
     pub(crate) cpu_rate: crate::stats::Rate,
+    /// Orders to end pods.
+    pub(crate) kills: Kills,
+    /// What the node is short of.
+    pub(crate) pressure: Pressure,
     /// Pulls at work.
     pub(crate) pulls: Semaphore,
 }

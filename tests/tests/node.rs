@@ -13,6 +13,8 @@ mod bad_input;
 mod crash;
 #[path = "node/debug.rs"]
 mod debug;
+#[path = "node/eviction.rs"]
+mod eviction;
 #[path = "node/images.rs"]
 mod images;
 #[path = "node/kubectl.rs"]
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let groups: [Vec<Case<Node>>; 10] = [
+    let groups: [Vec<Case<Node>>; 11] = [
         pod::cases(),
         network::cases(),
         lifecycle::cases(),
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         kubectl::cases(),
         images::cases(),
         bad_input::cases(),
+        eviction::cases(),
         crash::cases(),
         leaks::cases(),
     ];

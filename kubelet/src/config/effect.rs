@@ -14,7 +14,6 @@ pub(crate) const NONE: &[(&str, &str)] = &[
     ("preloadedImagesVerificationAllowlist", "who may use an image is not remembered"),
     ("enableContentionProfiling", "it is about the Go runtime"),
     ("enableProfilingHandler", "it is about the Go runtime"),
-    ("imageMaximumGCAge", "images go when the disk fills"),
     ("kubeletCgroups", "the kubelet stays where the service manager put it"),
     ("systemCgroups", "processes outside of pods stay where they are"),
     ("cpuManagerPolicy", "CPUs are shared by weight"),
@@ -32,11 +31,6 @@ pub(crate) const NONE: &[(&str, &str)] = &[
     ("kubeAPIBurst", "requests follow events and are not held back"),
     ("eventRecordQPS", "equal events are joined instead"),
     ("eventBurst", "equal events are joined instead"),
-    ("evictionSoft", "only hard thresholds are watched"),
-    ("evictionSoftGracePeriod", "only hard thresholds are watched"),
-    ("evictionPressureTransitionPeriod", "conditions follow what is measured"),
-    ("evictionMaxPodGracePeriod", "only hard thresholds are watched"),
-    ("evictionMinimumReclaim", "only hard thresholds are watched"),
     ("enableControllerAttachDetach", "volumes are attached by the controller only"),
     ("makeIPTablesUtilChains", "rules of the packet filter are the network plugin's"),
     ("iptablesMasqueradeBit", "rules of the packet filter are the network plugin's"),
@@ -56,7 +50,6 @@ pub(crate) const NONE: &[(&str, &str)] = &[
     ("memoryThrottlingFactor", "memory is limited, not throttled"),
     ("memoryReservationPolicy", "memory is limited, not throttled"),
     ("tracing", "spans are not exported"),
-    ("localStorageCapacityIsolation", "local storage is always counted"),
     ("userNamespaces", "every pod has 65536 ids"),
 ];
 

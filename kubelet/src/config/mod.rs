@@ -12,6 +12,7 @@ mod span;
 pub(crate) use fields::KubeletConfiguration;
 pub(crate) use file::{Loaded, shown, yaml};
 pub(crate) use flags::{Flags, level_of};
+pub(crate) use span::Span;
 
 /// What the configuration says of TLS, for the server.
 pub(crate) fn tls_policy(config: &KubeletConfiguration) -> kubelet_server::TlsPolicy {

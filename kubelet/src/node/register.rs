@@ -14,7 +14,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::facts;
-use crate::metrics::meminfo;
+use crate::eviction::Condition;
 use crate::pleg::Health;
 use crate::shared::Shared;
 
@@ -29,6 +29,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, 
     let mut sent: Option<(NodeStatus, Instant)> = None;
     let mut registered = !shared.config.register_node;
     let mut was_ready = None;
+    let mut pressure = shared.pressure.subscribe();
     loop {
         let before = sent.as_ref().map(|(s, _)| s.clone());
         let status = status(&shared, &health, before.as_ref()).await;
@@ -71,7 +72,10 @@ pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, 
             }
         }
         let every = shared.config.node_status_update_frequency.0;
-        tokio::time::sleep(if fine && ready { every } else { HURRY.min(every) }).await;
+        tokio::select! {
+            () = tokio::time::sleep(if fine && ready { every } else { HURRY.min(every) }) => {}
+            _ = pressure.changed() => {}
+        }
     }
 }
 
@@ -176,13 +180,7 @@ async fn conditions(shared: &Shared, health: &Health, before: Option<&NodeStatus
         }
         Err(e) => problems.push(format!("container runtime is down: {e}")),
     }
-    let low_memory = meminfo("MemAvailable") < 100 << 20;
-    let full = nix::sys::statvfs::statvfs(&shared.root).is_ok_and(|s| s.blocks_available() * 10 < s.blocks());
-    let pids = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse::<u64>().ok());
-    let used = std::fs::read_to_string("/proc/loadavg")
-        .ok()
-        .and_then(|t| t.split('/').nth(1)?.split(' ').next()?.parse::<u64>().ok());
-    let few_pids = pids.zip(used).is_some_and(|(most, used)| used * 10 > most * 9);
+    let pressure = shared.pressure.get();
     let mut out = Vec::new();
     let mut put = |type_: &str, status: bool, reason: &str, message: &str| {
         let status = if status { "True" } else { "False" };
@@ -196,20 +194,10 @@ async fn conditions(shared: &Shared, health: &Health, before: Option<&NodeStatus
             last_transition_time: Some(old.and_then(|c| c.last_transition_time.clone()).unwrap_or_else(|| now.clone())),
         });
     };
-    let pressure = [
-        ("MemoryPressure", low_memory, "Memory", "memory available"),
-        ("DiskPressure", full, "Disk", "disk space available"),
-        ("PIDPressure", few_pids, "PID", "PID available"),
-    ];
-    for (type_, bad, word, what) in pressure {
-        let reason = match (word, bad) {
-            ("Disk", true) => "KubeletHasDiskPressure".to_owned(),
-            ("Disk", false) => "KubeletHasNoDiskPressure".to_owned(),
-            (_, true) => format!("KubeletHasInsufficient{word}"),
-            (_, false) => format!("KubeletHasSufficient{word}"),
-        };
-        let sufficient = if bad { "insufficient" } else { "sufficient" };
-        put(type_, bad, &reason, &format!("kubelet has {sufficient} {what}"));
+    for condition in Condition::ALL {
+        let bad = pressure.contains(&condition);
+        let (reason, message) = condition.words(bad);
+        put(condition.name(), bad, reason, message);
     }
     if problems.is_empty() {
         put("Ready", true, "KubeletReady", "kubelet is posting ready status");

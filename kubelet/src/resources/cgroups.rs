@@ -42,6 +42,11 @@ impl Cgroups {
         self.of(qos::class(pod), Some(pod::uid(pod)))
     }
 
+    /// The group of all pods, where there is one.
+    pub(crate) fn all_pods(&self) -> Option<PathBuf> {
+        self.per_qos.then(|| self.of(Qos::Guaranteed, None))
+    }
+
     /// The group of a class, or of a pod in it.
     fn of(&self, class: Qos, uid: Option<&str>) -> PathBuf {
         let class = match class {

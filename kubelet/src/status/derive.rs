@@ -231,7 +231,8 @@ fn phase(
     if let Some(over) = before.phase.as_deref().filter(|p| *p == "Failed" || *p == "Succeeded") {
         return over.to_owned();
     }
-    if with.failed.is_some() {
+    // Not before nothing runs any more: whoever sees an ended pod may give its place to another.
+    if with.failed.is_some() && seen.alive().next().is_none() {
         return "Failed".to_owned();
     }
     let latest: Vec<Option<&Seen>> = pod::containers(pod).iter().map(|c| seen.latest(&c.name)).collect();
@@ -278,6 +279,11 @@ fn container(
         started: Some(false),
         ..Default::default()
     };
+    let ended_before = before.filter(|b| b.state.as_ref().is_some_and(|s| s.terminated.is_some()));
+    if let (None, true, Some(before)) = (latest, with.finished, ended_before) {
+        // The container was removed to make room; what became of it stays known.
+        return before.clone();
+    }
     if let Some(seen) = latest {
         status.restart_count = i32::try_from(seen.attempt).unwrap_or(i32::MAX);
         status.container_id = Some(format!("{}://{}", with.runtime, seen.id));

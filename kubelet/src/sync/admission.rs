@@ -4,6 +4,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::eviction;
 use crate::node::facts;
 use crate::pod::{self, NodeView, Rejection, admit, amounts};
 use crate::shared::Shared;
@@ -52,6 +53,9 @@ impl Admission {
         // A static pod is critical: others make room for it, not it for them.
         let others: Vec<&Pod> =
             others.iter().copied().filter(|other| !pod::is_static(pod) || pod::is_static(other)).collect();
+        if let Err((reason, message)) = eviction::admit(pod, &shared.pressure.get()) {
+            return Some(Rejection { reason: reason.to_owned(), message });
+        }
         admit(pod, &view, &others).err()
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -14,6 +15,7 @@ use super::actions::{Action, Plan, actions};
 use super::backoff::{self, Backoff};
 use super::observe::{Observed, Seen, State, observe, superfluous};
 use super::{start, stop};
+use crate::eviction::Kill;
 use crate::probe::{self, Kind, Report};
 use crate::shared::Shared;
 use crate::status::derive::{Circumstances, derive};
@@ -58,6 +60,8 @@ pub(crate) struct Worker {
     /// When pulls failed last.
     pulls: BTreeMap<String, Timestamp>,
     failed: Option<(String, String)>,
+    /// An order to end the pod although its source wants it.
+    kill: Option<Kill>,
     refreshed: Timestamp,
     first_seen: Timestamp,
     announced: BTreeMap<String, u32>,
@@ -96,6 +100,7 @@ impl Worker {
             errors: BTreeMap::new(),
             pulls: BTreeMap::new(),
             failed: rejected,
+            kill: None,
             refreshed: Timestamp::now(),
             first_seen: Timestamp::now(),
             announced: BTreeMap::new(),
@@ -110,12 +115,20 @@ impl Worker {
                 return self.terminate().await;
             }
             let mut watch = self.desired.clone();
+            let (shared, known) = (self.shared.clone(), self.kill.clone());
+            let order = shared.kills.wait(pod::uid(&desired.pod), known.as_ref());
+            tokio::pin!(order);
             let wait = tokio::select! {
                 wait = self.sync(&desired.pod) => wait,
                 // A pull or a start under way is given up; what it left is found by the next look.
                 _ = watch.wait_for(Desired::terminating) => continue,
+                kill = &mut order => {
+                    self.obey(kill);
+                    continue;
+                }
             };
             tokio::select! {
+                kill = &mut order => self.obey(kill),
                 changed = self.desired.changed() => if changed.is_err() { return },
                 () = self.poke.notified() => {}
                 Some(report) = self.reports.1.recv() => self.note(&report),
@@ -125,6 +138,19 @@ impl Worker {
                 self.note(&report);
             }
         }
+    }
+
+    fn obey(&mut self, kill: Kill) {
+        self.failed.get_or_insert_with(|| (kill.reason.clone(), kill.message.clone()));
+        self.kill = Some(kill);
+    }
+
+    /// The pod's grace period, or that of an order to end it; a deletion under way is only shortened.
+    fn grace(&self, pod: &Pod) -> i64 {
+        let own = pod::grace(pod);
+        let ordered = self.kill.as_ref().and_then(|k| k.grace);
+        let deleted = pod.metadata.deletion_timestamp.is_some();
+        ordered.map_or(own, |grace| if deleted { grace.min(own) } else { grace })
     }
 
     /// Brings the pod a step nearer to what it shall be, until nothing is left to do now. Gives the time until the next
@@ -171,6 +197,9 @@ impl Worker {
             }
             let observed_now = observed;
             self.publish(pod, &observed_now, finished, false, now).await;
+            if finished {
+                self.shared.kills.done(pod::uid(pod));
+            }
             self.collect(pod, &observed_now).await;
             return self.rest(pod, &observed_now, wake).await;
         }
@@ -320,7 +349,7 @@ impl Worker {
                 self.done(pod, removed.map_err(|e| e.to_string()), "remove sandbox")
             }
             Action::StopPod => {
-                let stopped = stop::everything(&shared, pod, observed, pod::grace(pod)).await;
+                let stopped = stop::everything(&shared, pod, observed, self.grace(pod)).await;
                 self.done(pod, stopped, "stop pod")
             }
         }
@@ -431,6 +460,18 @@ impl Worker {
                 None => own.push(condition),
             }
         }
+        if let Some((reason, message)) = self.kill.as_ref().and_then(|k| Some((k.disruption?, &k.message)))
+            && !own.iter().any(|c| c.type_ == "DisruptionTarget")
+        {
+            own.push(PodCondition {
+                type_: "DisruptionTarget".to_owned(),
+                status: "True".to_owned(),
+                reason: Some(reason.to_owned()),
+                message: Some(message.clone()),
+                last_transition_time: Some(Time(now)),
+                ..Default::default()
+            });
+        }
         let status = derive(pod, observed, &with, &before, now);
         let phase = status.phase.clone().unwrap_or_default();
         if self.shared.statuses.set(pod, status) {
@@ -502,9 +543,11 @@ impl Worker {
             };
             self.publish(&pod, &observed, false, true, Timestamp::now()).await;
             let spent = Timestamp::now().duration_since(begin).as_secs();
-            let grace = pod::grace(&pod);
+            let grace = self.grace(&pod);
             let left = (grace - spent).max(grace.min(1));
             let mut watch = self.desired.clone();
+            let (shared, known) = (self.shared.clone(), self.kill.clone());
+            let order = shared.kills.wait(&uid, known.as_ref());
             let shorter = async {
                 // A later request may cut the grace period, never lengthen it.
                 let cut = watch.wait_for(|d| pod::grace(&d.pod) < grace).await.is_ok();
@@ -515,6 +558,10 @@ impl Worker {
             let stopped = tokio::select! {
                 stopped = stop::everything(&self.shared, &pod, &observed, left) => stopped,
                 () = shorter => continue,
+                kill = order => {
+                    self.obey(kill);
+                    continue;
+                }
             };
             let freed = match stopped {
                 Ok(()) => {
@@ -528,6 +575,7 @@ impl Worker {
             match freed {
                 Ok(()) => {
                     tracing::info!(pod = %pod::key(&pod), "pod stopped and freed");
+                    self.shared.kills.forget(&uid);
                     if desired.gone || pod::is_static(&pod) {
                         self.shared.statuses.forget(&uid);
                     } else {
