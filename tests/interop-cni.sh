@@ -21,6 +21,8 @@ finish() {
   for name in $(ip netns list | awk -v n="$ns" 'index($1, n)==1 {print $1}'); do ip netns delete "$name"; done
   rm -rf --one-file-system "$work"
 }
+# The kernel removes devices after DEL has answered.
+left() { for _ in $(seq 100); do ip -n "$ns" -o link | grep -qE 'veth|bwp' || return 1; sleep 0.05; done; ip -n "$ns" -o link; }
 fail() { echo "$what: $*"; [ ! -s "$work/log" ] || tail -n 20 "$work/log"; exit 1; }
 ip netns add "$ns" && ip -n "$ns" link set lo up || exit 1
 trap finish EXIT
@@ -79,7 +81,7 @@ attach() { # folder version second-range: two pods come, reach each other and ar
   ip netns add "$ns-b" # another of the same name: what the attachment had is gone already
   for _ in 1 2; do tool "$folder" del b >"$work/result" || fail "del b: $(cat "$work/result")"; done
   ! ls "$work/ipam/interop" | grep -E '^(10\.|fd66)' || fail "an address is still taken"
-  ! ip -n "$ns" -o link | grep -E 'veth|bwp' || fail "a device is left"
+  ! left || fail "a device is left"
   ip netns delete "$ns-a"; ip netns delete "$ns-b"
   ip -n "$ns" link delete interop0; rm -rf "$work/ipam"
 }
@@ -111,12 +113,13 @@ if command -v "$cnitool" >/dev/null; then
     tool "$reference" add a >/dev/null && tool "$work/ours" add b >"$work/result" || fail "add: $(cat "$work/result")"
     ! grep -q '10.66.0.2/' "$work/result" || fail "an address that is taken was given again"
     tool "$work/ours" del a || fail "del a"
+    for _ in $(seq 100); do [ "$(ip -n "$ns" -o link | grep -cE 'veth|bwp')" -gt 2 ] || break; sleep 0.05; done
     [ "$(ip -n "$ns" -o link | grep -cE 'veth|bwp')" = 2 ] || fail "a device of the reference plugins is left"
     tool "$reference" del b || fail "del b"
     # The reference plugin knows only devices of its own name.
     ip -n "$ns" link delete "$(ip -n "$ns" -o link | grep -oE 'bwp[0-9a-f]+' | head -n 1)"
     ! ls "$work/ipam/interop" | grep -E '^(10\.|fd66)' || fail "an address is still taken"
-    ! ip -n "$ns" -o link | grep -E 'veth|bwp' || fail "a device is left"
+    ! left || fail "a device is left"
     for pod in a b; do ip netns delete "$ns-$pod"; done
     ip -n "$ns" link delete interop0; rm -rf "$work/ipam"
     echo "cnitool works with the reference plugins, and with ours among them"
@@ -146,7 +149,7 @@ runtime_root = "$work/run"
 cni_conf_dir = "$work/net.d"
 cni_bin_dirs = ["$reference"]
 END
-PATH="$bin:$PATH" inside "$bin/gantry-cri" --config "$work/cri.toml" >"$work/log" 2>&1 &
+PATH="$bin:$PATH" nsenter --net="/run/netns/$ns" "$bin/gantry-cri" --config "$work/cri.toml" >"$work/log" 2>&1 &
 daemon=$!
 for _ in $(seq 100); do cri version >/dev/null 2>&1 && break; sleep 0.1; done
 pod() { printf '{"metadata": {"name": "%s", "namespace": "d", "uid": "%s"}, "log_directory": "%s", "port_mappings": [%s], "linux": {}}' "$1" "$1" "$work" "$2" >"$work/pod.json"; cri runp "$work/pod.json"; }

@@ -41,7 +41,7 @@ END
 cp "$bin/gantry-demo" "$work/image/bin/pause"
 "$bin/gantry-cri" image build "$work/image" --name gantry.local/pause:1 --entrypoint /bin/pause --cmd serve --cmd 80 --cmd /bin \
   --output "$work/pause.tar" >/dev/null || exit 1
-inside containerd -c "$work/config.toml" >"$work/log" 2>&1 &
+nsenter --net="/run/netns/$ns" containerd -c "$work/config.toml" >"$work/log" 2>&1 &
 daemon=$!
 for _ in $(seq 100); do ctr -a "$work/c.sock" version >/dev/null 2>&1 && break; sleep 0.2; done
 ctr -a "$work/c.sock" -n k8s.io images import "$work/pause.tar" >/dev/null || fail "containerd does not take the image"

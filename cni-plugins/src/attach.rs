@@ -4,6 +4,7 @@ use gantry_net::ip::{Route, add_address};
 use gantry_net::link::{self, Change, Kind};
 use gantry_net::{Link, Socket};
 
+use crate::afterwards::{self, Later};
 use crate::ipam::delegate;
 use crate::netns::{Netns, set_sysctl};
 use crate::spec::{CniResult, Command, Context, Error, Interface, IpConfig, Request, Result, RouteConfig};
@@ -61,13 +62,14 @@ pub fn make_pair(request: &Request, netns: &Netns, socket: &mut Socket, name: &s
         if error.raw_os_error() != Some(libc::EEXIST) {
             return Err(error).doing(text);
         }
-        // Left by an ADD that was killed, unless the container has the device.
+        // Left by an ADD or a DEL that was killed (or does not wait for the end), unless the container uses it.
+        let old = socket.link(name).doing(text)?;
         let there = netns.socket()?.link(&request.ifname).doing(text)?;
-        if there.is_some() {
+        if there.is_some() && old.as_ref().is_none_or(Link::is_up) {
             return Err(Error::internal(format!("container already has a device {}", request.ifname)));
         }
-        if let Some(old) = socket.link(name).doing(text)? {
-            socket.request(link::delete(old.index)).doing(text)?;
+        if let Some(old) = old {
+            Later::Remove(Socket::route().doing(text)?, old.index).do_now().doing(text)?;
         }
         socket.request(create).doing(text)?;
     }
@@ -141,7 +143,11 @@ pub fn remove_pair(request: &Request) -> Result<()> {
     };
     let mut host = Socket::route().doing(|| "open a netlink socket".into())?;
     if let Some(link) = host.link(&name).doing(|| format!("find {name}"))? {
-        return gone(host.request(link::delete(link.index))).doing(|| format!("remove {name}"));
+        // Down and out of its bridge it disturbs nobody any more, also not who gets its address next.
+        let off = Change { up: Some(false), master: Some(0), ..Change::default() };
+        return gone(host.request(link::change(link.index, &off)))
+            .and_then(|()| afterwards::leave(Later::Remove(host, link.index)))
+            .doing(|| format!("remove {name}"));
     }
     // A pair under another name: made by the reference plugin before us.
     let Some(netns) = Netns::open_if_there(request)? else { return Ok(()) };

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::afterwards;
 use crate::install;
 use crate::plugins::{self, Plugin};
 use crate::spec::{Code, Command, Environment, Error, LATEST, Request, Result, SUPPORTED};
@@ -71,20 +72,22 @@ fn as_plugin(name: &str, plugin: &dyn Plugin, environment: Environment) -> ExitC
             {
                 version = asked;
             }
+            if command == Command::Del {
+                afterwards::begin();
+            }
             run(plugin, command, environment, &input)
         }),
         Err(error) => Err(error),
     };
     let (text, code) = match answer {
-        Ok(None) => return ExitCode::SUCCESS,
-        Ok(Some(value)) => (value, ExitCode::SUCCESS),
-        Err(error) => (error.to_value(&version), ExitCode::FAILURE),
+        Ok(None) => (None, ExitCode::SUCCESS),
+        Ok(Some(value)) => (Some(value), ExitCode::SUCCESS),
+        Err(error) => (Some(error.to_value(&version)), ExitCode::FAILURE),
     };
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Ok(()) => code,
-        Err(_) => ExitCode::FAILURE,
-    }
+    let mut out = std::io::stdout();
+    let told = text.map_or(Ok(()), |text| writeln!(out, "{text}").and_then(|()| out.flush()));
+    afterwards::finish();
+    if told.is_ok() { code } else { ExitCode::FAILURE }
 }
 
 fn input() -> Result<Vec<u8>> {

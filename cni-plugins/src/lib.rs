@@ -4,6 +4,7 @@
 //! addresses, `table` owns the nf_tables table that the plugins share. Everything is synchronous: a plugin lives for
 //! milliseconds.
 
+pub mod afterwards;
 pub mod attach;
 pub mod dispatch;
 pub mod install;

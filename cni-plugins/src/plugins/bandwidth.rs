@@ -6,6 +6,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha512};
 
 use super::{Plugin, field};
+use crate::afterwards::{self, Later};
 use crate::attach;
 use crate::netns::Netns;
 use crate::spec::{CniResult, Context, Error, Request, Result};
@@ -132,7 +133,8 @@ fn shape(request: &Request, socket: &mut Socket, host: &Link, bucket: Bucket, sc
     let name = shaper_name(request);
     let find = |socket: &mut Socket| socket.link(&name).doing(|| format!("find {name}"));
     if let Some(old) = find(socket)? {
-        socket.request(link::delete(old.index)).doing(|| format!("remove {name}"))?;
+        let own = Socket::route().doing(|| "open a netlink socket".into())?;
+        Later::Remove(own, old.index).do_now().doing(|| format!("remove {name}"))?;
     }
     socket.request(link::create(&name, &Kind::Ifb, Some(host.mtu), None)).doing(|| format!("make {name}"))?;
     let shaper = find(socket)?.ok_or_else(|| Error::internal(format!("{name} is gone")))?;
@@ -177,7 +179,8 @@ impl Plugin for Bandwidth {
         for name in [shaper_name(request), reference_name(request)] {
             let found = socket.link(&name).doing(|| format!("find {name}"))?;
             if let Some(shaper) = found.filter(|l| l.kind == "ifb") {
-                socket.request(link::delete(shaper.index)).doing(|| format!("remove {name}"))?;
+                let own = Socket::route().doing(|| "open a netlink socket".into())?;
+                afterwards::leave(Later::Remove(own, shaper.index)).doing(|| format!("remove {name}"))?;
             }
         }
         Ok(())

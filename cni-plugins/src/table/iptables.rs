@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use gantry_net::Socket;
 use gantry_net::nft::{Batch, Expr, Family, R0, Table};
 
-use super::exclusively;
 use super::packet::{family, octets};
+use super::{exclusively, removing};
 use crate::spec::{Context, Result};
 
 const CHAIN: &str = "GANTRY-FORWARD";
@@ -62,7 +62,7 @@ pub fn accept(owner: &str, ips: &[IpAddr]) -> Result<()> {
 /// # Errors
 /// The kernel refuses.
 pub fn retain(keep: impl Fn(&str) -> bool) -> Result<()> {
-    exclusively(|socket, generation| {
+    removing(|socket, generation| {
         let mut batch = Batch::new();
         TABLES.iter().try_for_each(|table| retain_in(socket, &mut batch, *table, &keep))?;
         batch.commit_after(socket, Some(generation))

@@ -22,6 +22,7 @@ use self::chains::Chain;
 use self::layout::{CONDITIONAL, GROUPS, Group};
 use self::packet::{name_bytes, octets, parts};
 pub use self::wanted::{HostPort, Wanted};
+use crate::afterwards::{self, Later};
 use crate::spec::{Context, Request, Result};
 
 /// The tables' name.
@@ -155,13 +156,26 @@ fn fill(batch: &mut Batch, group: Group, needed: Vec<Chain>, rules: &[Rule]) {
     }
 }
 
-/// Repeats `work` while others change the ruleset under it.
-fn exclusively<T>(mut work: impl FnMut(&mut Socket, u32) -> io::Result<T>) -> io::Result<T> {
+/// Repeats `work`, which takes something away, while others change the ruleset under it.
+fn removing<T>(work: impl FnMut(&mut Socket, u32) -> io::Result<T>) -> io::Result<T> {
     let mut socket = Socket::netfilter()?;
+    let before = socket.nft_generation()?;
+    let done = repeat(&mut socket, work)?;
+    let took = socket.nft_generation()? != before;
+    afterwards::leave(Later::Close(socket, took))?;
+    Ok(done)
+}
+
+/// Repeats `work` while others change the ruleset under it.
+fn exclusively<T>(work: impl FnMut(&mut Socket, u32) -> io::Result<T>) -> io::Result<T> {
+    repeat(&mut Socket::netfilter()?, work)
+}
+
+fn repeat<T>(socket: &mut Socket, mut work: impl FnMut(&mut Socket, u32) -> io::Result<T>) -> io::Result<T> {
     let mut tries = 0;
     loop {
         let generation = socket.nft_generation()?;
-        match work(&mut socket, generation) {
+        match work(socket, generation) {
             Err(e) if e.raw_os_error() == Some(libc::ERESTART) && tries < 200 => {
                 tries += 1;
                 // Whoever was first is done within a millisecond.
@@ -229,7 +243,7 @@ fn clear(socket: &mut Socket, batch: &mut Batch, group: Group, set: &str, key: &
 /// # Errors
 /// The kernel refuses.
 pub fn retain(part: Part, keep: impl Fn(&str) -> bool) -> Result<Vec<u16>> {
-    exclusively(|socket, generation| {
+    removing(|socket, generation| {
         let mut batch = Batch::new();
         let mut udp = Vec::new();
         for groups in [&[Group::Nat, Group::Filter][..], &[Group::Frames]] {

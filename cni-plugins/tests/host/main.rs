@@ -49,7 +49,7 @@ fn what_was_added_is_gone_after_del_and_del_can_be_repeated() {
     net.call("bridge", "DEL", "b", &net.bridge()).unwrap();
     assert_eq!(net.taken(), Vec::<String>::new());
     assert_eq!(net.nft().trim(), "");
-    assert!(!net.links().contains("veth"), "{}", net.links());
+    net.without("veth");
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn wrong_input_is_a_cni_error_at_once() {
         assert!(error["cniVersion"].is_string() && error["msg"].is_string(), "{error}");
     }
     assert_eq!((net.nft().trim(), net.taken().len()), ("", 0));
-    assert!(!net.links().contains("veth"), "{}", net.links());
+    net.without("veth");
     let versions = net.call_in("bridge", "VERSION", "", "", "{}").unwrap();
     assert!(versions["supportedVersions"].as_array().unwrap().len() >= 7);
 }
@@ -313,7 +313,7 @@ fn ptp_routes_to_the_container_without_a_bridge() {
         net.call("ptp", "DEL", id, &config).unwrap();
     }
     assert_eq!((net.nft().trim(), net.taken().len()), ("", 0));
-    assert!(!net.links().contains("veth"), "{}", net.links());
+    net.without("veth");
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn bandwidth_limits_both_directions() {
     assert!((6.0..10.0).contains(&sent), "{sent} Mbit/s of 8 sent");
     net.call("bandwidth", "DEL", "a", &config).unwrap();
     net.call("bandwidth", "DEL", "a", &config).unwrap();
-    assert!(!net.links().contains("bwp"), "{}", net.links());
+    net.without("bwp");
     assert!(net.call("bandwidth", "CHECK", "a", &config).is_err());
 }
 

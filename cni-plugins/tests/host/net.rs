@@ -154,6 +154,15 @@ impl Net {
         sh(&format!("ip -n {} -br link", self.name("host")))
     }
 
+    /// Waits until no device of the host has a name with this in it: the kernel takes its time, for which DEL does not wait.
+    pub(crate) fn without(&self, part: &str) {
+        let start = std::time::Instant::now();
+        while self.links().contains(part) {
+            assert!(start.elapsed() < Duration::from_secs(10), "{part} stays: {}", self.links());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Serves connections in a container: each is told the address it came from.
     pub(crate) fn serve(&self, short: &str, port: u16) {
         let listener = self.inside(short, move || TcpListener::bind(("::", port))).unwrap();
