@@ -8,7 +8,8 @@ import subprocess
 import time
 
 prefix, work = os.environ["PREFIX"], os.environ["WORK"]
-rounds, standing = int(os.environ.get("ROUNDS", "30")), int(os.environ.get("STANDING", "100"))
+rounds = int(os.environ.get("ROUNDS", "30"))
+standing = [int(n) for n in os.environ.get("STANDING", "100 1000").split()]
 folders = {"gantry": f"{work}/bin", "reference": "/usr/lib/cni"}
 count = 0
 
@@ -63,6 +64,9 @@ def measure():
         for side in sorted(folders, reverse=i % 2 == 1):
             name = pod()
             ports = [{"hostPort": 20000 + i + (1000 if side == "gantry" else 0), "containerPort": 80, "protocol": "tcp"}]
+            start = time.perf_counter()
+            subprocess.run(["/bin/true"], input=b"{}", capture_output=True)
+            note(side, "starting a program", 1000 * (time.perf_counter() - start))
             took, _ = call(side, "loopback", "ADD", name, config(side, "loopback"))
             note(side, "loopback ADD", took)
             took, _ = call(side, "host-local", "ADD", name, config(side, "host-local"))
@@ -98,13 +102,17 @@ def peak(side):
 
 result = {"standing": {"0": measure()}, "peak_kib": {side: peak(side) for side in folders}}
 pods = []
-for _ in range(standing):
+for number in standing:
     for side in folders:
-        name = pod()
-        call(side, "bridge", "ADD", name, config(side, "bridge"))
-        pods.append((side, name))
-result["standing"][str(standing)] = measure()
+        while sum(s == side for s, _ in pods) < (number if side == "gantry" else min(number, 100)):
+            name = pod()
+            took, added = call(side, "bridge", "ADD", name, config(side, "bridge"))
+            ports = [{"hostPort": 30000 + len(pods), "containerPort": 80, "protocol": "tcp"}]
+            call(side, "portmap", "ADD", name, config(side, "portmap", prevResult=added, runtimeConfig={"portMappings": ports}))
+            pods.append((side, name))
+    result["standing"][str(number)] = measure()
 for side, name in pods:
+    call(side, "portmap", "DEL", name, config(side, "portmap"))
     call(side, "bridge", "DEL", name, config(side, "bridge"))
     drop(name)
 if os.environ["FORMAT"] == "json":

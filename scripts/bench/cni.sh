@@ -4,10 +4,11 @@
 # In a network namespace of its own; needs root and scripts/build.sh.
 #
 # usage: cni.sh [--output json]
-# env:   ROUNDS (30), STANDING (100) pods that stand in the second part
+# env:   ROUNDS (30), STANDING ("100 1000") pods that stand in the further parts; of the reference plugins at most 100 stand,
+#        whose rules grow with them
 set -uo pipefail
 . "$(dirname "$0")/../lib.sh"
-case ${1:-} in -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit ;; esac
+case ${1:-} in -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;; esac
 need_root
 need_packages containernetworking-plugins iptables iproute2
 [ -x "$BIN_DIR/gantry-cni" ] || die "$BIN_DIR/gantry-cni is missing: run scripts/build.sh"
