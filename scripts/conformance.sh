@@ -6,7 +6,7 @@
 # local registry stands in for every registry (a mirror for all hosts), its images are packed by `gantry-cri image build`
 # from Debian packages, and the daemon runs with the CNI plugins of this project. Nothing is left behind.
 #
-# usage: conformance.sh [-h] [critest flags...]
+# usage: conformance.sh [-h] [--on NODE] [critest flags...]     --on: in a machine that scripts/vm/up.sh started
 # env:   GANTRY_BIN_DIR  programs to test (default: target/gantry/bin)   FOCUS   regexp of specs to run (default: all)
 #        CRITEST         critest to use (default: built)                 SEED    order of the specs (default 1)
 #        OUT             folder for logs and reports (default: none kept unless a spec fails)
@@ -28,6 +28,8 @@ build_critest() {
 }
 
 outside() {
+  local node=
+  [ "${1:-}" != --on ] || { node=$2; shift 2; }
   step "Requirements"
   need_root
   need_packages ca-certificates curl dpkg gcc jq libc6-dev docker-registry iproute2 iptables nftables util-linux libpcre2-8-0 zlib1g libssl3
@@ -51,8 +53,29 @@ outside() {
   for p in "$work"/*.deb; do dpkg -x "$p" "$work/debian"; done
   good "ready"
   local rc=0
-  WORK=$work unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private -- "$0" --inside "$@" || rc=$?
+  if [ -n "$node" ]; then on_machine "$node" "$@" || rc=$?; else apart both "$@" || rc=$?; fi
   exit "$rc"
+}
+
+# Runs a part of this script in namespaces of its own: apart images|suite|both [critest flags...]
+apart() { WORK=$work unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private -- "$0" --inside "$@"; }
+
+# The images are made here, the suite runs there: what it needs is copied, and the report comes back.
+on_machine() { # node critest-flags...
+  local node=$1 there=/var/tmp/gantry-conformance rc=0 out=${OUT:-$work/out}; shift
+  apart images || return
+  step "critest $CRI_TOOLS on $node"
+  mkdir -p "$work/copy/scripts" "$out"
+  cp "$here/lib.sh" "$here/conformance.sh" "$work/copy/scripts/"
+  cp -r "$work"/{registry,critest,images.yaml,crictl.yaml} "$(command -v docker-registry)" "$work/copy/"
+  tar -C "$work/copy" -czf "$work/copy.tar" .
+  "$here/vm/exec.sh" "$node" "rm -rf $there && mkdir -p $there/out"
+  "$here/vm/copy.sh" "$node" "$work/copy.tar" "vm:$there/copy.tar"
+  "$here/vm/exec.sh" "$node" "cd $there && tar -xf copy.tar && PATH=$there:\$PATH WORK=$there OUT=$there/out FOCUS='${FOCUS:-}' SEED=${SEED:-1} \
+    WEBSOCKET=${WEBSOCKET:-} GANTRY_BIN_DIR=/usr/bin unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private -- \
+    scripts/conformance.sh --inside suite $*" || rc=$?
+  "$here/vm/copy.sh" "$node" "vm:$there/out/." "$out" && "$here/vm/exec.sh" "$node" "rm -rf $there"
+  left=$rc OUT=$out summarise
 }
 
 # ---- images ----
@@ -172,7 +195,7 @@ storage: {filesystem: {rootdirectory: $work/registry}}
 http: {addr: $REGISTRY}
 Y
   OTEL_TRACES_EXPORTER=none docker-registry serve "$work/registry.yml" >"$OUT/registry.log" 2>&1 &
-  wait_for 30 "the registry" curl -fsS "http://$REGISTRY/v2/" || die "the registry does not answer" "$OUT/registry.log"
+  wait_for 60 "the registry" bash -c "exec 3<>/dev/tcp/${REGISTRY/:/\/}" || die "the registry does not answer" "$OUT/registry.log"
 }
 
 start_daemon() {
@@ -216,22 +239,15 @@ summarise() {
   [ "$failed" = 0 ]
 }
 
-inside() {
-  work=$WORK left=0
-  mount --make-rshared /
-  mount -t tmpfs run /run
-  ip link set lo up
-  ip link add uplink type veth peer name uplink1 && ip link set uplink1 up && ip addr add 192.0.2.1/24 dev uplink && ip link set uplink up && ip route add default dev uplink
-  step "Images"
-  start_registry
-  push_images >"$OUT/images.log" 2>&1 || die "an image could not be built or pushed" "$OUT/images.log"
-  good "pushed"
-  step "critest $CRI_TOOLS"
-  start_daemon
+# The suite is given the digest of our image, and the names of our images.
+prepare_critest() {
   LC_ALL=C sed "s/$FIXED_DIGEST/$last_digest/g" "$CRITEST" >"$work/critest" && chmod +x "$work/critest"
   printf 'defaultTestContainerImage: %s/e2e-test-images/busybox:1.29-2\nwebServerTestImage: %s/e2e-test-images/nginx:1.14-2\n' \
     "$REGISTRY" "$REGISTRY" >"$work/images.yaml"
   echo '{}' >"$work/crictl.yaml"
+}
+
+run_critest() {
   local flags=() start=$SECONDS
   [ -z "${FOCUS:-}" ] || flags+=("--ginkgo.focus=$FOCUS")
   [ -z "${WEBSOCKET:-}" ] || flags+=(--websocket-exec --websocket-attach --websocket-portforward)
@@ -240,11 +256,36 @@ inside() {
     --ginkgo.json-report="$OUT/report.json" "${flags[@]}" "$@") >"$OUT/critest.log" 2>&1 || true
   [ -s "$OUT/report.json" ] || die "critest made no report" "$OUT/critest.log"
   note "critest took $((SECONDS - start)) s"
+}
+
+check_rest() {
   step "What is left"
   cri pods rm --all >/dev/null || left=1
   cri fsck || left=1
   kill "$daemon_pid" && wait "$daemon_pid" || true
   [ "$left" = 1 ] || good "nothing"
+}
+
+inside() { # images|suite|both critest-flags...
+  local part=$1; shift
+  work=$WORK left=0
+  mount --make-rshared /
+  mount -t tmpfs run /run
+  ip link set lo up
+  ip link add uplink type veth peer name uplink1 && ip link set uplink1 up && ip addr add 192.0.2.1/24 dev uplink && ip link set uplink up && ip route add default dev uplink
+  start_registry
+  if [ "$part" != suite ]; then
+    step "Images"
+    push_images >"$OUT/images.log" 2>&1 || die "an image could not be built or pushed" "$OUT/images.log"
+    prepare_critest
+    good "pushed"
+  fi
+  [ "$part" != images ] || return 0
+  [ "$part" = suite ] || step "critest $CRI_TOOLS"
+  start_daemon
+  run_critest "$@"
+  check_rest
+  if [ "$part" = suite ]; then [ "$left" = 0 ]; return; fi
   step "Result"
   summarise
 }

@@ -22,13 +22,19 @@ pub fn main() -> Result<()> {
     let flags = Flags::parse();
     let format = flags.log_format.parse().map_err(anyhow::Error::msg)?;
     gantry_telemetry::log::init(&flags.log_level, format).map_err(anyhow::Error::msg)?;
-    let network = Network::load(&flags.net_config_path)?;
     if flags.clean {
-        let vni = if let Backend::Vxlan { vni, .. } = network.backend { Some(vni) } else { None };
+        // The settings may be gone already: the tunnel then had flannel's usual number.
+        let network = if flags.net_config_path.exists() { Some(Network::load(&flags.net_config_path)?) } else { None };
+        let vni = match network.map(|n| n.backend) {
+            Some(Backend::Vxlan { vni, .. }) => Some(vni),
+            Some(Backend::HostGw) => None,
+            None => Some(1),
+        };
         kernel::clean(vni)?;
         let _ = std::fs::remove_file(&flags.subnet_file);
         return masquerade::remove().context("remove masquerade rules");
     }
+    let network = Network::load(&flags.net_config_path)?;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(flags, network))
