@@ -1,16 +1,20 @@
 //! Pod networks: runs CNI plugins by the CNI protocol for one configuration list.
 
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Child;
 
 use crate::error::{Error, Result};
 
 const SLOW: Duration = Duration::from_secs(60);
+/// Most bytes that a plugin may write to one of its outputs.
+const LONGEST: u64 = 4 << 20;
 
 /// Who is attached to what.
 #[derive(Debug, Clone)]
@@ -214,25 +218,58 @@ async fn invoke(command: &str, interface: &str, config: &Value, to: &Attachment<
         .kill_on_drop(true)
         .spawn()
         .map_err(Error::failed(&what))?;
-    if let Some(mut input) = child.stdin.take() {
-        let _ = input.write_all(config.to_string().as_bytes()).await;
-    }
-    let output = tokio::time::timeout(SLOW, child.wait_with_output())
+    // Dropping the child kills it.
+    let (status, output, error) = tokio::time::timeout(SLOW, converse(&mut child, config.to_string()))
         .await
         .map_err(|_| Error::Timeout(format!("{what}: no end after {} s", SLOW.as_secs())))?
         .map_err(Error::failed(&what))?;
-    if output.status.success() {
-        return Ok(serde_json::from_slice(&output.stdout).unwrap_or_default());
+    if status.success() {
+        return answer(command, &output).map_err(|why| Error::Failed(format!("{what}: {why}")));
     }
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let said: Value = serde_json::from_slice(&output).unwrap_or_default();
     let why = match said["msg"].as_str() {
         Some(text) => match said["details"].as_str().filter(|d| !d.is_empty()) {
             Some(details) => format!("{text}: {details}"),
             None => text.to_owned(),
         },
-        None => format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()),
+        None => format!("{status}: {}", String::from_utf8_lossy(&error).trim()),
     };
     Err(Error::Failed(format!("{what}: {why}")))
+}
+
+/// Writes a plugin's input and reads its output at the same time, each as fast as the plugin takes and gives it.
+async fn converse(child: &mut Child, input: String) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let write = async {
+        if let Some(mut to) = stdin {
+            // A plugin that does not read its input says what it wants by its exit.
+            let _ = to.write_all(input.as_bytes()).await;
+        }
+        Ok(())
+    };
+    let ((), output, error) = tokio::try_join!(write, limited(stdout), limited(stderr))?;
+    Ok((child.wait().await?, output, error))
+}
+
+async fn limited(from: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(from) = from {
+        from.take(LONGEST + 1).read_to_end(&mut bytes).await?;
+    }
+    if bytes.len() as u64 > LONGEST {
+        return Err(io::Error::other(format!("it writes more than {LONGEST} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// What a plugin that succeeded answers; only ADD must answer something. Pure.
+fn answer(command: &str, output: &[u8]) -> Result<Value, String> {
+    match serde_json::from_slice::<Value>(output) {
+        Ok(value) if value.is_object() || command != "ADD" => Ok(value),
+        Ok(_) => Err("its result is no object".to_owned()),
+        Err(_) if command != "ADD" => Ok(Value::Null),
+        Err(error) => Err(format!("its result is not JSON: {error}")),
+    }
 }
 
 /// The addresses of a result that belong to the pod, in order.
@@ -282,6 +319,61 @@ mod tests {
         let result = json!({"interfaces": [{"name": "br"}, {"name": "eth0", "sandbox": "/x"}],
             "ips": [{"address": "10.0.0.1/24", "interface": 0}, {"address": "10.0.0.2/24", "interface": 1}]});
         assert_eq!(addresses(&result), ["10.0.0.2"]);
+    }
+
+    #[test]
+    fn an_attachment_without_a_result_is_none() {
+        assert_eq!(answer("ADD", b"{}"), Ok(json!({})));
+        assert_eq!(answer("DEL", b""), Ok(Value::Null));
+        for bad in ["", "{", "[]", "null", "noise {}"] {
+            assert!(answer("ADD", bad.as_bytes()).is_err(), "{bad}");
+            assert!(answer("CHECK", bad.as_bytes()).is_ok(), "{bad}");
+        }
+    }
+
+    /// A plugin that is this script.
+    fn plugin(dir: &Path, script: &str) -> Attachment<'static> {
+        // Written by another process: a child of this one that holds it open just then would make it busy.
+        let text = format!("#!/bin/sh\n{script}");
+        let write = "printf '%s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\"";
+        let written = std::process::Command::new("/bin/sh").args(["-c", write]).arg(dir.join("odd")).arg(text).status();
+        assert!(written.unwrap().success());
+        network_itself(&[dir.to_owned()])
+    }
+
+    #[tokio::test]
+    async fn plugins_that_write_without_end_or_never_read_are_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = json!({"type": "odd", "padding": "x".repeat(300_000)});
+        let endless =
+            plugin(dir.path(), "while :; do echo '{\"a\": \"0123456789012345678901234567890123456789\"}'; done");
+        let error = invoke("ADD", "eth0", &config, &endless).await.unwrap_err().to_string();
+        assert!(error.contains("writes more than"), "{error}");
+        let deaf = plugin(dir.path(), "echo '{\"code\": 7, \"msg\": \"no thanks\"}'; exit 1");
+        let error = invoke("ADD", "eth0", &config, &deaf).await.unwrap_err().to_string();
+        assert!(error.contains("no thanks"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_result_gives_addresses_or_none(
+            index in proptest::option::of(proptest::num::i64::ANY),
+            address in "([0-9]{1,3}(\\.[0-9]{1,3}){3}|[0-9a-f:]{2,12}|.{0,10})(/[0-9]{0,3})?",
+            interfaces in proptest::sample::select(vec![json!([]), json!({}), json!(null), json!([null, {"sandbox": 1}]), json!([{"sandbox": "x"}])]),
+            wrap in 0..4,
+        ) {
+            let ip = match wrap {
+                0 => json!(address),
+                1 => json!({"address": [address], "interface": index}),
+                _ => json!({"address": address, "interface": index}),
+            };
+            let result = if wrap == 3 { json!({"ips": ip}) } else { json!({"ips": [ip], "interfaces": interfaces}) };
+            for found in addresses(&result) {
+                proptest::prop_assert!(found.parse::<IpAddr>().is_ok(), "{found}");
+            }
+            let answered = answer("ADD", address.as_bytes());
+            proptest::prop_assert!(answered.is_err() || answered.unwrap().is_object());
+        }
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod config;
 mod digest;
 mod error;
 mod export;
+#[cfg(test)]
+mod hostile_tests;
 mod image;
 mod import;
 mod install;

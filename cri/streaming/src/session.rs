@@ -168,7 +168,11 @@ pub(crate) async fn forward_over_spdy(
             let (near, carry) = writer.output(data.id);
             let outcome = match port {
                 Some(port) => forward(&runtime, &sandbox, port, data.from_client, near).await,
-                None => Err(StreamError("no port in the stream's headers".to_owned())),
+                None => {
+                    // Nothing will be written to it: what carries it waits for its end.
+                    drop(near);
+                    Err(StreamError("no port in the stream's headers".to_owned()))
+                }
             };
             let _ = carry.await;
             if let Err(e) = outcome {

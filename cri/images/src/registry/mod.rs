@@ -8,6 +8,6 @@ pub(crate) mod challenge;
 pub(crate) mod client;
 pub(crate) mod credentials;
 pub(crate) mod helper;
-mod hosts;
+pub(crate) mod hosts;
 pub(crate) mod proxy;
 pub(crate) mod transport;

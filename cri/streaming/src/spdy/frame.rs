@@ -170,7 +170,7 @@ impl Encoder {
     }
 }
 
-pub(super) fn data(stream: u32, flags: u8, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn data(stream: u32, flags: u8, bytes: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(8 + bytes.len());
     frame.extend_from_slice(&(stream & 0x7fff_ffff).to_be_bytes());
     frame.extend_from_slice(&(u32::from(flags) << 24 | bytes.len() as u32).to_be_bytes());
@@ -178,7 +178,7 @@ pub(super) fn data(stream: u32, flags: u8, bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
-pub(super) fn ping(id: u32) -> Vec<u8> {
+pub(crate) fn ping(id: u32) -> Vec<u8> {
     control(6, 0, &[&id.to_be_bytes()])
 }
 
@@ -192,12 +192,12 @@ fn control(kind: u32, flags: u8, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// A client's SYN_STREAM frames, sharing one compression as a connection does.
-    fn syn_streams(all: &[(u32, &[(&str, &str)])]) -> Vec<u8> {
+    pub(crate) fn syn_streams(all: &[(u32, &[(&str, &str)])]) -> Vec<u8> {
         let mut encoder = Encoder::new().unwrap();
         let mut bytes = Vec::new();
         for (stream, headers) in all {

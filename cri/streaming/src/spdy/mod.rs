@@ -5,3 +5,8 @@ mod dictionary;
 mod frame;
 
 pub(crate) use connection::{Connection, Stream, Writer};
+
+#[cfg(test)]
+pub(crate) use frame::tests::syn_streams;
+#[cfg(test)]
+pub(crate) use frame::{data, ping};
