@@ -99,6 +99,8 @@ if [ -n "$node" ]; then
   if [ "$(id -u)" = 0 ]; then
     step "The two commands"
     check "scripts/up.sh and scripts/down.sh, twice, leave nothing" ./tests/up-down.sh
+    step "Certificates"
+    check "a node joins with a token and renews its certificates while it runs" ./tests/certificates.sh
     step "critest"
     if command -v go >/dev/null; then
       OUT=$work/critest timeout 1200 ./scripts/conformance.sh >"$work/critest.log" 2>&1

@@ -3,6 +3,7 @@
 //! `sources` say which pods shall be, `kubelet` gives each a worker (`sync`), `status` tells what became of them, `node`
 //! tells how the machine is. Containers are known through CRI only.
 
+mod certificates;
 mod config;
 mod cri;
 mod events;

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::certificates::{self, Apiserver};
 use crate::config::{Flags, KubeletConfiguration, Loaded, tls_policy};
 use crate::cri::Cri;
 use crate::events::Recorder;
@@ -60,16 +61,6 @@ pub fn main() -> Result<()> {
     result
 }
 
-async fn client(flags: &Flags) -> Result<Option<kube::Client>> {
-    let Some(path) = &flags.kubeconfig else { return Ok(None) };
-    let what = || format!("kubeconfig {}", path.display());
-    let file = kube::config::Kubeconfig::read_from(path).with_context(what)?;
-    let options = kube::config::KubeConfigOptions::default();
-    let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.with_context(what)?;
-    config.connect_timeout = Some(Duration::from_secs(10));
-    Ok(Some(kube::Client::try_from(config).with_context(what)?))
-}
-
 fn labels(flags: &Flags) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
     for pair in flags.node_labels.iter().filter(|p| !p.is_empty()) {
@@ -97,9 +88,10 @@ async fn cgroup_driver(cri: &Cri, config: &KubeletConfiguration) -> Driver {
     }
 }
 
-async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
-    let client = client(flags).await?;
+async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, Option<Apiserver>)> {
     let node_name = flags.hostname_override.clone().unwrap_or_else(facts::host_name);
+    let api = certificates::connect(flags, &config, &node_name).await?;
+    let client = api.as_ref().map(Apiserver::client);
     for ip in &flags.node_ip {
         ip.parse::<IpAddr>().map_err(|_| anyhow::anyhow!("--node-ip: {ip:?} is not an IP address"))?;
     }
@@ -132,7 +124,7 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
         Some(client) => Arc::new(FromApi::new(client.clone())),
         None => Arc::new(Nowhere),
     };
-    Ok(Shared {
+    let shared = Shared {
         kills: Kills::default(),
         pressure: Pressure::default(),
         events: Recorder::start(client.clone(), &node_name),
@@ -170,7 +162,8 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<Shared> {
         cpu_rate: crate::stats::Rate::default(),
         flags: flags.told(),
         started: std::time::Instant::now(),
-    })
+    };
+    Ok((shared, api))
 }
 
 /// The runtime's name, which is part of container ids.
@@ -211,11 +204,12 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     let labels = labels(&flags)?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let shared = tokio::select! {
-        shared = shared(&flags, config) => Arc::new(shared?),
+    let (shared, api) = tokio::select! {
+        made = shared(&flags, config) => made?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    let shared = Arc::new(shared);
     let (pods, health, stop) = (Pods::default(), Health::default(), CancellationToken::new());
     let (updates, received) = mpsc::channel(256);
     let (changed, happened) = mpsc::channel(1024);
@@ -237,6 +231,9 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
         tokio::spawn(api::run(client.clone(), shared.node_name.clone(), object.clone(), updates.clone()));
         tokio::spawn(node::keep_status(shared.clone(), labels, health.clone()));
         tokio::spawn(node::keep_lease(shared.clone()));
+        if let Some(api) = &api {
+            certificates::keep(&flags, &shared.config, api, &shared.node_name, serving_names(&shared));
+        }
     } else {
         tracing::info!("standalone: no kubeconfig, only static pods run");
     }
@@ -249,6 +246,7 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
         pods: pods.clone(),
         health,
         volumes: crate::stats::Volumes::default(),
+        lives: certificates::Lives::new(&flags, &shared.config, api.as_ref()),
     });
     let server = start_servers(&flags, &shared, served, &stop).await?;
     let dispatcher = tokio::spawn(
@@ -280,6 +278,13 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     Ok(())
 }
 
+/// What the node answers as: its name and its addresses.
+fn serving_names(shared: &Shared) -> Vec<String> {
+    let mut names = vec![shared.node_name.clone()];
+    names.extend(shared.node_ips.iter().filter(|ip| !names.contains(ip)).cloned().collect::<Vec<_>>());
+    names
+}
+
 async fn start_servers(
     flags: &Flags,
     shared: &Arc<Shared>,
@@ -305,9 +310,8 @@ async fn start_servers(
         return Ok(None);
     }
     let (cert_file, key_file) = if config.tls_cert_file.is_empty() {
-        let mut names = vec![shared.node_name.clone(), "localhost".to_owned(), "127.0.0.1".to_owned()];
-        names.extend(shared.node_ips.iter().cloned());
-        names.dedup();
+        let mut names = serving_names(shared);
+        names.extend(["localhost".to_owned(), "127.0.0.1".to_owned()]);
         kubelet_server::cert::self_signed(&names, &flags.cert_dir).context("make the serving certificate")?
     } else {
         (PathBuf::from(&config.tls_cert_file), PathBuf::from(&config.tls_private_key_file))
@@ -333,6 +337,7 @@ async fn start_servers(
         node_name: shared.node_name.clone(),
         cert_file,
         key_file,
+        issued_file: certificates::issued_serving(flags, config),
         client_ca_file: (!ca.is_empty()).then(|| PathBuf::from(ca)),
         anonymous: config.authentication.anonymous.enabled,
         token_webhook: shared.client.clone().filter(|_| config.authentication.webhook.enabled),

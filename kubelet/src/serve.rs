@@ -57,6 +57,8 @@ pub(crate) struct Served {
     pub(crate) pods: Pods,
     /// The state of the event stream.
     pub(crate) health: Health,
+    /// How long certificates live.
+    pub(crate) lives: crate::certificates::Lives,
     /// What volumes hold.
     pub(crate) volumes: stats::Volumes,
 }
@@ -109,6 +111,11 @@ impl Served {
         page.gauge("kubelet_cgroup_version", "cgroup version on the hosts.", version);
         let help = "Timestamp in seconds when PLEG was last seen active.";
         page.gauge("kubelet_pleg_last_seen_seconds", help, self.health.seen() as f64);
+        let (client, server) = self.lives.seconds();
+        let help = "Gauge of the TTL (time-to-live) of the Kubelet's client certificate. The value is in seconds until certificate expiry (negative if already expired). If client certificate is invalid or unused, the value will be +INF.";
+        page.gauge("kubelet_certificate_manager_client_ttl_seconds", help, client);
+        let help = "Gauge of the shortest TTL (time-to-live) of the Kubelet's serving certificate. The value is in seconds until certificate expiry (negative if already expired). If serving certificate is invalid or unused, the value will be +INF.";
+        page.gauge("kubelet_certificate_manager_server_ttl_seconds", help, server);
         let build = gantry_telemetry::build::git_version();
         let of =
             labels(&[("git_version", &build), ("platform", &format!("linux/{}", crate::node::facts::architecture()))]);

@@ -35,6 +35,15 @@ pub fn new_key() -> Result<String, PkiError> {
     Ok(KeyPair::generate().map_err(failed("generate a key"))?.serialize_pem())
 }
 
+/// The public half of a private key, PEM: the same text for the same key.
+///
+/// # Errors
+/// The key does not parse.
+pub fn public_key(key: &str) -> Result<String, PkiError> {
+    let pair = KeyPair::from_pem(key).map_err(failed("read a key"))?;
+    Ok(pair.public_key_pem())
+}
+
 /// A PEM request, signed with `key`, for a certificate of `name`, of a group, that answers under `names` (DNS names and addresses).
 ///
 /// # Errors

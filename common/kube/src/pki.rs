@@ -111,6 +111,8 @@ pub struct Facts {
     pub organizations: Vec<String>,
     /// DNS names and addresses of a server certificate.
     pub names: Vec<String>,
+    /// Start of its validity.
+    pub not_before: SystemTime,
     /// End of its validity.
     pub not_after: SystemTime,
 }
@@ -144,12 +146,13 @@ pub fn facts_of_der(der: &[u8]) -> Result<Facts, PkiError> {
             }
         }
     }
-    let seconds = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+    let time = |at: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(at).unwrap_or(0));
     Ok(Facts {
         common_name: subject.iter_common_name().find_map(|a| a.as_str().ok()).unwrap_or_default().to_owned(),
         organizations: subject.iter_organization().filter_map(|a| a.as_str().ok()).map(str::to_owned).collect(),
         names,
-        not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+        not_before: time(cert.validity().not_before.timestamp()),
+        not_after: time(cert.validity().not_after.timestamp()),
     })
 }
 

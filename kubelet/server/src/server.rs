@@ -21,7 +21,7 @@ use crate::access::Access;
 use crate::handler::{Shared, handle};
 use crate::reply::{Reply, text};
 use crate::route::{self, Route};
-use crate::tls::Certificates;
+use crate::tls::{Certificates, Files};
 use crate::{Node, TlsPolicy, health};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +57,8 @@ pub struct ServerConfig {
     pub cert_file: PathBuf,
     /// PEM key of the serving certificate.
     pub key_file: PathBuf,
+    /// A file with certificate and key that wins over these two once it is there; it is written while the server runs.
+    pub issued_file: Option<PathBuf>,
     /// PEM bundle of CAs whose client certificates are accepted; read again when it changes. `None`: no x509.
     pub client_ca_file: Option<PathBuf>,
     /// Requests without credentials are `system:anonymous` instead of 401.
@@ -117,12 +119,13 @@ impl Server {
     /// # Errors
     /// A certificate file is unusable or the address is taken.
     pub async fn bind(config: ServerConfig, node: Arc<dyn Node>) -> Result<Self, ServeError> {
-        let certificates = Certificates::load(
-            config.cert_file.clone(),
-            config.key_file.clone(),
-            config.client_ca_file.clone(),
-            config.tls.clone(),
-        )?;
+        let files = Files {
+            cert: config.cert_file.clone(),
+            key: config.key_file.clone(),
+            issued: config.issued_file.clone(),
+            ca: config.client_ca_file.clone(),
+        };
+        let certificates = Certificates::load(files, config.tls.clone())?;
         let (listener, address) = listen(config.address).await?;
         Ok(Self { listener, address, certificates: Arc::new(certificates), config, node })
     }

@@ -56,32 +56,54 @@ impl Current {
     }
 }
 
+/// The files that everything is read from.
+pub(crate) struct Files {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    /// Certificate and key in one; wins over the two once it is there.
+    pub(crate) issued: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
+}
+
+type Stamps = Vec<Option<(SystemTime, u64)>>;
+
+impl Files {
+    fn stamps(&self) -> Stamps {
+        let stamp = |path: &PathBuf| fs::metadata(path).ok().and_then(|m| Some((m.modified().ok()?, m.len())));
+        [Some(&self.cert), Some(&self.key), self.issued.as_ref(), self.ca.as_ref()]
+            .into_iter()
+            .map(|path| path.and_then(stamp))
+            .collect()
+    }
+
+    /// Where certificate and key are read from.
+    fn serving(&self) -> (&Path, &Path) {
+        match self.issued.as_deref().filter(|p| p.exists()) {
+            Some(path) => (path, path),
+            None => (&self.cert, &self.key),
+        }
+    }
+}
+
 /// The files and what was last read from them.
 pub(crate) struct Certificates {
-    cert: PathBuf,
-    key: PathBuf,
-    ca: Option<PathBuf>,
+    files: Files,
     policy: TlsPolicy,
     state: Mutex<State>,
 }
 
 struct State {
     current: Current,
-    stamps: Vec<Option<(SystemTime, u64)>>,
+    stamps: Stamps,
     looked: Instant,
 }
 
 impl Certificates {
-    pub(crate) fn load(
-        cert: PathBuf,
-        key: PathBuf,
-        ca: Option<PathBuf>,
-        policy: TlsPolicy,
-    ) -> Result<Self, ServeError> {
-        let stamps = stamps(&cert, &key, ca.as_deref());
-        let current = read(&cert, &key, ca.as_deref(), &policy)?;
+    pub(crate) fn load(files: Files, policy: TlsPolicy) -> Result<Self, ServeError> {
+        let stamps = files.stamps();
+        let current = read(&files, &policy)?;
         let state = Mutex::new(State { current, stamps, looked: Instant::now() });
-        Ok(Self { cert, key, ca, policy, state })
+        Ok(Self { files, policy, state })
     }
 
     /// What to use for a new connection; changed files that cannot be read leave the old ones in use.
@@ -89,9 +111,9 @@ impl Certificates {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.looked.elapsed() >= LOOK_AGAIN {
             state.looked = Instant::now();
-            let now = stamps(&self.cert, &self.key, self.ca.as_deref());
+            let now = self.files.stamps();
             if now != state.stamps {
-                match read(&self.cert, &self.key, self.ca.as_deref(), &self.policy) {
+                match read(&self.files, &self.policy) {
                     Ok(current) => {
                         tracing::info!("certificates of the server read again");
                         state.current = current;
@@ -105,12 +127,8 @@ impl Certificates {
     }
 }
 
-fn stamps(cert: &Path, key: &Path, ca: Option<&Path>) -> Vec<Option<(SystemTime, u64)>> {
-    let stamp = |path: &Path| fs::metadata(path).ok().and_then(|m| Some((m.modified().ok()?, m.len())));
-    [Some(cert), Some(key), ca].into_iter().map(|path| path.and_then(stamp)).collect()
-}
-
-fn read(cert: &Path, key: &Path, ca: Option<&Path>, policy: &TlsPolicy) -> Result<Current, ServeError> {
+fn read(files: &Files, policy: &TlsPolicy) -> Result<Current, ServeError> {
+    let ((cert, key), ca) = (files.serving(), files.ca.as_deref());
     let wrong = |what: &'static str, path: &Path, reason: String| ServeError::Tls { what, path: path.into(), reason };
     let provider = policy.provider().map_err(|(_, why)| wrong("serving certificate", cert, why))?;
     let provider = Arc::new(provider);

@@ -163,6 +163,7 @@ async fn bench(change: impl FnOnce(&mut ServerConfig)) -> Bench {
         node_name: "n1".into(),
         cert_file: at("server.crt"),
         key_file: at("server.key"),
+        issued_file: Some(at("issued.pem")),
         client_ca_file: Some(at("ca.crt")),
         anonymous: false,
         token_webhook: None,
@@ -549,6 +550,28 @@ async fn changed_certificates_are_used() {
 }
 
 #[tokio::test]
+async fn an_issued_certificate_wins_once_it_is_there() {
+    let b = bench(|_| {}).await;
+    let shown = async || {
+        let stream = b.connect(&As::Nobody, false).await.unwrap();
+        let first = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+        pki::facts_of_der(&first).unwrap().common_name
+    };
+    assert_eq!(shown().await, "system:node:n1");
+    let issued = pki::issue(&b.ca, "issued", &[], &Usage::Server(vec!["127.0.0.1".into()])).unwrap();
+    let new = b.dir.path().join("new.pem");
+    fs::write(&new, format!("{}{}", issued.cert, issued.key)).unwrap();
+    fs::rename(&new, b.dir.path().join("issued.pem")).unwrap();
+    for _ in 0..200 {
+        if shown().await == "issued" {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the issued certificate is not used");
+}
+
+#[tokio::test]
 async fn bad_files_stop_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let b = bench(|_| {}).await;
@@ -557,6 +580,7 @@ async fn bad_files_stop_the_start() {
         node_name: "n1".into(),
         cert_file: cert.into(),
         key_file: b.dir.path().join("server.key"),
+        issued_file: None,
         client_ca_file: ca.map(Into::into),
         anonymous: false,
         token_webhook: None,

@@ -15,6 +15,8 @@ const STARTS: &[f64] = &[
     0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0,
     600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
 ];
+const LIVES: &[f64] =
+    &[60.0, 3600.0, 14400.0, 86400.0, 604_800.0, 2_592_000.0, 7_776_000.0, 15_552_000.0, 31_104_000.0, 124_416_000.0];
 const PULLS: &[f64] = &[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0];
 
 /// A number that the kubelet keeps.
@@ -64,6 +66,8 @@ own! {
     PROBE_SECONDS = "prober_probe_duration_seconds", "Duration in seconds for a probe response.", SHORT;
     /// Probes by what they found.
     PROBES = "prober_probe_total", "Cumulative number of a liveness, readiness or startup probe for a container by result.", &[];
+    /// How long serving certificates are used.
+    SERVER_ROTATION = "kubelet_certificate_manager_server_rotation_seconds", "Histogram of the number of seconds the previous certificate lived before being rotated.", LIVES;
     /// Renewals of the client certificate that failed.
     RENEW_ERRORS = "kubelet_certificate_manager_client_expiration_renew_errors", "Counter of certificate renewal errors.", &[];
 }
