@@ -227,6 +227,7 @@ fn node_may(user: &User, ask: &Attributes) -> bool {
         ("", "pods", "eviction") | ("", "serviceaccounts", "token") => ask.verb == "create",
         ("" | "events.k8s.io", "events", "") => matches!(ask.verb.as_str(), "create" | "update" | "patch"),
         ("coordination.k8s.io", "leases", "") => write && (ask.namespace == "kube-node-lease"),
+        ("", "persistentvolumeclaims", "status") => read || matches!(ask.verb.as_str(), "update" | "patch"),
         ("storage.k8s.io", "csinodes", "") => write && (ask.name.is_empty() || ask.name == own),
         ("authentication.k8s.io", "tokenreviews", _)
         | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", _) => ask.verb == "create",

@@ -298,6 +298,8 @@ impl Dispatcher {
         let alive: HashSet<String> =
             self.workers.keys().cloned().chain(self.waiting.values().map(|p| pod::uid(p).to_owned())).collect();
         let (shared, freeing) = (self.shared.clone(), self.freeing.clone());
+        let volumes = shared.clone();
+        tokio::spawn(async move { volumes.volumes.sweep().await });
         tokio::spawn(async move {
             let Ok(sandboxes) = shared.cri.sandboxes(None).await else { return };
             let labelled = sandboxes.iter().filter_map(|s| s.labels.get(UID_LABEL).cloned());

@@ -16,6 +16,7 @@ mod metrics;
 mod node;
 mod objects;
 mod pleg;
+mod plugins;
 mod pod;
 mod probe;
 mod resources;

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use kube::Api;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kubelet_volumes::{ObjectError, Objects, Token};
 
 use crate::pod;
@@ -59,12 +62,13 @@ pub(crate) struct FromApi {
     config_maps: Cache<Option<ConfigMap>>,
     secrets: Cache<Option<Secret>>,
     services: Cache<Vec<Service>>,
+    drivers: Cache<Option<CSIDriver>>,
 }
 
 impl FromApi {
     /// Reads with the kubelet's own identity.
     pub(crate) fn new(client: kube::Client) -> Self {
-        Self { client, config_maps: Cache::new(), secrets: Cache::new(), services: Cache::new() }
+        Self { client, config_maps: Cache::new(), secrets: Cache::new(), services: Cache::new(), drivers: Cache::new() }
     }
 }
 
@@ -142,6 +146,50 @@ impl Objects for FromApi {
                 }
             };
             self.services.get(namespace.to_owned(), FRESH_SERVICES, read).await
+        })
+    }
+
+    fn claim<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, ObjectError>> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        Box::pin(async move { bounded(api.get_opt(name)).await })
+    }
+
+    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<PersistentVolume>, ObjectError>> {
+        let api: Api<PersistentVolume> = Api::all(self.client.clone());
+        Box::pin(async move { bounded(api.get_opt(name)).await })
+    }
+
+    fn csi_driver<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<CSIDriver>, ObjectError>> {
+        let api: Api<CSIDriver> = Api::all(self.client.clone());
+        Box::pin(async move { one(&self.drivers, "", name, api.get_opt(name)).await })
+    }
+
+    fn volume_attachment<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<VolumeAttachment>, ObjectError>> {
+        let api: Api<VolumeAttachment> = Api::all(self.client.clone());
+        Box::pin(async move { bounded(api.get_opt(name)).await })
+    }
+
+    fn claim_resized<'a>(
+        &'a self,
+        claim: &'a PersistentVolumeClaim,
+        size: &'a str,
+    ) -> BoxFuture<'a, Result<(), ObjectError>> {
+        let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        let conditions = claim.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+        let conditions: Vec<_> =
+            conditions.into_iter().filter(|c| c.type_ != "FileSystemResizePending" && c.type_ != "Resizing").collect();
+        let patch = serde_json::json!({"status": {
+            "capacity": {"storage": size}, "conditions": conditions, "allocatedResourceStatuses": null,
+        }});
+        Box::pin(async move {
+            let name = claim.metadata.name.as_deref().unwrap_or_default();
+            let params = PatchParams::default();
+            bounded(api.patch_status(name, &params, &Patch::Merge(&patch))).await.map(drop)
         })
     }
 }

@@ -29,7 +29,7 @@ use crate::shared::Shared;
 use crate::sources::{Source, api, static_pods};
 use crate::status::manager::Statuses;
 use crate::sync::admission::Admission;
-use crate::{eviction, gc, images, logs, node, pleg, sources};
+use crate::{eviction, gc, images, logs, node, pleg, plugins, sources};
 
 /// How long the kubelet waits for the runtime before it goes on without knowing its name.
 const RUNTIME_WAIT: Duration = Duration::from_secs(30);
@@ -241,6 +241,7 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     tokio::spawn(gc::run(shared.clone(), pods.clone(), images.clone()));
     tokio::spawn(eviction::run(shared.clone(), pods.clone(), images));
     tokio::spawn(logs::rotate(shared.clone()));
+    tokio::spawn(plugins::run(shared.clone()));
     let served: Arc<Served> = Arc::new(Served {
         shared: shared.clone(),
         pods: pods.clone(),

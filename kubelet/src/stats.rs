@@ -40,8 +40,11 @@ impl Volumes {
             return usage.clone();
         }
         let (work, this, name) = (shared.clone(), self.clone(), uid.to_owned());
-        let walk = tokio::task::spawn_blocking(move || {
-            let usage = work.volumes.usage(&name);
+        let walk = tokio::spawn(async move {
+            let (walker, of) = (work.clone(), name.clone());
+            let walked = tokio::task::spawn_blocking(move || walker.volumes.usage(&of)).await;
+            let mut usage = walked.unwrap_or_default();
+            usage.extend(work.volumes.backed_usage(&name).await.into_iter().map(|(usage, _)| usage));
             this.lock().insert(name, (Instant::now(), usage));
         });
         let _ = tokio::time::timeout(WALK, walk).await;
@@ -244,12 +247,14 @@ fn of_pod(shared: &Shared, pod: &Pod, parts: &Parts, walked: Vec<Usage>, now: &s
     let mut list = Vec::new();
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     for usage in walked {
-        let claim = volumes
-            .iter()
-            .find(|v| v.name == usage.volume)
-            .and_then(|v| v.persistent_volume_claim.as_ref())
-            .map(|c| json!({"name": c.claim_name, "namespace": pod::namespace(pod)}));
-        if claim.is_none() {
+        let volume = volumes.iter().find(|v| v.name == usage.volume);
+        let claim = volume.and_then(|v| {
+            let own = v.ephemeral.as_ref().map(|_| format!("{}-{}", pod::name(pod), v.name));
+            v.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone()).or(own)
+        });
+        let claim = claim.map(|name| json!({"name": name, "namespace": pod::namespace(pod)}));
+        // What a driver brings is not on the node's disk.
+        if claim.is_none() && volume.is_none_or(|v| v.csi.is_none()) {
             ephemeral = (ephemeral.0 + usage.used_bytes, ephemeral.1 + usage.inodes_used);
         }
         list.push(known(json!({"time": now, "name": usage.volume, "pvcRef": claim,

@@ -8,6 +8,18 @@ pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
 
+/// The Container Storage Interface, version 1 (package `csi.v1`): a driver's identity and its node plugin.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+}
+
+/// The registration of a kubelet's plugins, version 1 (package `pluginregistration`).
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}
+
 /// NRI, the node resource interface, plugin API 0.12 (package `nri.pkg.api.v1alpha1`): the messages, which go over ttrpc.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod nri {

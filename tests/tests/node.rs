@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use gantry_tests::node::Node;
-use gantry_tests::runner::{self, Case};
+use gantry_tests::runner;
 
 #[path = "node/admission.rs"]
 mod admission;
@@ -11,6 +11,8 @@ mod admission;
 mod bad_input;
 #[path = "node/crash.rs"]
 mod crash;
+#[path = "node/csi.rs"]
+mod csi;
 #[path = "node/debug.rs"]
 mod debug;
 #[path = "node/eviction.rs"]
@@ -29,6 +31,17 @@ mod network;
 mod pod;
 
 fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((csi::PROGRAM, rest)) = words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        // A process of its own for the tests' CSI driver.
+        return match gantry_test_csi::main(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("the CSI driver ended: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if !nix::unistd::geteuid().is_root() {
         println!("\nrunning 1 tests\ntest node ... ignored, needs root");
         println!("\ntest result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n");
@@ -42,12 +55,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let groups: [Vec<Case<Node>>; 11] = [
+    let groups = [
         pod::cases(),
         network::cases(),
         lifecycle::cases(),
         admission::cases(),
         debug::cases(),
+        csi::cases(),
         kubectl::cases(),
         images::cases(),
         bad_input::cases(),

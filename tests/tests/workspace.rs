@@ -37,7 +37,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "runtime",
             ],
         ),
-        ("kubelet-volumes", &["gantry-kube", "gantry-sys"]),
+        ("kubelet-volumes", &["gantry-kube", "gantry-sys", "proto"]),
         ("kubelet-server", &["gantry-kube", "gantry-telemetry"]),
         (
             "kubelet",
@@ -54,6 +54,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("api-machinery", &["gantry-kube"]),
         ("apiserver", &["api-machinery", "gantry-kube", "gantry-telemetry"]),
         ("gantry-tests", &[]),
+        ("gantry-test-csi", &["proto"]),
         ("gantry-demo", &[]),
     ])
 }

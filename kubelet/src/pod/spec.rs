@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SeccompProfile};
-use kubelet_volumes::{MountSpec, Propagation, expand};
+use kubelet_volumes::{DeviceSpec, MountSpec, Propagation, expand};
 use proto::cri;
 
 use super::dns::{NodeDns, dns_config};
@@ -213,6 +213,8 @@ pub(crate) struct Creation<'a> {
     pub(crate) env: Vec<(String, String)>,
     /// Its mounts.
     pub(crate) mounts: Vec<MountSpec>,
+    /// Its raw devices.
+    pub(crate) devices: Vec<DeviceSpec>,
     /// Id of the container whose processes it shall see.
     pub(crate) target: Option<String>,
     /// Its image on this node.
@@ -224,7 +226,7 @@ pub(crate) struct Creation<'a> {
 /// # Errors
 /// The spec demands what cannot be (a non-root user of an image that runs as root).
 pub(crate) fn container_config(creation: Creation<'_>, node: &NodeFacts) -> Result<cri::ContainerConfig, String> {
-    let Creation { pod, container, attempt, restart_delay_ms, env, mounts, target, image } = creation;
+    let Creation { pod, container, attempt, restart_delay_ms, env, mounts, devices, target, image } = creation;
     let known: HashMap<String, String> = env.iter().cloned().collect();
     let words = |list: &Option<Vec<String>>| list.iter().flatten().map(|w| expand(w, &known)).collect();
     let mut labels = labels(pod);
@@ -249,6 +251,7 @@ pub(crate) fn container_config(creation: Creation<'_>, node: &NodeFacts) -> Resu
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value: value.into() }).collect(),
         mounts: mounts.into_iter().map(mount).collect(),
+        devices: devices.into_iter().map(device).collect(),
         labels,
         annotations: annotations.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
         log_path: format!("{}/{attempt}.log", container.name),
@@ -270,6 +273,14 @@ pub(crate) fn container_config(creation: Creation<'_>, node: &NodeFacts) -> Resu
         stop_signal: stop_signal.and_then(cri::Signal::from_str_name).map_or(0, |s| s as i32),
         ..Default::default()
     })
+}
+
+fn device(spec: DeviceSpec) -> cri::Device {
+    cri::Device {
+        container_path: spec.container_path,
+        host_path: spec.host_path.display().to_string(),
+        permissions: if spec.read_only { "r" } else { "mrw" }.to_owned(),
+    }
 }
 
 fn mount(spec: MountSpec) -> cri::Mount {

@@ -106,8 +106,19 @@ pub(crate) async fn container(
         .volumes
         .write_hosts(pod, &ips, &pod::hostname(pod), &pod::domain(pod, &shared.config.cluster_domain))
         .and_then(|()| shared.volumes.mounts(pod, container, &env, attempt))
+        .and_then(|mounts| Ok((mounts, shared.volumes.devices(pod, container)?)))
         .map_err(|e| failed("CreateContainerConfigError", e.to_string()))
-        .map(|mounts| Creation { pod, container, attempt, restart_delay_ms, env, mounts, target, image: &image })
+        .map(|(mounts, devices)| Creation {
+            pod,
+            container,
+            attempt,
+            restart_delay_ms,
+            env,
+            mounts,
+            devices,
+            target,
+            image: &image,
+        })
         .and_then(|creation| {
             container_config(creation, &shared.facts).map_err(|e| failed("CreateContainerConfigError", e))
         })

@@ -493,10 +493,11 @@ impl Worker {
 
     /// Volumes up to date; and how long to rest.
     async fn rest(&mut self, pod: &Pod, observed: &Observed, wake: Option<Timestamp>) -> Duration {
-        let payload =
-            pod::spec(pod).volumes.into_iter().flatten().any(|v| {
-                v.config_map.is_some() || v.secret.is_some() || v.downward_api.is_some() || v.projected.is_some()
-            });
+        let payload = pod::spec(pod).volumes.into_iter().flatten().any(|v| {
+            let files = v.config_map.is_some() || v.secret.is_some() || v.downward_api.is_some();
+            let claims = v.csi.is_some() || v.persistent_volume_claim.is_some() || v.ephemeral.is_some();
+            files || claims || v.projected.is_some()
+        });
         let now = Timestamp::now();
         let due = backoff::after(self.refreshed, REFRESH);
         if payload && due <= now && observed.alive().next().is_some() {

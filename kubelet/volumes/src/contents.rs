@@ -28,8 +28,8 @@ pub(crate) enum Contents {
 /// The pod's fsGroup.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Group {
-    gid: u32,
-    on_root_mismatch: bool,
+    pub(crate) gid: u32,
+    pub(crate) on_root_mismatch: bool,
 }
 
 /// Reads what the volume's source refers to.
@@ -71,6 +71,7 @@ pub(crate) async fn plan(
             let mode = source.default_mode.unwrap_or(payload::DEFAULT_MODE);
             payload::of_downward(pod, ctx, source.items.as_deref(), mode)?
         }
+        Kind::Csi(_) | Kind::Claim => return Err("the volume's contents are not the kubelet's".into()),
         Kind::Projected(source) => projected(pod, source, ctx, objects, tokens).await?,
     };
     payload::check_nesting(&files)?;
@@ -153,7 +154,7 @@ fn common_user(pod: &Pod) -> Option<u32> {
     if users.all(|user| user == Some(first)) { u32::try_from(first).ok() } else { None }
 }
 
-fn group_of(pod: &Pod) -> Option<Group> {
+pub(crate) fn group_of(pod: &Pod) -> Option<Group> {
     let context = pod.spec.as_ref()?.security_context.as_ref()?;
     let gid = u32::try_from(context.fs_group?).ok()?;
     Some(Group { gid, on_root_mismatch: context.fs_group_change_policy.as_deref() == Some("OnRootMismatch") })

@@ -13,6 +13,14 @@ pub enum VolumeError {
         /// What went wrong.
         reason: String,
     },
+    /// A driver did not take a volume away.
+    #[error("UnmountVolume.TearDown failed for volume {volume:?} : {reason}")]
+    TearDown {
+        /// Name of the persistent volume, or of the volume in the pod's spec.
+        volume: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// A container's mount cannot be made of the pod's volumes (unknown volume, bad sub-path).
     #[error("failed to prepare mount {mount_path:?} of volume {volume:?} for container {container:?}: {reason}")]
     Mount {

@@ -1,8 +1,8 @@
 //! Which kind a volume is; one place that knows what this kubelet supports.
 
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource,
-    SecretVolumeSource, Volume,
+    CSIVolumeSource, ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource,
+    ProjectedVolumeSource, SecretVolumeSource, Volume,
 };
 
 /// A supported volume source.
@@ -14,6 +14,10 @@ pub(crate) enum Kind<'a> {
     Secret(&'a SecretVolumeSource),
     DownwardApi(&'a DownwardAPIVolumeSource),
     Projected(&'a ProjectedVolumeSource),
+    /// A CSI driver makes it for this pod.
+    Csi(&'a CSIVolumeSource),
+    /// Whatever a claim is bound to; of the pod's own claim, too (`ephemeral`).
+    Claim,
 }
 
 impl Kind<'_> {
@@ -26,12 +30,14 @@ impl Kind<'_> {
             Self::Secret(_) => "secret",
             Self::DownwardApi(_) => "downward-api",
             Self::Projected(_) => "projected",
+            Self::Csi(_) => "csi",
+            Self::Claim => "claim",
         }
     }
 
     /// Whether the kubelet writes the contents (so containers get them read-only).
     pub(crate) fn is_payload(&self) -> bool {
-        !matches!(self, Self::EmptyDir(_) | Self::HostPath(_))
+        !matches!(self, Self::EmptyDir(_) | Self::HostPath(_) | Self::Csi(_) | Self::Claim)
     }
 
     /// Whether the contents must stay in memory.
@@ -59,6 +65,12 @@ pub(crate) fn kind_of(volume: &Volume) -> Result<Kind<'_>, String> {
     }
     if let Some(v) = &volume.projected {
         return Ok(Kind::Projected(v));
+    }
+    if let Some(v) = &volume.csi {
+        return Ok(Kind::Csi(v));
+    }
+    if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
+        return Ok(Kind::Claim);
     }
     let value = serde_json::to_value(volume).unwrap_or_default();
     match value.as_object().and_then(|map| map.keys().find(|key| *key != "name")) {

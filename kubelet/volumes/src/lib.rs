@@ -5,8 +5,11 @@
 //! through [`Objects`].
 
 mod atomic;
+mod backed;
+mod claim;
 mod contents;
 mod context;
+mod csi;
 mod downward;
 mod empty_dir;
 mod environment;
@@ -31,12 +34,13 @@ mod usage;
 mod volumes;
 
 pub use context::{Allocatable, PodContext};
+pub use csi::{DriverNode, Drivers};
 pub use environment::environment;
 pub use error::{EnvError, VolumeError};
 pub use expand::expand;
 pub use hosts::{render_hosts, write_hosts};
 pub use layout::Layout;
-pub use mounts::{MountSpec, Propagation};
+pub use mounts::{DeviceSpec, MountSpec, Propagation};
 pub use objects::{ObjectError, Objects, Standalone, Token};
 pub use usage::Usage;
 pub use volumes::Volumes;

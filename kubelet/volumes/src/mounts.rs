@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 
+use crate::backed::Backing;
 use crate::expand::expand_with;
 use crate::kind::{Kind, kind_of};
 use crate::{Layout, VolumeError, subpath};
@@ -38,6 +39,17 @@ pub struct MountSpec {
     pub selinux_relabel: bool,
 }
 
+/// A device of the host that a container gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// The device on the host.
+    pub host_path: PathBuf,
+    /// Its path in the container.
+    pub container_path: String,
+    /// Not to be written.
+    pub read_only: bool,
+}
+
 /// The path in a container of its termination log where the spec names none.
 pub(crate) const TERMINATION_LOG: &str = "/dev/termination-log";
 
@@ -64,6 +76,31 @@ pub(crate) fn of_volumes(
     Ok(out)
 }
 
+/// A container's raw devices.
+pub(crate) fn devices(layout: &Layout, pod: &Pod, container: &Container) -> Result<Vec<DeviceSpec>, VolumeError> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+    let mut out = Vec::new();
+    for device in container.volume_devices.iter().flatten() {
+        let fail = |reason: String| VolumeError::Mount {
+            container: container.name.clone(),
+            volume: device.name.clone(),
+            mount_path: device.device_path.clone(),
+            reason,
+        };
+        if !volumes.iter().any(|v| v.name == device.name) {
+            return Err(fail("the pod has no such volume".into()));
+        }
+        let backing = Backing::read(layout, uid, &device.name).map_err(fail)?;
+        out.push(DeviceSpec {
+            host_path: backing.path,
+            container_path: absolute(&device.device_path),
+            read_only: backing.read_only,
+        });
+    }
+    Ok(out)
+}
+
 fn one(
     layout: &Layout,
     uid: &str,
@@ -75,7 +112,14 @@ fn one(
 ) -> Result<MountSpec, String> {
     let volume = volumes.iter().find(|v| v.name == mount.name).ok_or("the pod has no such volume")?;
     let kind = kind_of(volume)?;
-    let mut host_path = volume_path(layout, uid, volume, &kind);
+    let backing = match kind {
+        Kind::Csi(_) | Kind::Claim => Some(Backing::read(layout, uid, &volume.name)?),
+        _ => None,
+    };
+    let mut host_path = match &backing {
+        Some(backing) => backing.path.clone(),
+        None => volume_path(layout, uid, volume, &kind),
+    };
     let sub_path = sub_path(mount, env)?;
     if !sub_path.is_empty() {
         subpath::check(&sub_path)?;
@@ -86,7 +130,7 @@ fn one(
             .map_err(|e| format!("failed to bind subPath {sub_path:?} to {}: {e}", pin.display()))?;
         host_path = pin;
     }
-    let read_only = mount.read_only == Some(true) || kind.is_payload();
+    let read_only = mount.read_only == Some(true) || kind.is_payload() || backing.as_ref().is_some_and(|b| b.read_only);
     let propagation = match mount.mount_propagation.as_deref() {
         None | Some("" | "None") => Propagation::Private,
         Some("HostToContainer") => Propagation::HostToContainer,

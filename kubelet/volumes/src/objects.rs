@@ -1,7 +1,8 @@
 //! The door to the apiserver: ConfigMaps, Secrets, tokens and Services, so that this crate needs no client.
 
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 
 /// Why an object could not be read (not: that it does not exist).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,30 +57,61 @@ pub trait Objects: Send + Sync {
 
     /// The Services of a namespace, for the environment of containers.
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>>;
+
+    /// A PersistentVolumeClaim.
+    fn claim<'a>(
+        &'a self,
+        _namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, ObjectError>> {
+        refuse(&format!("persistentvolumeclaim {name:?}"))
+    }
+
+    /// A PersistentVolume.
+    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<PersistentVolume>, ObjectError>> {
+        refuse(&format!("persistentvolume {name:?}"))
+    }
+
+    /// What the cluster says about a CSI driver.
+    fn csi_driver<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<CSIDriver>, ObjectError>> {
+        refuse(&format!("csidriver {name:?}"))
+    }
+
+    /// The attachment of a volume to this node.
+    fn volume_attachment<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<VolumeAttachment>, ObjectError>> {
+        refuse(&format!("volumeattachment {name:?}"))
+    }
+
+    /// Says in the claim's status that its file system has the volume's size now.
+    fn claim_resized<'a>(
+        &'a self,
+        claim: &'a PersistentVolumeClaim,
+        _size: &'a str,
+    ) -> BoxFuture<'a, Result<(), ObjectError>> {
+        refuse(&format!("persistentvolumeclaim {:?}", claim.metadata.name))
+    }
+}
+
+fn refuse<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T, ObjectError>> {
+    let e = ObjectError::new(format!("{what} needs an apiserver, and this kubelet runs without one"));
+    Box::pin(std::future::ready(Err(e)))
 }
 
 /// The objects of a kubelet without an apiserver: no Services, and an error for everything else.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Standalone;
 
-impl Standalone {
-    fn refuse<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T, ObjectError>> {
-        let e = ObjectError::new(format!("{what} needs an apiserver, and this kubelet runs without one"));
-        Box::pin(std::future::ready(Err(e)))
-    }
-}
-
 impl Objects for Standalone {
     fn config_map<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>> {
-        Self::refuse(&format!("configmap {name:?}"))
+        refuse(&format!("configmap {name:?}"))
     }
 
     fn secret<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ObjectError>> {
-        Self::refuse(&format!("secret {name:?}"))
+        refuse(&format!("secret {name:?}"))
     }
 
     fn token<'a>(&'a self, _: &'a Pod, _: Option<&'a str>, _: i64) -> BoxFuture<'a, Result<Token, ObjectError>> {
-        Self::refuse("a service account token")
+        refuse("a service account token")
     }
 
     fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>> {

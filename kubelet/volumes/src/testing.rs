@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
 use serde_json::json;
 
 use crate::{ObjectError, Objects, Token};
@@ -16,6 +16,8 @@ pub(crate) struct FakeObjects {
     maps: Mutex<BTreeMap<(String, String), ConfigMap>>,
     secrets: Mutex<BTreeMap<(String, String), Secret>>,
     services: Vec<(String, Service)>,
+    claims: Vec<(String, PersistentVolumeClaim)>,
+    volumes: Vec<PersistentVolume>,
     pub(crate) tokens: Mutex<u32>,
     pub(crate) token_life: Mutex<Option<i64>>,
 }
@@ -50,9 +52,31 @@ impl FakeObjects {
         self.services.push((ns.into(), serde_json::from_value(service).unwrap()));
         self
     }
+
+    pub(crate) fn claim_and_volume(mut self, ns: &str, claim: PersistentVolumeClaim, volume: PersistentVolume) -> Self {
+        self.claims.push((ns.into(), claim));
+        self.volumes.push(volume);
+        self
+    }
 }
 
 impl Objects for FakeObjects {
+    fn claim<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, ObjectError>> {
+        let named =
+            |(ns, c): &&(String, PersistentVolumeClaim)| ns == namespace && c.metadata.name.as_deref() == Some(name);
+        let got = self.claims.iter().find(named).map(|(_, c)| c.clone());
+        async move { Ok(got) }.boxed()
+    }
+
+    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<PersistentVolume>, ObjectError>> {
+        let got = self.volumes.iter().find(|v| v.metadata.name.as_deref() == Some(name)).cloned();
+        async move { Ok(got) }.boxed()
+    }
+
     fn config_map<'a>(
         &'a self,
         namespace: &'a str,

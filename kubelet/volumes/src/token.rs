@@ -40,7 +40,7 @@ pub(crate) fn is_due(since: Timestamp, expires: Timestamp, now: Timestamp) -> bo
 }
 
 impl Tokens {
-    /// A valid token; a failed renewal is forgiven while the old token lives.
+    /// A valid token's text; a failed renewal is forgiven while the old token lives.
     pub(crate) async fn get(
         &self,
         objects: &dyn Objects,
@@ -48,6 +48,17 @@ impl Tokens {
         audience: Option<&str>,
         seconds: i64,
     ) -> Result<String, String> {
+        self.whole(objects, pod, audience, seconds).await.map(|t| t.token)
+    }
+
+    /// A valid token with its end.
+    pub(crate) async fn whole(
+        &self,
+        objects: &dyn Objects,
+        pod: &Pod,
+        audience: Option<&str>,
+        seconds: i64,
+    ) -> Result<Token, String> {
         let audience = audience.filter(|a| !a.is_empty());
         let key = Key {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -58,18 +69,17 @@ impl Tokens {
         let held = self.lock().get(&key).cloned();
         let now = Timestamp::now();
         if let Some(held) = held.as_ref().filter(|h| !is_due(h.since, h.token.expires, now)) {
-            return Ok(held.token.token.clone());
+            return Ok(held.token.clone());
         }
         match objects.token(pod, audience, seconds).await {
             Ok(token) => {
-                let text = token.token.clone();
-                self.lock().insert(key, Held { token, since: now });
-                Ok(text)
+                self.lock().insert(key, Held { token: token.clone(), since: now });
+                Ok(token)
             }
             Err(e) => match held.filter(|h| h.token.expires > now) {
                 Some(held) => {
                     tracing::warn!(error = %e, pod = pod.metadata.name.as_deref(), "token not renewed, the old one still lives");
-                    Ok(held.token.token)
+                    Ok(held.token)
                 }
                 None => Err(format!("failed to fetch token: {e}")),
             },

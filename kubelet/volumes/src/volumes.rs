@@ -9,23 +9,32 @@ use std::sync::Arc;
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
+use crate::backed::Looked;
 use crate::contents;
-use crate::kind::kind_of;
+use crate::csi::Csi;
+use crate::kind::{Kind, kind_of};
 use crate::token::Tokens;
-use crate::{Layout, MountSpec, Objects, PodContext, Propagation, Usage, VolumeError, hosts, mounts, teardown, usage};
+use crate::{
+    DeviceSpec, Drivers, Layout, MountSpec, Objects, PodContext, Propagation, Usage, VolumeError, hosts, mounts,
+    teardown, usage,
+};
 
 /// Sets up, refreshes and removes what lies below `pods/<uid>`. All state is on disk: a new value on the same root goes
 /// on where the last one stopped. One pod's calls must not overlap (its worker owns it); pods are independent.
 pub struct Volumes {
     layout: Layout,
-    objects: Arc<dyn Objects>,
-    tokens: Tokens,
+    pub(crate) objects: Arc<dyn Objects>,
+    tokens: Arc<Tokens>,
+    pub(crate) csi: Csi,
+    pub(crate) looked: Looked,
 }
 
 impl Volumes {
     /// Volumes below the kubelet's `root` (`/var/lib/kubelet`).
     pub fn new(root: impl Into<PathBuf>, objects: Arc<dyn Objects>) -> Self {
-        Self { layout: Layout::new(root), objects, tokens: Tokens::default() }
+        let (layout, tokens) = (Layout::new(root), Arc::<Tokens>::default());
+        let csi = Csi::new(layout.clone(), objects.clone(), tokens.clone());
+        Self { layout, objects, tokens, csi, looked: Looked::default() }
     }
 
     /// Where things are.
@@ -42,28 +51,44 @@ impl Volumes {
         let uid = uid_of(pod)?.to_owned();
         let layout = self.layout.clone();
         blocking(move || pod_dirs(&layout, &uid)).await??;
-        self.bring_up_to_date(pod, ctx, |_| true).await.map(|_| ())
+        self.bring_up_to_date(pod, ctx, true, |_| true).await.map(|_| ())
+    }
+
+    /// The CSI drivers of the node; whoever finds one registers it here.
+    pub fn drivers(&self) -> &Drivers {
+        &self.csi.drivers
     }
 
     /// Brings configMap, secret, downwardAPI and projected volumes up to date (atomically) and renews tokens that are
-    /// past 80 % of their life or older than 24 h. Tells whether any file changed.
+    /// past 80 % of their life or older than 24 h. Now and then it also lets grown volumes of CSI drivers use their new
+    /// size, and publishes again what drivers want so. Tells whether any file changed.
     ///
     /// # Errors
     /// A volume could not be refreshed; it keeps its old contents.
     pub async fn refresh(&self, pod: &Pod, ctx: &PodContext) -> Result<bool, VolumeError> {
         uid_of(pod)?;
-        self.bring_up_to_date(pod, ctx, |volume| kind_of(volume).is_ok_and(|kind| kind.is_payload())).await
+        let renewed = |kind: Kind<'_>| kind.is_payload() || matches!(kind, Kind::Csi(_) | Kind::Claim);
+        self.bring_up_to_date(pod, ctx, false, |volume| kind_of(volume).is_ok_and(renewed)).await
     }
 
     async fn bring_up_to_date(
         &self,
         pod: &Pod,
         ctx: &PodContext,
+        first: bool,
         wanted: impl Fn(&Volume) -> bool,
     ) -> Result<bool, VolumeError> {
         let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
         let work = volumes.iter().filter(|v| wanted(v)).map(|volume| async move {
             let fail = |reason| VolumeError::SetUp { volume: volume.name.clone(), reason };
+            if let Ok(kind @ (Kind::Csi(_) | Kind::Claim)) = kind_of(volume) {
+                let done = if first {
+                    self.back(pod, volume, &kind, ctx).await
+                } else {
+                    self.tend(pod, volume, &kind, ctx).await
+                };
+                return done.map(|()| false).map_err(fail);
+            }
             let contents = contents::plan(pod, volume, ctx, &*self.objects, &self.tokens).await.map_err(fail)?;
             let layout = self.layout.clone();
             let (uid, name) = (uid_of(pod)?.to_owned(), volume.name.clone());
@@ -118,6 +143,15 @@ impl Volumes {
         Ok(out)
     }
 
+    /// The raw devices of a container (volumeDevices). Call it after [`Volumes::setup`].
+    ///
+    /// # Errors
+    /// A device names an unknown volume, or one that is not set up.
+    pub fn devices(&self, pod: &Pod, container: &Container) -> Result<Vec<DeviceSpec>, VolumeError> {
+        uid_of(pod)?;
+        mounts::devices(&self.layout, pod, container)
+    }
+
     /// Writes the pod's hosts file ([`Volumes::mounts`] includes it once it exists). `domain` is the pod's
     /// `subdomain.namespace.svc.clusterDomain`, or empty.
     ///
@@ -159,6 +193,16 @@ impl Volumes {
             return Err(vec![VolumeError::BadUid { pod: String::new(), uid: uid.to_owned() }]);
         }
         self.tokens.forget(uid);
+        self.looked.forget(uid);
+        let subpaths = self.layout.subpaths(uid);
+        let mut faults = blocking(move || teardown::unmount_below(&subpaths)).await.unwrap_or_else(|e| vec![e]);
+        if faults.is_empty() {
+            faults = self.csi.unmount_all(uid).await;
+        }
+        if !faults.is_empty() {
+            // What a driver still holds is not torn out of its hands.
+            return Err(faults);
+        }
         let dir = self.layout.pod(uid);
         let faults = blocking(move || {
             let mut faults = teardown::unmount_below(&dir);
@@ -181,13 +225,20 @@ impl Volumes {
         uids
     }
 
+    /// Takes away what a kubelet that died left of CSI volumes that no pod has any more.
+    pub async fn sweep(&self) {
+        self.csi.sweep().await;
+    }
+
     /// What each of the pod's local volumes holds. Walks the files: call it from a blocking thread, about once a minute.
     pub fn usage(&self, uid: &str) -> Vec<Usage> {
         let mut out = Vec::new();
         if !is_component(uid) {
             return out;
         }
-        for plugin in fs::read_dir(self.layout.volumes(uid)).into_iter().flatten().flatten() {
+        // What a driver brings is counted by the driver.
+        let own = |e: &fs::DirEntry| e.file_name() != "kubernetes.io~csi";
+        for plugin in fs::read_dir(self.layout.volumes(uid)).into_iter().flatten().flatten().filter(own) {
             for volume in fs::read_dir(plugin.path()).into_iter().flatten().flatten() {
                 out.push(usage::measure(&volume.file_name().to_string_lossy(), &volume.path()));
             }
@@ -201,11 +252,15 @@ impl Volumes {
     pub fn host_path(&self, pod: &Pod, volume: &str) -> Option<PathBuf> {
         let found = pod.spec.as_ref()?.volumes.iter().flatten().find(|v| v.name == volume)?;
         let kind = kind_of(found).ok()?;
-        Some(mounts::volume_path(&self.layout, pod.metadata.uid.as_deref()?, found, &kind))
+        let uid = pod.metadata.uid.as_deref()?;
+        if matches!(kind, Kind::Csi(_) | Kind::Claim) {
+            return crate::backed::Backing::read(&self.layout, uid, volume).ok().map(|b| b.path);
+        }
+        Some(mounts::volume_path(&self.layout, uid, found, &kind))
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, VolumeError> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, VolumeError> {
     tokio::task::spawn_blocking(work).await.map_err(|e| VolumeError::Path {
         action: "run work on",
         path: "a thread".into(),

@@ -263,8 +263,8 @@ async fn failures_are_told_as_users_know_them() {
             format!("hostPath type check failed: {} is not a directory", host.display()),
         ),
         (
-            json!({"persistentVolumeClaim": {"claimName": "c"}}),
-            "volume \"x\" is of kind persistentVolumeClaim, which this kubelet does not support".into(),
+            json!({"nfs": {"server": "s", "path": "/"}}),
+            "volume \"x\" is of kind nfs, which this kubelet does not support".into(),
         ),
         (
             json!({"projected": {"sources": [{"configMap": {"name": "y"}}, {"secret": {"name": "z"}}]}}),
