@@ -48,7 +48,11 @@ impl Place {
         let Some(unit) = self.unit()? else { return Ok(()) };
         match find(&self.cgroup)? {
             Some(group) if group.procs().is_ok_and(|pids| !pids.is_empty()) => {
-                fail!("linux.cgroupsPath {}: {} exists and has processes", self.unit.as_deref().unwrap_or(""), unit.name())
+                fail!(
+                    "linux.cgroupsPath {}: {} exists and has processes",
+                    self.unit.as_deref().unwrap_or(""),
+                    unit.name()
+                )
             }
             _ => Ok(()),
         }

@@ -90,7 +90,10 @@ impl LogQuery {
 }
 
 fn is_path(name: &str) -> bool {
-    name.contains('/') && !name.starts_with('-') && !name.split('/').any(|p| p == "..") && name.chars().all(|c| c.is_ascii_graphic())
+    name.contains('/')
+        && !name.starts_with('-')
+        && !name.split('/').any(|p| p == "..")
+        && name.chars().all(|c| c.is_ascii_graphic())
 }
 
 /// The file of a service below the log folder, as upstream looks for it.
