@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -38,7 +39,7 @@ pub enum Error {
         reason: String,
     },
     /// The registry answered with an error status.
-    #[error("{reason} ({status}) from {host}")]
+    #[error("{reason} ({status}) from {host}{}", again_in(*retry_after))]
     Registry {
         /// host[:port] that answered.
         host: String,
@@ -48,6 +49,8 @@ pub enum Error {
         code: Option<String>,
         /// The registry's own message, or the status text.
         reason: String,
+        /// How long the registry wants to be left alone.
+        retry_after: Option<Duration>,
     },
     /// No usable answer from the registry: name resolution, connect, TLS or a broken body.
     #[error("{doing} {host}: {reason}")]
@@ -228,6 +231,14 @@ impl Error {
         matches!(self.root(), Error::Registry { status: 401 | 403, .. })
     }
 
+    /// How long the registry wants to be left alone, when it says so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.root() {
+            Error::Registry { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// Trying again later may work without anything being changed.
     pub fn is_transient(&self) -> bool {
         match self.root() {
@@ -261,4 +272,8 @@ impl Error {
 /// Whether the kernel says that the disk or quota is used up.
 pub(crate) fn is_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn again_in(pause: Option<Duration>) -> String {
+    pause.map_or_else(String::new, |p| format!(", again in {} s", p.as_secs()))
 }

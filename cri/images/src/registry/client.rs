@@ -4,7 +4,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, USER_AGENT, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
+};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -24,6 +26,8 @@ use crate::reference::Reference;
 
 /// Redirects followed per request.
 const MAX_REDIRECTS: usize = 5;
+/// A registry that asks for a longer pause is not waited for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes of an error or token answer.
 const MAX_ANSWER: u64 = 1 << 20;
 
@@ -63,8 +67,14 @@ impl Tries {
         if !e.is_transient() || self.done >= allowed {
             return false;
         }
-        tracing::debug!(error = %e, attempt = self.done, "registry request failed, trying again");
-        tokio::time::sleep(self.pause).await;
+        let pause = match e.retry_after() {
+            // Whoever asked for the image tries again before that.
+            Some(wished) if wished > LONGEST_PAUSE => return false,
+            Some(wished) => wished.max(self.pause),
+            None => self.pause,
+        };
+        tracing::debug!(error = %e, attempt = self.done, ?pause, "registry request failed, trying again");
+        tokio::time::sleep(pause).await;
         self.pause = (self.pause * 2).min(Duration::from_secs(10));
         true
     }
@@ -366,10 +376,18 @@ impl Registry {
     /// The registry's own words about a failure.
     async fn failure(&self, response: Response<Incoming>, host: &str) -> Error {
         let status = response.status();
+        // Of the two forms only seconds are in use.
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
         let bytes = self.body(response, host, "error", MAX_ANSWER).await.unwrap_or_default();
         let (code, message) = reason(&bytes);
         let standard = status.canonical_reason().unwrap_or("unexpected answer").to_lowercase();
-        Error::Registry { host: host.to_string(), status: status.as_u16(), code, reason: message.unwrap_or(standard) }
+        Error::Registry {
+            host: host.to_string(),
+            status: status.as_u16(),
+            code,
+            reason: message.unwrap_or(standard),
+            retry_after: retry_after.map(Duration::from_secs),
+        }
     }
 
     /// A whole small body.
