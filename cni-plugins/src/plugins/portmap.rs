@@ -154,10 +154,11 @@ impl Plugin for Portmap {
     }
 
     fn del(&self, request: &Request) -> Result<()> {
-        let owner = table::owner(request);
-        let mut udp = table::retain(Part::Ports, |other| other != owner)?;
+        let config = Config::read(request).ok();
+        let known = config.as_ref().zip(request.config.previous.as_ref()).map(|(c, p)| c.wanted(p)).unwrap_or_default();
+        let mut udp = table::release(&table::owner(request), Part::Ports, &known)?;
         // Rules with conditions do not tell their ports.
-        if let Some(config) = Config::read(request).ok().filter(|c| c.conditions != Default::default()) {
+        if let Some(config) = config.filter(|c| c.conditions != Default::default()) {
             udp.extend(config.udp());
         }
         forget_flows(&udp)

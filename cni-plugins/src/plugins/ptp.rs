@@ -123,8 +123,11 @@ impl Plugin for Ptp {
     }
 
     fn del(&self, request: &Request) -> Result<()> {
-        let owner = table::owner(request);
-        let masquerade = table::retain(Part::Masquerade, |other| other != owner).map(drop);
+        // What was added is known by its result; whatever else there is of a half-done ADD is looked for.
+        let known =
+            Config::read(request).map(|config| wanted(&config, &request.config.previous.clone().unwrap_or_default()));
+        let known = known.unwrap_or_default();
+        let masquerade = table::release(&table::owner(request), Part::Masquerade, &known).map(drop);
         let device = attach::remove_pair(request);
         let addresses = if device.is_ok() { delegate::pass(Command::Del, request) } else { Ok(()) };
         masquerade.and(device).and(addresses)

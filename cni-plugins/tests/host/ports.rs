@@ -182,3 +182,32 @@ fn sctp_finds_its_container_too() {
     assert!(!net.nft().contains("8132"), "{}", net.nft());
     sh(&format!("ip -n {} link show eth0", net.name("a")));
 }
+
+#[test]
+fn del_with_the_result_of_add_takes_the_same_as_without() {
+    let Some(net) = Net::new(&["a", "b", "c"]) else { return };
+    let mut chains = Vec::new();
+    for (id, port) in [("a", 8080), ("b", 8081), ("c", 8082)] {
+        let result = net.call("bridge", "ADD", id, &net.bridge()).unwrap();
+        let mapping = json!([{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]);
+        let portmap = portmap(&result, mapping);
+        net.call("portmap", "ADD", id, &portmap).unwrap();
+        net.serve(id, 80);
+        chains.push((id, portmap, crate::net::with(net.bridge(), "prevResult", result)));
+    }
+    net.serve("out", 81);
+    for (place, (id, portmap, bridge)) in chains.iter().enumerate() {
+        // The second time nothing is there, which is fine.
+        for _ in 0..2 {
+            net.call("portmap", "DEL", id, portmap).unwrap();
+            net.call("bridge", "DEL", id, bridge).unwrap();
+        }
+        let rules = net.nft();
+        assert!(!rules.contains(&format!("\"{id} eth0 net\"")), "{rules}");
+        for (other, port) in [("b", 8081), ("c", 8082)].iter().skip(place) {
+            assert_eq!(net.get("out", &format!("192.0.2.1:{port}")).unwrap(), "192.0.2.2", "{other} without {id}");
+            assert_eq!(net.get(other, "192.0.2.2:81").unwrap(), "192.0.2.1", "{other} without {id}");
+        }
+    }
+    assert_eq!(net.nft().trim(), "");
+}

@@ -295,8 +295,20 @@ impl Socket {
     /// # Errors
     /// The kernel's errno.
     pub fn addresses(&mut self, device: Option<u32>) -> io::Result<Vec<(u32, Prefix)>> {
+        self.addresses_of(0, device)
+    }
+
+    /// The same for one family (`four`): a host with many devices has many addresses of IPv6.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn addresses_in(&mut self, four: bool, device: Option<u32>) -> io::Result<Vec<(u32, Prefix)>> {
+        self.addresses_of(if four { 2 } else { 10 }, device)
+    }
+
+    fn addresses_of(&mut self, family: u8, device: Option<u32>) -> io::Result<Vec<(u32, Prefix)>> {
         let mut found = Vec::new();
-        self.query(Message::new(GET_ADDRESS, DUMP, &[0; 8]), |m| {
+        self.query(Message::new(GET_ADDRESS, DUMP, &[family, 0, 0, 0, 0, 0, 0, 0]), |m| {
             let read = || {
                 let (fixed, attributes) = m.split(8)?;
                 let index = u32_at(fixed, 4)?;

@@ -77,7 +77,13 @@ pub(super) fn join(socket: &mut Socket, config: &Config, bridge: &Link, port: &L
 
 /// Gives the bridge the gateways' addresses and lets the host forward.
 pub(super) fn gateway(socket: &mut Socket, config: &Config, bridge: &Link, ips: &[IpConfig]) -> Result<()> {
-    let there = socket.addresses(Some(bridge.index)).doing(|| format!("read the addresses of {}", bridge.name))?;
+    let mut there = Vec::new();
+    for four in [true, false] {
+        if ips.iter().any(|ip| ip.address.ip.is_ipv4() == four && ip.gateway.is_some()) {
+            let found = socket.addresses_in(four, Some(bridge.index));
+            there.extend(found.doing(|| format!("read the addresses of {}", bridge.name))?);
+        }
+    }
     for ip in ips {
         let Some(gateway) = ip.gateway else { continue };
         let wanted = Prefix { ip: gateway, length: ip.address.length };

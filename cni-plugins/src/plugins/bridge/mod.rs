@@ -31,8 +31,7 @@ impl Plugin for Bridge {
     }
 
     fn del(&self, request: &Request) -> Result<()> {
-        Config::read(request)?;
-        detach(request)
+        detach(request, &Config::read(request)?)
     }
 
     fn check(&self, request: &Request) -> Result<()> {
@@ -144,9 +143,10 @@ fn default_routes(config: &Config, result: &mut CniResult) {
 }
 
 /// Gives back everything that an ADD, whole or not, made for this attachment.
-fn detach(request: &Request) -> Result<()> {
+fn detach(request: &Request, config: &Config) -> Result<()> {
     let owner = table::owner(request);
-    let masquerade = table::retain(Part::Masquerade, |other| other != owner).map(drop);
+    let known = wanted(config, &request.config.previous.clone().unwrap_or_default(), &attach::host_name(request));
+    let masquerade = table::release(&owner, Part::Masquerade, &known).map(drop);
     let device = attach::remove_pair(request);
     // Checked for as long as the device is there.
     let sender = if device.is_ok() { table::retain(Part::Spoofing, |other| other != owner).map(drop) } else { Ok(()) };

@@ -120,6 +120,42 @@ impl Socket {
         Ok(found)
     }
 
+    /// The element of a set under a key, if there is one.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn nft_element<'t>(
+        &mut self,
+        table: impl Into<Table<'t>>,
+        set: &str,
+        key: &[u8],
+    ) -> io::Result<Option<Element>> {
+        let asked = Element { key: key.to_vec(), ..Element::default() };
+        let mut found = None;
+        let each = |m: &Received<'_>| {
+            let Some((_, attributes)) = m.split(4) else { return };
+            found = attributes.nested(3).find_map(|(_, e)| Element::read(Attributes(e)));
+        };
+        absent(self.query(asked.message(GET_ELEMENT, 0, table.into(), set), each))?;
+        Ok(found)
+    }
+
+    /// How many rules and elements are in a chain or jump to it; none when there is no such chain.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn nft_chain_uses<'t>(&mut self, table: impl Into<Table<'t>>, chain: &str) -> io::Result<Option<u32>> {
+        let mut request = table.into().message(GET_CHAIN, 0);
+        request.put_text(3, chain);
+        let mut uses = None;
+        let each = |m: &Received<'_>| {
+            let read = || Some(u32::from_be_bytes(m.split(4)?.1.find(6)?.try_into().ok()?));
+            uses = uses.or(read());
+        };
+        absent(self.query(request, each))?;
+        Ok(uses)
+    }
+
     /// The ruleset's generation: it counts every change in the network namespace.
     ///
     /// # Errors
