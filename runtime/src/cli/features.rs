@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::Words;
 use crate::error::Result;
 use crate::plan::capabilities::NAMES;
-use crate::seccomp::{ACTIONS, ARCHITECTURES, OPERATORS};
+use crate::seccomp::{ACTIONS, HERE, OPERATORS};
 use crate::spec::VERSION;
 
 pub(super) fn main(words: Vec<String>) -> Result<i32> {
@@ -75,7 +75,7 @@ pub(super) fn main(words: Vec<String>) -> Result<i32> {
                 "enabled": true,
                 "actions": ACTIONS,
                 "operators": OPERATORS,
-                "archs": ARCHITECTURES,
+                "archs": HERE.architectures(),
                 "knownFlags": ["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
                 "supportedFlags": ["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
             },

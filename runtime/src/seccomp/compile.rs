@@ -1,9 +1,11 @@
-//! The compiler: rules -> ranges of call numbers -> a decision tree of BPF instructions.
-
-use std::collections::BTreeMap;
+//! The compiler: rules -> an answer for each call -> ranges of call numbers -> a decision tree of BPF instructions.
+//!
+//! What a profile leaves open is decided as libseccomp does, which engines write their profiles for: a rule without conditions
+//! beats those with conditions, the first of several wins, and 32-bit programs have only the lower halves compared.
 
 use gantry_sys::seccomp::Instruction;
 
+use super::machine::{Abi, HERE, Machine, X32_BIT, row_of};
 use super::profile::action;
 use super::table::TABLE;
 use crate::error::{Context, Error, Result};
@@ -19,57 +21,91 @@ const RET: u16 = 0x06;
 
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
-const AUDIT_X86_64: u32 = 0xc000_003e;
-const AUDIT_X86: u32 = 0x4000_0003;
-const X32_BIT: u32 = 0x4000_0000;
 const KILL_PROCESS: u32 = 0x8000_0000;
-const ENOSYS: u32 = 0x0005_0000 | 38;
+const ERRNO: u32 = 0x0005_0000;
+const ENOSYS: u32 = ERRNO | 38;
+/// What a tracer makes a call into that shall not be made.
+const NO_CALL: u32 = u32::MAX;
 
-/// What happens to one call: conditional answers in order, then the last one.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-struct Answer {
-    conditional: Vec<(Vec<SeccompArg>, u32)>,
-    always: Option<u32>,
+/// What happens to one call, by name: the first answer without conditions, else the first whose conditions hold.
+type Answer<'a> = Vec<(Conditions<'a>, u32)>;
+
+/// Conditions that must all hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Conditions<'a> {
+    Arguments(&'a [SeccompArg]),
+    /// The first argument has this value, whatever they say of it.
+    First(u8, &'a [SeccompArg]),
 }
 
-/// Compiles a profile for this machine (x86-64).
+/// What happens in a range of numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Verdict {
+    Plain(u32),
+    /// As the answer for this row of the table says.
+    Row(usize),
+}
+
+/// Compiles a profile for this machine.
+///
+/// # Errors
+/// As [`compile_for`].
+pub fn compile(profile: &Seccomp) -> Result<Vec<Instruction>> {
+    compile_for(&HERE, profile)
+}
+
+/// Compiles a profile for a machine.
 ///
 /// # Errors
 /// An action, operator or argument index is unknown, or the filter is longer than the kernel takes.
-pub fn compile(profile: &Seccomp) -> Result<Vec<Instruction>> {
-    let what = || "linux.seccomp".to_owned();
-    let default = action(&profile.default_action, profile.default_errno_ret).context(what)?;
-    let listed = |arch: &str| profile.architectures.iter().any(|a| a == arch);
-    let tree = |column: fn(&(&str, i16, i16, i16)) -> i16, base: u32| -> Result<(Vec<Instruction>, u32)> {
-        let answers = answers(profile, column, base, default)?;
-        let last = answers.keys().next_back().copied().unwrap_or(base);
-        Ok((search(&ranges(&answers, default, base)), last))
-    };
-    let (native, _) = tree(|row| row.1, 0)?;
-    let x32 = if listed("SCMP_ARCH_X32") { tree(|row| row.3, X32_BIT)?.0 } else { vec![ret(KILL_PROCESS)] };
-    let mut code = vec![load(OFFSET_ARCH)];
-    let x86_64 = [vec![load(OFFSET_NUMBER)], branch(JGE, X32_BIT, x32, native)].concat();
-    let other = if listed("SCMP_ARCH_X86") {
-        let x86 = [vec![load(OFFSET_NUMBER)], tree(|row| row.2, 0)?.0].concat();
-        branch(JEQ, AUDIT_X86, x86, vec![ret(KILL_PROCESS)])
-    } else {
-        vec![ret(KILL_PROCESS)]
-    };
-    code.extend(branch(JEQ, AUDIT_X86_64, x86_64, other));
+pub fn compile_for(machine: &Machine, profile: &Seccomp) -> Result<Vec<Instruction>> {
+    let default = action(&profile.default_action, profile.default_errno_ret).context(|| "linux.seccomp".to_owned())?;
+    let answers = answers(profile, default)?;
+    let listed = |abi: &Abi| profile.architectures.iter().any(|name| name == abi.name);
+    let mut code = Code { reversed: Vec::with_capacity(1024) };
+    // From the end to the start: what is jumped to is there already.
+    code.ret(KILL_PROCESS);
+    for abi in machine.others.iter().filter(|abi| listed(abi)) {
+        let next = code.reversed.len();
+        let mut answers = answers.clone();
+        through(machine, &mut answers);
+        code.calls(abi, 0, &answers, default);
+        code.load(OFFSET_NUMBER);
+        code.branch_over(JEQ, abi.audit, next);
+    }
+    let next = code.reversed.len();
+    match &machine.x32 {
+        Some(x32) if listed(x32) => {
+            code.calls(x32, X32_BIT, &answers, default);
+            let native = code.reversed.len();
+            code.calls(&machine.native, 0, &answers, default);
+            code.branch(JGE, X32_BIT, native);
+        }
+        Some(_) => {
+            // No call at all is what a tracer put there: no program of another kind.
+            code.ret(KILL_PROCESS);
+            code.ret(default);
+            code.push(JEQ, 0, 1, NO_CALL);
+            let native = code.reversed.len();
+            code.calls(&machine.native, 0, &answers, default);
+            code.branch(JGE, X32_BIT, native);
+        }
+        None => code.calls(&machine.native, 0, &answers, default),
+    }
+    code.load(OFFSET_NUMBER);
+    code.branch_over(JEQ, machine.native.audit, next);
+    code.load(OFFSET_ARCH);
+    let mut code = code.reversed;
+    code.reverse();
     if code.len() > 4096 {
         return Err(Error::new(format!("linux.seccomp: {} instructions are more than the kernel's 4096", code.len())));
     }
     Ok(code)
 }
 
-/// The answer for each call number that a rule names.
-fn answers(
-    profile: &Seccomp,
-    column: fn(&(&str, i16, i16, i16)) -> i16,
-    base: u32,
-    default: u32,
-) -> Result<BTreeMap<u32, Answer>> {
-    let mut answers: BTreeMap<u32, Answer> = BTreeMap::new();
+/// The answers that the rules give, by row of the table; empty ones for calls that no rule names.
+fn answers(profile: &Seccomp, default: u32) -> Result<Vec<Answer<'_>>> {
+    let mut answers = vec![Answer::default(); TABLE.len()];
     for rule in &profile.syscalls {
         let verdict = action(&rule.action, rule.errno_ret).context(|| "linux.seccomp".to_owned())?;
         check(&rule.args)?;
@@ -77,15 +113,8 @@ fn answers(
         if verdict == default {
             continue;
         }
-        for name in &rule.names {
-            let row = TABLE.binary_search_by(|row| row.0.cmp(name)).ok().map(|i| &TABLE[i]);
-            let Some(number) = row.and_then(|row| u32::try_from(column(row)).ok()) else { continue };
-            let answer = answers.entry(base | number).or_default();
-            if rule.args.is_empty() {
-                answer.always.get_or_insert(verdict);
-            } else {
-                answer.conditional.extend(alternatives(&rule.args).into_iter().map(|c| (c, verdict)));
-            }
+        for row in rule.names.iter().filter_map(|name| row_of(name)) {
+            answers[row].extend(alternatives(&rule.args).map(|c| (Conditions::Arguments(c), verdict)));
         }
     }
     Ok(answers)
@@ -104,143 +133,252 @@ fn check(args: &[SeccompArg]) -> Result<()> {
 }
 
 /// Conditions on different arguments must all hold. When one argument has several, each condition stands alone, as runc
-/// has it (libseccomp takes one condition per argument).
-fn alternatives(args: &[SeccompArg]) -> Vec<Vec<SeccompArg>> {
+/// has it (libseccomp takes one condition per argument). No conditions are one alternative.
+fn alternatives(args: &[SeccompArg]) -> impl Iterator<Item = &[SeccompArg]> {
     let repeated = args.iter().enumerate().any(|(i, a)| args[..i].iter().any(|b| a.index == b.index));
-    if repeated { args.iter().map(|a| vec![a.clone()]).collect() } else { vec![args.to_vec()] }
+    let whole = if repeated { None } else { Some(args) };
+    whole.into_iter().chain(args.chunks(1).filter(move |_| repeated))
 }
 
-/// Neighbouring numbers with the same answer, as (first number, code that ends with an answer), from 0 up. Numbers beyond
-/// all that the profile names are calls newer than the profile: where the default is an error they get ENOSYS, so that C
-/// libraries fall back to an older call.
-fn ranges(answers: &BTreeMap<u32, Answer>, default: u32, base: u32) -> Vec<(u32, Vec<Instruction>)> {
-    let plain = Answer { conditional: Vec::new(), always: Some(default) };
-    let mut ranges: Vec<(u32, Answer)> = vec![(base, plain.clone())];
-    let mut put = |from: u32, answer: &Answer| {
+/// Whether a condition says anything where arguments are that wide: one that looks at no bit does not.
+fn counts(arg: &SeccompArg, wide: bool) -> bool {
+    let seen = if wide { u64::MAX } else { u64::from(u32::MAX) };
+    arg.op != "SCMP_CMP_MASKED_EQ" || arg.value & seen != 0
+}
+
+/// The answer that a call always gets, whatever its arguments are.
+fn always(answer: &Answer<'_>, wide: bool) -> Option<u32> {
+    let without = |conditions: &Conditions<'_>| match conditions {
+        Conditions::Arguments(args) => !args.iter().any(|arg| counts(arg, wide)),
+        Conditions::First(..) => false,
+    };
+    answer.iter().find(|(conditions, _)| without(conditions)).map(|(_, verdict)| *verdict)
+}
+
+/// Gives the calls that can be made through another one the same answer there. Their own arguments are in memory then, which
+/// a filter does not see: what a rule says of the first is about the number of the call now, which is known, and what it says of
+/// others is about the other call's.
+fn through<'a>(machine: &Machine, answers: &mut [Answer<'a>]) {
+    for (name, door, number) in machine.through {
+        let (Some(row), Some(door)) = (row_of(name), row_of(door)) else { continue };
+        let rules: Answer<'a> = match always(&answers[row], false) {
+            Some(verdict) => vec![(Conditions::First(*number, &[]), verdict)],
+            None => answers[row]
+                .iter()
+                .map(|(conditions, verdict)| match conditions {
+                    Conditions::Arguments(args) | Conditions::First(_, args) => {
+                        (Conditions::First(*number, args), *verdict)
+                    }
+                })
+                .collect(),
+        };
+        answers[door].extend(rules);
+    }
+}
+
+/// A program, last instruction first.
+struct Code {
+    reversed: Vec<Instruction>,
+}
+
+impl Code {
+    fn push(&mut self, code: u16, jt: u8, jf: u8, k: u32) {
+        self.reversed.push(Instruction { code, jt, jf, k });
+    }
+
+    fn load(&mut self, offset: u32) {
+        self.push(LOAD, 0, 0, offset);
+    }
+
+    fn ret(&mut self, verdict: u32) {
+        self.push(RET, 0, 0, verdict);
+    }
+
+    /// `if accumulator OP k { what was there at `mark` } else { what came after }`.
+    fn branch(&mut self, op: u16, k: u32, mark: usize) {
+        let over = self.reversed.len() - mark;
+        match u8::try_from(over) {
+            Ok(distance) => self.push(op, distance, 0, k),
+            // Conditional jumps reach 255 instructions; further goes by way of an unconditional one.
+            Err(_) => {
+                self.push(JUMP, 0, 0, over as u32);
+                self.push(op, 0, 1, k);
+            }
+        }
+    }
+
+    /// `if accumulator OP k { what came after `mark` } else { what was there }`.
+    fn branch_over(&mut self, op: u16, k: u32, mark: usize) {
+        let over = self.reversed.len() - mark;
+        match u8::try_from(over) {
+            Ok(distance) => self.push(op, 0, distance, k),
+            Err(_) => {
+                self.push(JUMP, 0, 0, over as u32);
+                self.push(op, 1, 0, k);
+            }
+        }
+    }
+
+    /// Answers all calls of an architecture, whose number (from `base` on) is in the accumulator.
+    fn calls(&mut self, abi: &Abi, base: u32, answers: &[Answer<'_>], default: u32) {
+        let ranges = ranges(abi, base, answers, default);
+        self.search(&ranges, &mut |code, verdict| match verdict {
+            Verdict::Plain(verdict) => code.ret(verdict),
+            Verdict::Row(row) => {
+                code.ret(default);
+                for (conditions, verdict) in answers[row].iter().rev() {
+                    code.rule(abi.wide, *conditions, *verdict);
+                }
+            }
+        });
+    }
+
+    /// A binary search over ranges; the call number is in the accumulator.
+    fn search(&mut self, ranges: &[(u32, Verdict)], leaf: &mut dyn FnMut(&mut Self, Verdict)) {
+        match ranges {
+            [] => self.ret(KILL_PROCESS),
+            [(_, verdict)] => leaf(self, *verdict),
+            _ => {
+                let (low, high) = ranges.split_at(ranges.len() / 2);
+                self.search(high, leaf);
+                let mark = self.reversed.len();
+                self.search(low, leaf);
+                self.branch(JGE, high[0].0, mark);
+            }
+        }
+    }
+
+    /// `if all conditions hold { return verdict }`, else what came after.
+    fn rule(&mut self, wide: bool, conditions: Conditions<'_>, verdict: u32) {
+        self.ret(verdict);
+        let (first, args) = match conditions {
+            Conditions::Arguments(args) => (None, args),
+            Conditions::First(value, args) => (Some(value), args),
+        };
+        let mut rest = 1;
+        for arg in args.iter().rev().filter(|arg| (first.is_none() || arg.index != 0) && counts(arg, wide)) {
+            let before = self.reversed.len();
+            if wide {
+                self.test(arg, rest)
+            } else {
+                self.short_test(arg, rest)
+            }
+            rest += (self.reversed.len() - before) as u8;
+        }
+        if let Some(value) = first {
+            self.push(JEQ, 0, rest, value.into());
+            self.load(16);
+        }
+    }
+
+    /// One condition: goes on behind when it holds, else jumps over the `rest` instructions after it.
+    fn test(&mut self, arg: &SeccompArg, rest: u8) {
+        let (low, high) = (16 + 8 * arg.index, 20 + 8 * arg.index);
+        let halves = |v: u64| ((v >> 32) as u32, v as u32);
+        let (value_high, value_low) = halves(arg.value);
+        // `yes` and `no` are distances from the comparison of the lower half, which comes last.
+        let mut equal = |yes: u8, no: u8| {
+            self.push(JEQ, yes, no, value_low);
+            self.load(low);
+            self.push(JEQ, 0, no + 2, value_high);
+            self.load(high);
+        };
+        match arg.op.as_str() {
+            "SCMP_CMP_NE" => equal(rest, 0),
+            "SCMP_CMP_GT" => self.above(arg, JGT, 0, rest),
+            "SCMP_CMP_GE" => self.above(arg, JGE, 0, rest),
+            "SCMP_CMP_LE" => self.above(arg, JGT, rest, 0),
+            "SCMP_CMP_LT" => self.above(arg, JGE, rest, 0),
+            "SCMP_CMP_MASKED_EQ" => {
+                let (want_high, want_low) = halves(arg.value_two & arg.value);
+                self.push(JEQ, 0, rest, want_low);
+                self.push(AND, 0, 0, value_low);
+                self.load(low);
+                self.push(JEQ, 0, rest + 3, want_high);
+                self.push(AND, 0, 0, value_high);
+                self.load(high);
+            }
+            _ => equal(0, rest),
+        }
+    }
+
+    fn above(&mut self, arg: &SeccompArg, last: u16, yes: u8, no: u8) {
+        let (low, high) = (16 + 8 * arg.index, 20 + 8 * arg.index);
+        let (value_high, value_low) = ((arg.value >> 32) as u32, arg.value as u32);
+        self.push(last, yes, no, value_low);
+        self.load(low);
+        self.push(JEQ, 0, no + 2, value_high);
+        self.push(JGT, yes + 3, 0, value_high);
+        self.load(high);
+    }
+
+    /// As `test` for programs whose arguments have 32 bits.
+    fn short_test(&mut self, arg: &SeccompArg, rest: u8) {
+        let value = arg.value as u32;
+        match arg.op.as_str() {
+            "SCMP_CMP_NE" => self.push(JEQ, rest, 0, value),
+            "SCMP_CMP_GT" => self.push(JGT, 0, rest, value),
+            "SCMP_CMP_GE" => self.push(JGE, 0, rest, value),
+            "SCMP_CMP_LE" => self.push(JGT, rest, 0, value),
+            "SCMP_CMP_LT" => self.push(JGE, rest, 0, value),
+            "SCMP_CMP_MASKED_EQ" => {
+                self.push(JEQ, 0, rest, (arg.value_two & arg.value) as u32);
+                self.push(AND, 0, 0, value);
+            }
+            _ => self.push(JEQ, 0, rest, value),
+        }
+        self.load(16 + 8 * arg.index);
+    }
+}
+
+/// Neighbouring numbers with the same verdict, as (first number, verdict), from `base` up. Numbers beyond all that the profile
+/// names are calls newer than the profile: where the default is an error they get ENOSYS, so that C libraries fall back to an
+/// older call.
+fn ranges(abi: &Abi, base: u32, answers: &[Answer<'_>], default: u32) -> Vec<(u32, Verdict)> {
+    let answered = answers.iter().enumerate().filter(|(_, answer)| !answer.is_empty());
+    let mut calls: Vec<(u32, Verdict)> = answered
+        .filter_map(|(row, answer)| {
+            let verdict = always(answer, abi.wide).map_or(Verdict::Row(row), Verdict::Plain);
+            abi.number(row).map(|number| (base | number, verdict))
+        })
+        .collect();
+    calls.sort_unstable_by_key(|(number, _)| *number);
+    let plain = Verdict::Plain(default);
+    let mut ranges = vec![(base, plain)];
+    let mut put = |from: u32, verdict: Verdict| {
         if ranges.last().is_some_and(|(at, _)| *at == from) {
             ranges.pop();
         }
-        if ranges.last().is_none_or(|(_, last)| last != answer) {
-            ranges.push((from, answer.clone()));
+        if ranges.last().is_none_or(|(_, last)| *last != verdict) {
+            ranges.push((from, verdict));
         }
     };
-    for (number, answer) in answers {
-        put(*number, answer);
-        if !answers.contains_key(&(number + 1)) {
-            put(number + 1, &plain);
+    for (i, (number, verdict)) in calls.iter().enumerate() {
+        put(*number, *verdict);
+        if calls.get(i + 1).is_none_or(|(next, _)| *next != number + 1) {
+            put(number + 1, plain);
         }
     }
-    if let Some(last) = answers.keys().next_back().filter(|_| default & 0xffff_0000 == 0x0005_0000) {
-        put(last + 1, &Answer { conditional: Vec::new(), always: Some(ENOSYS) });
+    if let Some((last, _)) = calls.last().filter(|_| default & 0xffff_0000 == ERRNO) {
+        put(last + 1, Verdict::Plain(ENOSYS));
     }
-    ranges.into_iter().map(|(from, answer)| (from, body(&answer, default))).collect()
-}
-
-/// A binary search over ranges; the call number is in the accumulator.
-fn search(ranges: &[(u32, Vec<Instruction>)]) -> Vec<Instruction> {
-    match ranges {
-        [] => vec![ret(KILL_PROCESS)],
-        [(_, code)] => code.clone(),
-        _ => {
-            let (low, high) = ranges.split_at(ranges.len() / 2);
-            branch(JGE, high[0].0, search(high), search(low))
-        }
-    }
-}
-
-/// `if accumulator OP k { yes } else { no }`; both parts end with an answer.
-fn branch(op: u16, k: u32, yes: Vec<Instruction>, no: Vec<Instruction>) -> Vec<Instruction> {
-    let mut code = match u8::try_from(no.len()) {
-        Ok(distance) => vec![Instruction { code: op, jt: distance, jf: 0, k }],
-        // Conditional jumps reach 255 instructions; further goes by way of an unconditional one.
-        Err(_) => vec![
-            Instruction { code: op, jt: 0, jf: 1, k },
-            Instruction { code: JUMP, jt: 0, jf: 0, k: no.len() as u32 },
-        ],
-    };
-    code.extend(no);
-    code.extend(yes);
-    code
-}
-
-fn body(answer: &Answer, default: u32) -> Vec<Instruction> {
-    let mut code = Vec::new();
-    for (conditions, verdict) in &answer.conditional {
-        code.extend(rule(conditions, *verdict));
-    }
-    code.push(ret(answer.always.unwrap_or(default)));
-    code
-}
-
-/// `if all conditions hold { return verdict }`, else go on behind.
-fn rule(conditions: &[SeccompArg], verdict: u32) -> Vec<Instruction> {
-    let mut code = vec![ret(verdict)];
-    for condition in conditions.iter().rev() {
-        code = [test(condition, code.len() as u8), code].concat();
-    }
-    code
-}
-
-/// One condition: goes on behind when it holds, else jumps over the `rest` instructions after it.
-fn test(arg: &SeccompArg, rest: u8) -> Vec<Instruction> {
-    let (low, high) = (16 + 8 * arg.index, 20 + 8 * arg.index);
-    let halves = |v: u64| ((v >> 32) as u32, v as u32);
-    let (value_high, value_low) = halves(arg.value);
-    let jump = |code, k, jt, jf| Instruction { code, jt, jf, k };
-    // (compare upper, compare lower): `yes` and `no` are distances from the lower comparison.
-    let equal =
-        |yes: u8, no: u8| vec![load(high), jump(JEQ, value_high, 0, no + 2), load(low), jump(JEQ, value_low, yes, no)];
-    let above = |or_equal: bool, yes: u8, no: u8| {
-        let last = if or_equal { JGE } else { JGT };
-        vec![
-            load(high),
-            jump(JGT, value_high, yes + 3, 0),
-            jump(JEQ, value_high, 0, no + 2),
-            load(low),
-            jump(last, value_low, yes, no),
-        ]
-    };
-    match arg.op.as_str() {
-        "SCMP_CMP_NE" => equal(rest, 0),
-        "SCMP_CMP_GT" => above(false, 0, rest),
-        "SCMP_CMP_GE" => above(true, 0, rest),
-        "SCMP_CMP_LE" => above(false, rest, 0),
-        "SCMP_CMP_LT" => above(true, rest, 0),
-        "SCMP_CMP_MASKED_EQ" => {
-            let (want_high, want_low) = halves(arg.value_two);
-            let and = |k| Instruction { code: AND, jt: 0, jf: 0, k };
-            vec![
-                load(high),
-                and(value_high),
-                jump(JEQ, want_high, 0, rest + 3),
-                load(low),
-                and(value_low),
-                jump(JEQ, want_low, 0, rest),
-            ]
-        }
-        _ => equal(0, rest),
-    }
-}
-
-fn load(offset: u32) -> Instruction {
-    Instruction { code: LOAD, jt: 0, jf: 0, k: offset }
-}
-
-fn ret(verdict: u32) -> Instruction {
-    Instruction { code: RET, jt: 0, jf: 0, k: verdict }
+    ranges
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seccomp::machine::X86_64;
     use crate::spec::SeccompRule;
     use proptest::prelude::*;
 
+    const AUDIT_X86_64: u32 = 0xc000_003e;
+    const AUDIT_X86: u32 = 0x4000_0003;
     const ALLOW: u32 = 0x7fff_0000;
     const EPERM: u32 = 0x0005_0001;
 
     fn number(name: &str) -> u32 {
-        TABLE.iter().find(|r| r.0 == name).unwrap().1 as u32
+        TABLE.iter().find(|r| r.0 == name).unwrap().1[0] as u32
     }
 
     /// Runs a filter as the kernel does.
@@ -297,7 +435,7 @@ mod tests {
     fn calls_get_the_answer_that_the_profile_names() {
         let mut rules = vec![rule_for(&["read", "write", "nonsense"], "SCMP_ACT_ALLOW", vec![])];
         rules.push(rule_for(&["reboot"], "SCMP_ACT_KILL_PROCESS", vec![]));
-        let code = compile(&profile(rules)).unwrap();
+        let code = compile_for(&X86_64, &profile(rules)).unwrap();
         let at = |arch, nr| verdict(&code, arch, nr, [0; 6]);
         assert_eq!(at(AUDIT_X86_64, number("read")), ALLOW);
         assert_eq!(at(AUDIT_X86_64, number("open")), EPERM);
@@ -311,7 +449,7 @@ mod tests {
 
     #[test]
     fn what_no_kernel_knows_is_an_error() {
-        let wrong = |r: SeccompRule| compile(&profile(vec![r])).unwrap_err().to_string();
+        let wrong = |r: SeccompRule| compile_for(&X86_64, &profile(vec![r])).unwrap_err().to_string();
         assert!(wrong(rule_for(&["read"], "SCMP_ACT_X", vec![])).contains("SCMP_ACT_X"));
         assert!(wrong(rule_for(&["read"], "SCMP_ACT_LOG", vec![arg("SCMP_CMP_X", 0, 0)])).contains("SCMP_CMP_X"));
         let far = SeccompArg { index: 6, ..arg("SCMP_CMP_EQ", 0, 0) };
@@ -336,9 +474,9 @@ mod tests {
                 "SCMP_CMP_LE" => got <= value,
                 "SCMP_CMP_GT" => got > value,
                 "SCMP_CMP_GE" => got >= value,
-                _ => got & value == two,
+                _ => got & value == two & value,
             };
-            let code = compile(&profile(vec![rule_for(&["read"], "SCMP_ACT_ALLOW", vec![arg(op, value, two)])])).unwrap();
+            let code = compile_for(&X86_64, &profile(vec![rule_for(&["read"], "SCMP_ACT_ALLOW", vec![arg(op, value, two)])])).unwrap();
             let want = if holds { ALLOW } else { EPERM };
             prop_assert_eq!(verdict(&code, AUDIT_X86_64, number("read"), [7, got, 7, 7, 7, 7]), want);
         }
@@ -346,11 +484,11 @@ mod tests {
         #[test]
         fn any_set_of_calls_is_told_apart(chosen in prop::collection::btree_set(0..TABLE.len(), 0..TABLE.len())) {
             let names: Vec<&str> = chosen.iter().map(|i| TABLE[*i].0).collect();
-            let code = compile(&profile(vec![rule_for(&names, "SCMP_ACT_ALLOW", vec![])])).unwrap();
-            let last = chosen.iter().map(|i| TABLE[*i].1).max().unwrap_or(-1);
-            for (i, row) in TABLE.iter().enumerate().filter(|(_, r)| r.1 >= 0) {
-                let want = if chosen.contains(&i) { ALLOW } else if row.1 > last && last >= 0 { ENOSYS } else { EPERM };
-                prop_assert_eq!(verdict(&code, AUDIT_X86_64, row.1 as u32, [0; 6]), want, "{}", row.0);
+            let code = compile_for(&X86_64, &profile(vec![rule_for(&names, "SCMP_ACT_ALLOW", vec![])])).unwrap();
+            let last = chosen.iter().map(|i| TABLE[*i].1[0]).max().unwrap_or(-1);
+            for (i, row) in TABLE.iter().enumerate().filter(|(_, r)| r.1[0] >= 0) {
+                let want = if chosen.contains(&i) { ALLOW } else if row.1[0] > last && last >= 0 { ENOSYS } else { EPERM };
+                prop_assert_eq!(verdict(&code, AUDIT_X86_64, row.1[0] as u32, [0; 6]), want, "{}", row.0);
             }
         }
     }
@@ -365,7 +503,7 @@ mod tests {
             syscalls: vec![rule],
             ..Seccomp::default()
         };
-        assert!(compile(&profile).unwrap().len() < 4096);
+        assert!(compile_for(&X86_64, &profile).unwrap().len() < 4096);
     }
 
     #[test]

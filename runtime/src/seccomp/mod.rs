@@ -4,9 +4,11 @@
 //! nothing at run time, and every action, flag, operator and architecture of the specification.
 
 mod compile;
+mod machine;
 mod profile;
 mod table;
 
-pub use compile::compile;
-pub use profile::{ACTIONS, ALL_ARCHITECTURES, ARCHITECTURES, FLAGS, OPERATORS};
+pub use compile::{compile, compile_for};
+pub use machine::{AARCH64, Abi, HERE, Machine, RISCV64, X86_64};
+pub use profile::{ACTIONS, ALL_ARCHITECTURES, FLAGS, OPERATORS};
 pub(crate) use profile::{action, flags};

@@ -20,9 +20,6 @@ pub const ACTIONS: [&str; 9] = [
 pub const OPERATORS: [&str; 7] =
     ["SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"];
 
-/// Architectures that filters are compiled for here; others in a profile are left out, as no such program runs here.
-pub const ARCHITECTURES: [&str; 3] = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"];
-
 /// All architecture names of the specification.
 pub const ALL_ARCHITECTURES: [&str; 23] = [
     "SCMP_ARCH_X86",
