@@ -8,6 +8,8 @@
 mod cgroups;
 pub mod cli;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod hooks;
 mod init;
 mod plan;

@@ -88,3 +88,10 @@ impl Channel {
         }
     }
 }
+
+#[cfg(test)]
+impl From<OwnedFd> for Channel {
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+}

@@ -12,5 +12,7 @@ mod procfs;
 mod rootfs;
 mod terminal;
 
+#[cfg(test)]
+pub(crate) use channel::{Channel, Message};
 pub(crate) use exec::{Exec, exec};
 pub(crate) use launch::{Create, console, create};
