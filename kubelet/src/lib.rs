@@ -28,5 +28,6 @@ mod stats;
 mod status;
 mod sync;
 mod tls;
+mod tools;
 
-pub use run::main;
+pub use run::{main, tool};

@@ -34,6 +34,11 @@ use crate::{eviction, gc, images, logs, node, pleg, plugins, sources};
 /// How long the kubelet waits for the runtime before it goes on without knowing its name.
 const RUNTIME_WAIT: Duration = Duration::from_secs(30);
 
+/// Runs `kubelet explain` or `kubelet check`, if the command line names one of them.
+pub fn tool(args: &[std::ffi::OsString]) -> Option<Result<std::process::ExitCode>> {
+    crate::tools::run(args)
+}
+
 /// Runs the kubelet until SIGTERM or SIGINT. Pods go on without it.
 ///
 /// # Errors
@@ -293,6 +298,12 @@ async fn start_servers(
     stop: &CancellationToken,
 ) -> Result<Option<tokio::task::JoinHandle<()>>> {
     let config = &shared.config;
+    let (path, own, end) = (flags.root_dir.join("kubelet.sock"), node.clone(), stop.clone());
+    tokio::spawn(async move {
+        if let Err(e) = kubelet_server::serve_local(&path, own, end).await {
+            tracing::warn!(path = %path.display(), error = %e, "no socket for kubelet explain");
+        }
+    });
     let at = |ip: &str, port: i32, field: &str| -> Result<SocketAddr> {
         let ip: IpAddr = ip.parse().with_context(|| format!("field {field}: {ip:?} is not an IP address"))?;
         Ok(SocketAddr::new(ip, u16::try_from(port).with_context(|| format!("port {port}"))?))

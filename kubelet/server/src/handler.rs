@@ -194,7 +194,7 @@ async fn set_verbosity(shared: &Shared, request: Request<Incoming>) -> Reply {
     }
 }
 
-fn pod_list(pods: Vec<Pod>) -> Reply {
+pub(crate) fn pod_list(pods: Vec<Pod>) -> Reply {
     json_reply(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods}))
 }
 

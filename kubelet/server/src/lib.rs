@@ -7,6 +7,7 @@ pub mod cert;
 mod error;
 mod handler;
 mod health;
+mod local;
 pub mod log;
 mod log_query;
 mod node;
@@ -20,6 +21,7 @@ mod tls_policy;
 mod user;
 
 pub use error::NodeError;
+pub use local::serve_local;
 pub use node::{ContainerRef, ExecOptions, LogFile, Node, PodRef, StreamOptions};
 pub use server::{Authorization, ServeError, Server, ServerConfig, serve_healthz};
 pub use tls_policy::TlsPolicy;

@@ -144,6 +144,8 @@ pub(crate) fn find(method: &Method, path: &str) -> Result<Route, NoRoute> {
             let slash = if path.ends_with('/') && !rest.is_empty() { "/" } else { "" };
             (Route::SystemLogs(format!("{}{slash}", rest.join("/"))), get)
         }
+        // Profiles of the Go runtime, as where they are switched off.
+        ["debug", "pprof", ..] => return Err(NoRoute::MethodNotAllowed),
         _ => return Err(NoRoute::NotFound),
     };
     let allowed = methods.contains(method) || (*method == Method::HEAD && methods.contains(&Method::GET));
@@ -236,6 +238,7 @@ mod tests {
             ("GET", "/checkpoint/ns/p/c", Err(NoRoute::MethodNotAllowed)),
             ("POST", "/checkpoint/ns/p/c", Ok(Route::Checkpoint(c(None)))),
             ("PUT", "/debug/flags/v", Ok(Route::Verbosity)),
+            ("GET", "/debug/pprof/heap", Err(NoRoute::MethodNotAllowed)),
             ("GET", "/metrics/slis", Ok(Route::Metrics(Metrics::Slis))),
             ("GET", "/statusz", Ok(Route::Statusz)),
         ] {

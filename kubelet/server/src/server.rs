@@ -235,7 +235,7 @@ async fn accept<F: Future<Output = ()> + Send + 'static>(
     let _ = tokio::time::timeout(GRACE + Duration::from_secs(1), tasks.wait()).await;
 }
 
-async fn serve_connection<S, F>(
+pub(crate) async fn serve_connection<S, F>(
     stream: S,
     stop: &CancellationToken,
     handle: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,

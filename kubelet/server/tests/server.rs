@@ -624,3 +624,36 @@ async fn plain_healthz_serves_health_only() {
     b.stop.cancel();
     tokio::time::timeout(Duration::from_secs(5), server).await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn tools_on_the_machine_read_over_a_socket_of_roots() {
+    use std::os::unix::fs::PermissionsExt;
+    let b = bench(|_| {}).await;
+    let path = b.dir.path().join("kubelet.sock");
+    fs::write(&path, "what a killed kubelet left").unwrap();
+    let (node, stop, at) = (b.node.clone(), b.stop.clone(), path.clone());
+    let served = tokio::spawn(async move { kubelet_server::serve_local(&at, node, stop).await });
+    let ask = async |method: &str, what: &str| {
+        let stream = loop {
+            match tokio::net::UnixStream::connect(&path).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request =
+            Request::builder().method(method).uri(what).header("host", "n1").body(Empty::<Bytes>::new()).unwrap();
+        let reply = sender.send_request(request).await.unwrap();
+        let status = reply.status().as_u16();
+        (status, String::from_utf8(reply.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    };
+    let (status, body) = ask("GET", "/pods").await;
+    assert!(status == 200 && body.contains("PodList"), "{body}");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(ask("GET", "/exec/ns/web/app").await.0, 404, "only to read");
+    assert_eq!(ask("POST", "/run/ns/web/app").await.0, 405);
+    b.stop.cancel();
+    served.await.unwrap().unwrap();
+    assert!(!path.exists());
+}

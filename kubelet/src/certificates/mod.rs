@@ -45,10 +45,28 @@ pub(crate) async fn connect(flags: &Flags, config: &KubeletConfiguration, node: 
     if let Some(bootstrap) = &flags.bootstrap_kubeconfig {
         bootstrap::run(bootstrap, kubeconfig, node, &flags.cert_dir).await.context("get a client certificate")?;
     }
-    let store = config.rotate_certificates.then(|| Store::new(&flags.cert_dir, "kubelet-client"));
-    let identity = Identity { kubeconfig: kubeconfig.clone(), store };
+    let identity = identity(flags, config)?;
     let changing = Changing::new(identity.clone()).await?;
     Ok(Some(Apiserver { changing, identity }))
+}
+
+fn identity(flags: &Flags, config: &KubeletConfiguration) -> Result<Identity> {
+    let kubeconfig = flags.kubeconfig.clone().context("no --kubeconfig")?;
+    let store = config.rotate_certificates.then(|| Store::new(&flags.cert_dir, "kubelet-client"));
+    Ok(Identity { kubeconfig, store })
+}
+
+/// When the client certificate in use ends, where there is one.
+pub(crate) fn ends(flags: &Flags, config: &KubeletConfiguration) -> Option<SystemTime> {
+    identity(flags, config).ok()?.pair().map(|p| p.facts.not_after)
+}
+
+/// A client of what the files say now, for one question.
+///
+/// # Errors
+/// A file is missing or wrong.
+pub(crate) async fn client_of(flags: &Flags, config: &KubeletConfiguration) -> Result<kube::Client> {
+    identity(flags, config)?.client().await
 }
 
 fn server_store(folder: &Path) -> Store {

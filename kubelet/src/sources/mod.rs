@@ -1,7 +1,7 @@
 //! Where pods come from; all sources speak one language.
 
 pub(crate) mod api;
-mod manifest;
+pub(crate) mod manifest;
 pub(crate) mod mirror;
 pub(crate) mod node;
 pub(crate) mod static_pods;
