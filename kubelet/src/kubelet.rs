@@ -297,6 +297,7 @@ impl Dispatcher {
         }
         let alive: HashSet<String> =
             self.workers.keys().cloned().chain(self.waiting.values().map(|p| pod::uid(p).to_owned())).collect();
+        self.shared.managers.retain(|uid| alive.contains(uid));
         let (shared, freeing) = (self.shared.clone(), self.freeing.clone());
         let volumes = shared.clone();
         tokio::spawn(async move { volumes.volumes.sweep().await });

@@ -24,6 +24,7 @@ use crate::objects::{FromApi, Nowhere};
 use crate::pleg::Health;
 use crate::pod::{NodeDns, NodeFacts, parse_resolv_conf};
 use crate::resources::cgroups::{Cgroups, Driver};
+use crate::resources::managers;
 use crate::serve::Served;
 use crate::shared::Shared;
 use crate::sources::{Source, api, static_pods};
@@ -130,6 +131,7 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
         None => Arc::new(Nowhere),
     };
     let shared = Shared {
+        managers: managers::managers(&config, &flags.root_dir),
         kills: Kills::default(),
         pressure: Pressure::default(),
         events: Recorder::start(client.clone(), &node_name),
@@ -242,6 +244,11 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     } else {
         tracing::info!("standalone: no kubeconfig, only static pods run");
     }
+    let lister = managers::lister(&shared, pods.clone());
+    if let Err(e) = shared.managers.serve(lister, stop.clone()).await {
+        tracing::error!(error = %e, "no device plugins and no pod resources: a socket cannot be had");
+    }
+    tokio::spawn(managers::keep_cpus(shared.clone()));
     let images = Arc::new(gc::Images::new());
     tokio::spawn(gc::run(shared.clone(), pods.clone(), images.clone()));
     tokio::spawn(eviction::run(shared.clone(), pods.clone(), images));

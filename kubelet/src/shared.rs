@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use kubelet_managers::Managers;
 use kubelet_volumes::{Allocatable, Objects, PodContext, Volumes};
 use tokio::sync::Semaphore;
 
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) kills: Kills,
     /// What the node is short of.
     pub(crate) pressure: Pressure,
+    /// Who gets which devices, CPUs and memory.
+    pub(crate) managers: Managers,
     /// Pulls at work.
     pub(crate) pulls: Semaphore,
 }

@@ -20,6 +20,18 @@ pub mod registration {
     tonic::include_proto!("pluginregistration");
 }
 
+/// Device plugins, version 1beta1 (package `v1beta1`): how a program offers devices of the node to pods.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod deviceplugin {
+    tonic::include_proto!("v1beta1");
+}
+
+/// Pod resources, version 1 (package `v1`): what the kubelet tells of devices, CPUs and memory of pods.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod podresources {
+    tonic::include_proto!("v1");
+}
+
 /// NRI, the node resource interface, plugin API 0.12 (package `nri.pkg.api.v1alpha1`): the messages, which go over ttrpc.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod nri {

@@ -7,7 +7,8 @@ use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto};
 
 /// A type name without the package: `Outer.Inner`.
 fn short(name: &str) -> String {
-    name.trim_start_matches(".runtime.v1.").trim_start_matches(".nri.pkg.api.v1alpha1.").to_owned()
+    let packages = [".runtime.v1.", ".nri.pkg.api.v1alpha1.", ".v1beta1.", ".v1."];
+    packages.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name).to_owned()
 }
 
 fn scalar(field: &FieldDescriptorProto) -> String {
@@ -92,4 +93,42 @@ fn the_messages_of_nri_agree_with_its_table() {
         theirs.insert(columns[..5].join("\t"));
     }
     assert_eq!(ours, theirs);
+}
+
+/// What a .proto file says, in the lines of a table.
+fn facts(file: &str) -> BTreeSet<String> {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let set = protox::compile([file], [format!("{root}/proto")]).unwrap();
+    let mut ours = BTreeSet::new();
+    for file in &set.file {
+        file.message_type.iter().for_each(|m| add_message(&mut ours, m));
+        for service in &file.service {
+            for method in &service.method {
+                let stream = if method.server_streaming() { "stream " } else { "" };
+                let (input, output) = (short(method.input_type()), short(method.output_type()));
+                ours.insert(format!("rpc\t{}\t{}\t\t{input} -> {stream}{output}", service.name(), method.name()));
+            }
+        }
+    }
+    ours
+}
+
+#[test]
+fn device_plugins_and_pod_resources_agree_with_their_tables() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    for (file, table) in
+        [("deviceplugin_v1beta1.proto", "deviceplugin-v1beta1.tsv"), ("podresources_v1.proto", "podresources-v1.tsv")]
+    {
+        let table = std::fs::read_to_string(format!("{root}/tests/fixtures/{table}")).unwrap();
+        let line = |line: &str| {
+            let mut columns: Vec<&str> = line.split('\t').collect();
+            columns.resize(5, "");
+            // The tables name the entry types of maps, and packages.
+            let kind = if columns[4].ends_with("Entry") { "map<string, string>" } else { columns[4] };
+            let kind = kind.replace(".v1beta1.", "").replace(".v1.", "");
+            format!("{}\t{kind}", columns[..4].join("\t"))
+        };
+        let theirs: BTreeSet<String> = table.lines().skip(1).map(line).collect();
+        assert_eq!(facts(file), theirs, "{file}");
+    }
 }

@@ -13,7 +13,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("proto", &[][..]),
         ("gantry-sys", &[]),
-        ("gantry-cgroup", &["gantry-sys"]),
+        ("gantry-dbus", &["gantry-sys"]),
+        ("gantry-cgroup", &["gantry-dbus", "gantry-sys"]),
         ("gantry-net", &["gantry-sys"]),
         ("gantry-kube", &[]),
         ("gantry-telemetry", &[]),
@@ -37,15 +38,18 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "runtime",
             ],
         ),
+        ("kubelet-managers", &["gantry-kube", "proto"]),
         ("kubelet-volumes", &["gantry-kube", "gantry-sys", "proto"]),
         ("kubelet-server", &["gantry-kube", "gantry-telemetry"]),
         (
             "kubelet",
             &[
                 "gantry-cgroup",
+                "gantry-dbus",
                 "gantry-kube",
                 "gantry-sys",
                 "gantry-telemetry",
+                "kubelet-managers",
                 "kubelet-server",
                 "kubelet-volumes",
                 "proto",

@@ -1,6 +1,9 @@
-//! Calls about what the node has: file systems and images.
+//! Calls about what the node has: file systems, images and limits.
 
-use proto::cri::{ImageFsInfoRequest, ImageFsInfoResponse, RemoveImageRequest};
+use proto::cri::{
+    ImageFsInfoRequest, ImageFsInfoResponse, LinuxContainerResources, RemoveImageRequest,
+    UpdateContainerResourcesRequest,
+};
 
 use super::{Cri, CriError, bounded, gone_is_fine, image_spec};
 
@@ -16,5 +19,13 @@ impl Cri {
         let mut c = self.images.clone();
         let request = RemoveImageRequest { image: Some(image_spec(image)) };
         gone_is_fine(bounded("RemoveImage", self.limit, c.remove_image(request)).await)
+    }
+
+    /// Changes limits of a container that exists.
+    pub(crate) async fn update_resources(&self, id: &str, linux: LinuxContainerResources) -> Result<(), CriError> {
+        let mut c = self.runtime.clone();
+        let request =
+            UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux), ..Default::default() };
+        bounded("UpdateContainerResources", self.limit, c.update_container_resources(request)).await.map(drop)
     }
 }

@@ -58,11 +58,9 @@ pub(crate) fn resources(
 ) -> (BTreeMap<String, ApiQuantity>, BTreeMap<String, ApiQuantity>) {
     let memory = i64::try_from(meminfo("MemTotal")).unwrap_or(0);
     let storage = i64::try_from(disk(root)).unwrap_or(0);
-    let reserved = |key: &str, milli: bool| -> i64 {
+    let reserved = |key: &str| -> i64 {
         let of = |map: &BTreeMap<String, String>| {
-            map.get(key)
-                .and_then(|q| Quantity::parse(q).ok())
-                .map_or(0, |q| if milli { q.milli_value() } else { q.value() })
+            map.get(key).and_then(|q| Quantity::parse(q).ok()).map_or(0, |q| q.value())
         };
         of(&config.system_reserved) + of(&config.kube_reserved)
     };
@@ -84,8 +82,8 @@ pub(crate) fn resources(
         ("ephemeral-storage".to_owned(), ki(storage)),
     ]);
     let in_huge_pages: i64 = huge.values().sum();
-    let free_memory = memory - in_huge_pages - reserved("memory", false) - threshold("memory.available", memory);
-    let free_cpu = cpus() * 1000 - reserved("cpu", true);
+    let free_memory = memory - in_huge_pages - reserved("memory") - threshold("memory.available", memory);
+    let free_cpu = cpus() * 1000 - crate::resources::managers::reserved_cpu(config);
     let mut allocatable = BTreeMap::from([
         (
             "cpu".to_owned(),
@@ -95,7 +93,7 @@ pub(crate) fn resources(
         ("pods".to_owned(), pods),
         (
             "ephemeral-storage".to_owned(),
-            quantity(storage - reserved("ephemeral-storage", false) - threshold("nodefs.available", storage)),
+            quantity(storage - reserved("ephemeral-storage") - threshold("nodefs.available", storage)),
         ),
     ]);
     for (name, bytes) in huge {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -29,7 +30,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, 
     let mut sent: Option<(NodeStatus, Instant)> = None;
     let mut registered = !shared.config.register_node;
     let mut was_ready = None;
-    let mut pressure = shared.pressure.subscribe();
+    let (mut pressure, mut devices) = (shared.pressure.subscribe(), shared.managers.changes());
     loop {
         let before = sent.as_ref().map(|(s, _)| s.clone());
         let status = status(&shared, &health, before.as_ref()).await;
@@ -75,6 +76,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, 
         tokio::select! {
             () = tokio::time::sleep(if fine && ready { every } else { HURRY.min(every) }) => {}
             _ = pressure.changed() => {}
+            _ = devices.changed() => {}
         }
     }
 }
@@ -125,7 +127,11 @@ fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
 }
 
 async fn status(shared: &Shared, health: &Health, before: Option<&NodeStatus>) -> NodeStatus {
-    let (capacity, allocatable) = facts::resources(&shared.config, &shared.root);
+    let (mut capacity, mut allocatable) = facts::resources(&shared.config, &shared.root);
+    for (name, (all, usable)) in shared.managers.totals() {
+        capacity.insert(name.clone(), Quantity(all.to_string()));
+        allocatable.insert(name, Quantity(usable.to_string()));
+    }
     let mut addresses: Vec<NodeAddress> =
         shared.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.clone() }).collect();
     addresses.push(NodeAddress { type_: "Hostname".into(), address: shared.node_name.clone() });

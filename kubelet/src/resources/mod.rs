@@ -1,4 +1,5 @@
 //! CPU and memory: the class of a pod and its control groups.
 
 pub(crate) mod cgroups;
+pub(crate) mod managers;
 pub(crate) mod qos;

@@ -146,7 +146,7 @@ async fn send(client: &kube::Client, entry: &Entry) -> Result<bool, kube::Error>
     // A mirror pod has a uid of its own.
     let uid = if pod::is_static(&entry.pod) { None } else { entry.pod.metadata.uid.clone() };
     let mut patch = json!({"status": entry.status});
-    for cleared in ["reason", "message"] {
+    for cleared in ["reason", "message", "containerStatuses", "initContainerStatuses"] {
         if patch["status"].get(cleared).is_none() {
             patch["status"][cleared] = serde_json::Value::Null;
         }

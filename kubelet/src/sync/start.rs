@@ -6,6 +6,7 @@ use proto::cri::CreateContainerRequest;
 use super::observe::{Observed, Sandbox, State};
 use super::stop;
 use crate::pod::{self, Creation};
+use crate::resources::managers;
 use crate::shared::Shared;
 use crate::{images, logs, pod::container_config};
 
@@ -102,6 +103,9 @@ pub(crate) async fn container(
     let env = kubelet_volumes::environment(pod, container, &context, &*shared.objects)
         .await
         .map_err(|e| failed("CreateContainerConfigError", e.to_string()))?;
+    let (uid, name) = (pod::uid(pod), container.name.as_str());
+    shared.managers.pre_start(uid, name).await.map_err(|e| failed("CreateContainerConfigError", e))?;
+    let grant = shared.managers.grant(uid, name);
     shared
         .volumes
         .write_hosts(pod, &ips, &pod::hostname(pod), &pod::domain(pod, &shared.config.cluster_domain))
@@ -121,6 +125,10 @@ pub(crate) async fn container(
         })
         .and_then(|creation| {
             container_config(creation, &shared.facts).map_err(|e| failed("CreateContainerConfigError", e))
+        })
+        .map(|mut config| {
+            managers::apply(grant, &mut config);
+            config
         })
         .map(|config| CreateContainerRequest {
             pod_sandbox_id: sandbox.id.clone(),

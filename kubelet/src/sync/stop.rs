@@ -130,6 +130,7 @@ pub(crate) async fn free(shared: &Shared, uid: &str) -> Result<(), String> {
         // Volumes and the group may be in use as long as something runs.
         return Err(faults.join("; "));
     }
+    shared.managers.release(uid);
     if let Err(all) = shared.volumes.teardown(uid).await {
         faults.extend(all.into_iter().map(|e| e.to_string()));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kubelet_managers::Refusal;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -199,6 +200,7 @@ impl Worker {
             self.publish(pod, &observed_now, finished, false, now).await;
             if finished {
                 self.shared.kills.done(pod::uid(pod));
+                self.shared.managers.release(pod::uid(pod));
             }
             self.collect(pod, &observed_now).await;
             return self.rest(pod, &observed_now, wake).await;
@@ -301,6 +303,15 @@ impl Worker {
                 if let Some(at) = self.waits.waiting("sandbox", now) {
                     return Acted::Later(at);
                 }
+                match shared.managers.admit(pod).await {
+                    Ok(()) => {}
+                    Err(Refusal::NotYet(why)) => return self.await_managers(pod, why).await,
+                    Err(Refusal::Never(reason, why)) => {
+                        shared.events.pod(pod, None, true, reason, why.clone());
+                        self.failed = Some((reason.to_owned(), format!("Pod was rejected: {why}")));
+                        return Acted::Yes;
+                    }
+                }
                 match start::sandbox(&shared, pod, attempt).await {
                     Ok(()) => {
                         self.waits.succeeded("sandbox");
@@ -353,6 +364,19 @@ impl Worker {
                 self.done(pod, stopped, "stop pod")
             }
         }
+    }
+
+    /// Waits for a device plugin: it registers again after the kubelet or the node has begun anew.
+    async fn await_managers(&mut self, pod: &Pod, why: String) -> Acted {
+        for container in pod::containers(pod) {
+            let message = ("ContainerCreating".to_owned(), why.clone());
+            if self.errors.insert(container.name.clone(), message.clone()) != Some(message) {
+                self.shared.events.pod(pod, Some(&container.name), true, "FailedAllocateDevices", why.clone());
+            }
+        }
+        let mut changes = self.shared.managers.changes();
+        let _ = tokio::time::timeout(RETRY, changes.changed()).await;
+        Acted::Later(Timestamp::now())
     }
 
     fn done(&self, pod: &Pod, result: Result<(), String>, what: &str) -> Acted {

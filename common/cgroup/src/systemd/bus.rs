@@ -2,12 +2,11 @@
 //!
 //! Synchronous and small: a runtime that lives for milliseconds has no use for an event loop.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use super::wire::{Call, Encoder, Kind, Message};
+use gantry_dbus::{Call, Connection, Encoder, Message};
+
 use crate::error::{Error, Result};
 
 /// How long systemd may take for one answer.
@@ -19,11 +18,18 @@ const INTERFACE: &str = "org.freedesktop.systemd1.Manager";
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Bus {
-    stream: UnixStream,
-    serial: u32,
-    unread: Vec<u8>,
+    connection: Connection,
     /// Ends of jobs that came while something else was waited for: the job's path and how it ended.
     ended: Vec<(String, String)>,
+}
+
+impl From<gantry_dbus::Error> for Error {
+    fn from(error: gantry_dbus::Error) -> Self {
+        match error {
+            gantry_dbus::Error::Connection(text) | gantry_dbus::Error::Late(text) => Self::Systemd(text),
+            gantry_dbus::Error::Refused { member, name, text } => Self::Unit { action: member, name, text },
+        }
+    }
 }
 
 impl Bus {
@@ -41,80 +47,24 @@ impl Bus {
             PathBuf::from("/run")
         };
         // The private socket is the shorter way: it needs no bus daemon, and systemd sends its signals without being asked.
-        match Self::open(&run.join("systemd/private")) {
-            Ok(bus) => Ok(bus),
+        let open = |path: PathBuf| Connection::open(&path, "systemd", PATIENCE);
+        match open(run.join("systemd/private")) {
+            Ok(connection) => Ok(Self { connection, ended: Vec::new() }),
             Err(private) => {
                 let path = if user { run.join("bus") } else { run.join("dbus/system_bus_socket") };
-                let mut bus = Self::open(&path).map_err(|error| Error::Systemd(format!("{error} ({private})")))?;
+                let connection = open(path).map_err(|error| Error::Systemd(format!("{error} ({private})")))?;
+                let mut bus = Self { connection, ended: Vec::new() };
                 bus.join()?;
                 Ok(bus)
             }
         }
     }
 
-    fn open(path: &Path) -> Result<Self> {
-        let failed = |error| Error::Systemd(format!("cannot reach systemd at {}: {error}", path.display()));
-        let stream = UnixStream::connect(path).map_err(failed)?;
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
-            .map_err(failed)?;
-        let mut bus = Self { stream, serial: 0, unread: Vec::new(), ended: Vec::new() };
-        let uid: String = rustix::process::geteuid().as_raw().to_string().bytes().map(|b| format!("{b:02x}")).collect();
-        bus.stream.write_all(format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").as_bytes()).map_err(failed)?;
-        let line = bus.line()?;
-        if !line.starts_with("OK") {
-            return Err(Error::Systemd(format!(
-                "systemd refuses user {uid}: {line}",
-                uid = rustix::process::geteuid().as_raw()
-            )));
-        }
-        Ok(bus)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        loop {
-            if let Some(end) = self.unread.windows(2).position(|w| w == b"\r\n") {
-                let line = String::from_utf8_lossy(&self.unread[..end]).into_owned();
-                self.unread.drain(..end + 2);
-                return Ok(line);
-            }
-            if self.unread.len() > 4096 {
-                return Err(Error::Systemd("systemd's greeting is too long".into()));
-            }
-            self.fill()?;
-        }
-    }
-
-    fn fill(&mut self) -> Result<()> {
-        let mut block = [0; 4096];
-        match self.stream.read(&mut block) {
-            Ok(0) => Err(Error::Systemd("systemd closed the connection".into())),
-            Ok(n) => {
-                self.unread.extend(&block[..n]);
-                Ok(())
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                Err(Error::Systemd(format!("systemd does not answer within {} s", PATIENCE.as_secs())))
-            }
-            Err(e) => Err(Error::Systemd(format!("read from systemd: {e}"))),
-        }
-    }
-
     /// What a bus wants before it passes calls on and signals back.
     fn join(&mut self) -> Result<()> {
-        let daemon = |member, signature| Call {
-            destination: "org.freedesktop.DBus",
-            path: "/org/freedesktop/DBus",
-            interface: "org.freedesktop.DBus",
-            member,
-            signature,
-        };
-        self.call(&daemon("Hello", ""), &Encoder::default())?;
-        let mut rule = Encoder::default();
-        rule.text(&format!("type='signal',sender='{MANAGER}',interface='{INTERFACE}',member='JobRemoved'"));
-        self.call(&daemon("AddMatch", "s"), &rule)?;
+        self.connection.hello()?;
+        let rule = format!("type='signal',sender='{MANAGER}',interface='{INTERFACE}',member='JobRemoved'");
+        self.connection.subscribe(&rule)?;
         self.manager("Subscribe", "", &Encoder::default()).map(drop)
     }
 
@@ -123,7 +73,8 @@ impl Bus {
     /// # Errors
     /// [`Error::Unit`] with the name of the error where systemd refuses.
     pub(super) fn manager(&mut self, member: &str, signature: &str, body: &Encoder) -> Result<Message> {
-        self.call(&Call { destination: MANAGER, path: OBJECT, interface: INTERFACE, member, signature }, body)
+        let call = Call { destination: MANAGER, path: OBJECT, interface: INTERFACE, member, signature };
+        Ok(self.connection.call(&call, body)?)
     }
 
     /// A property of the manager that is a text.
@@ -133,44 +84,7 @@ impl Bus {
         body.text(name);
         let interface = "org.freedesktop.DBus.Properties";
         let call = Call { destination: MANAGER, path: OBJECT, interface, member: "Get", signature: "ss" };
-        Ok(self.call(&call, &body)?.text(0).to_owned())
-    }
-
-    fn call(&mut self, call: &Call<'_>, body: &Encoder) -> Result<Message> {
-        self.serial += 1;
-        let serial = self.serial;
-        let sent = self.stream.write_all(&call.message(serial, body));
-        sent.map_err(|e| Error::Systemd(format!("call {} of systemd: {e}", call.member)))?;
-        loop {
-            let message = self.next()?;
-            match message.kind {
-                Kind::Return if message.reply_to == serial => return Ok(message),
-                Kind::Error if message.reply_to == serial => {
-                    let (name, text) = (message.error.clone(), message.text(0).to_owned());
-                    return Err(Error::Unit { action: call.member.to_owned(), name, text });
-                }
-                _ => self.keep(&message),
-            }
-        }
-    }
-
-    fn keep(&mut self, message: &Message) {
-        if message.kind == Kind::Signal && message.member == "JobRemoved" {
-            self.ended.push((message.text(1).to_owned(), message.text(3).to_owned()));
-        }
-    }
-
-    fn next(&mut self) -> Result<Message> {
-        loop {
-            if let Some(length) = Message::length(&self.unread)?
-                && self.unread.len() >= length
-            {
-                let message = Message::parse(&self.unread[..length]);
-                self.unread.drain(..length);
-                return message;
-            }
-            self.fill()?;
-        }
+        Ok(self.connection.call(&call, &body)?.text(0).to_owned())
     }
 
     /// Waits for a job's end; says how it ended: `done`, `failed`, `canceled`, `timeout`, `dependency`, `skipped`.
@@ -178,12 +92,15 @@ impl Bus {
     /// # Errors
     /// The connection ends before the job.
     pub(super) fn wait_for(&mut self, job: &str) -> Result<String> {
+        let end = Instant::now() + PATIENCE;
         loop {
             if let Some(at) = self.ended.iter().position(|(path, _)| path == job) {
                 return Ok(self.ended.swap_remove(at).1);
             }
-            let message = self.next()?;
-            self.keep(&message);
+            let signal = self.connection.signal(end.saturating_duration_since(Instant::now()))?;
+            if signal.member == "JobRemoved" {
+                self.ended.push((signal.text(1).to_owned(), signal.text(3).to_owned()));
+            }
         }
     }
 }

@@ -6,13 +6,12 @@
 mod bus;
 mod name;
 mod properties;
-mod wire;
 
 use std::path::PathBuf;
 
 use bus::Bus;
+use gantry_dbus::{Encoder, Property, Value};
 pub use name::Unit;
-use wire::{Encoder, Property, Value};
 
 use crate::error::{Error, Result};
 use crate::host::Version;

@@ -3,12 +3,12 @@
 //! The same limits are written to the group's files as well; systemd has to know them so that it does not undo them when it
 //! is reloaded. What systemd has no property for (huge pages, RDMA) it leaves alone.
 
-use super::wire::{Property, Value};
 use crate::convert::shares_to_weight;
 use crate::device::{DeviceKind, DeviceRule};
 use crate::error::{Error, Result};
 use crate::host::Version;
 use crate::resources::Resources;
+use gantry_dbus::{Property, Value};
 
 const INFINITY: u64 = u64::MAX;
 /// systemd rounds quotas per second to this many microseconds.

@@ -1,5 +1,6 @@
-//! The D-Bus wire format, as far as calls to systemd's manager need it: little-endian messages, no file descriptors.
-//! Pure. (D-Bus specification 0.43, "Message Protocol".)
+//! The D-Bus wire format, as far as calls to systemd's manager and logind need it: little-endian messages. Pure. (D-Bus specification 0.43, "Message Protocol".)
+
+use std::os::fd::OwnedFd;
 
 use crate::error::{Error, Result};
 
@@ -9,21 +10,25 @@ const HEADER: usize = 16;
 
 /// A property's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
+pub enum Value {
+    /// A text.
     Text(String),
+    /// A truth value.
     Bool(bool),
+    /// A large number.
     U64(u64),
     /// Process ids.
     U32s(Vec<u32>),
     /// A bit mask of processors or memory nodes.
     Bytes(Vec<u8>),
+    /// Texts.
     Texts(Vec<String>),
     /// Paths of devices and what may be done with them.
     Pairs(Vec<(String, String)>),
 }
 
 /// A named property.
-pub(super) type Property = (&'static str, Value);
+pub type Property = (&'static str, Value);
 
 impl Value {
     fn signature(&self) -> &'static str {
@@ -41,7 +46,7 @@ impl Value {
 
 /// Writes values one after another, each at its alignment.
 #[derive(Debug, Default)]
-pub(super) struct Encoder {
+pub struct Encoder {
     bytes: Vec<u8>,
 }
 
@@ -50,16 +55,19 @@ impl Encoder {
         self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
     }
 
-    pub(super) fn u32(&mut self, value: u32) {
+    /// A number.
+    pub fn u32(&mut self, value: u32) {
         self.align(4);
         self.bytes.extend(value.to_le_bytes());
     }
 
-    pub(super) fn bool(&mut self, value: bool) {
+    /// A truth value.
+    pub fn bool(&mut self, value: bool) {
         self.u32(u32::from(value));
     }
 
-    pub(super) fn text(&mut self, text: &str) {
+    /// A text or an object path.
+    pub fn text(&mut self, text: &str) {
         self.u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
         self.bytes.extend(text.as_bytes());
         self.bytes.push(0);
@@ -105,7 +113,7 @@ impl Encoder {
     }
 
     /// Properties as `a(sv)`.
-    pub(super) fn properties(&mut self, properties: &[Property]) {
+    pub fn properties(&mut self, properties: &[Property]) {
         self.array(8, |e| {
             for (name, value) in properties {
                 e.align(8);
@@ -116,24 +124,29 @@ impl Encoder {
     }
 
     /// An array of structures without any.
-    pub(super) fn no_structures(&mut self) {
+    pub fn no_structures(&mut self) {
         self.array(8, |_| ());
     }
 }
 
 /// A method to call.
 #[derive(Debug)]
-pub(super) struct Call<'a> {
-    pub(super) destination: &'a str,
-    pub(super) path: &'a str,
-    pub(super) interface: &'a str,
-    pub(super) member: &'a str,
-    pub(super) signature: &'a str,
+pub struct Call<'a> {
+    /// Whom it is for; empty at a private socket or in a signal.
+    pub destination: &'a str,
+    /// The object.
+    pub path: &'a str,
+    /// The interface.
+    pub interface: &'a str,
+    /// The method.
+    pub member: &'a str,
+    /// The types of the body.
+    pub signature: &'a str,
 }
 
 impl Call<'_> {
     /// The whole message.
-    pub(super) fn message(&self, serial: u32, body: &Encoder) -> Vec<u8> {
+    pub fn message(&self, serial: u32, body: &Encoder) -> Vec<u8> {
         let mut e = Encoder::default();
         e.bytes.extend([b'l', 1, 0, 1]);
         e.u32(body.bytes.len() as u32);
@@ -163,29 +176,45 @@ impl Call<'_> {
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// The answer to a call.
     Return,
+    /// The error that answers a call.
     Error,
+    /// A signal.
     Signal,
+    /// A call, or what later versions may bring.
     Other,
 }
 
 /// A message that came.
 #[derive(Debug)]
-pub(super) struct Message {
-    pub(super) kind: Kind,
-    pub(super) reply_to: u32,
-    pub(super) member: String,
-    pub(super) error: String,
+pub struct Message {
+    /// What it is.
+    pub kind: Kind,
+    /// The call that it answers.
+    pub reply_to: u32,
+    /// The name of the signal.
+    pub member: String,
+    /// The name of the error.
+    pub error: String,
+    /// How many file descriptors belong to it.
+    pub fd_count: u32,
+    /// Them.
+    pub fds: Vec<OwnedFd>,
     /// The texts, object paths and numbers of the body, in order; what stands after another type is left out.
-    pub(super) fields: Vec<Field>,
+    pub fields: Vec<Field>,
 }
 
 /// A field of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Field {
+pub enum Field {
+    /// A text or an object path.
     Text(String),
+    /// A number, a truth value or the place of a file descriptor.
     Number(u32),
+    /// A large number.
+    Large(u64),
 }
 
 impl Message {
@@ -193,7 +222,7 @@ impl Message {
     ///
     /// # Errors
     /// It is no message that this end understands.
-    pub(super) fn length(start: &[u8]) -> Result<Option<usize>> {
+    pub fn length(start: &[u8]) -> Result<Option<usize>> {
         let Some(header) = start.get(..HEADER) else { return Ok(None) };
         if header[0] != b'l' || header[3] != 1 {
             return Err(bad("a message of another byte order or version"));
@@ -211,7 +240,7 @@ impl Message {
     ///
     /// # Errors
     /// It is cut off or makes no sense.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
         let mut d = Decoder { bytes, at: 12 };
         let kind = match bytes.get(1) {
             Some(2) => Kind::Return,
@@ -219,7 +248,15 @@ impl Message {
             Some(4) => Kind::Signal,
             _ => Kind::Other,
         };
-        let mut message = Self { kind, reply_to: 0, member: String::new(), error: String::new(), fields: Vec::new() };
+        let mut message = Self {
+            kind,
+            reply_to: 0,
+            member: String::new(),
+            error: String::new(),
+            fd_count: 0,
+            fds: Vec::new(),
+            fields: Vec::new(),
+        };
         let mut signature = String::new();
         let end = d.u32()? as usize + HEADER;
         while d.at < end {
@@ -228,6 +265,7 @@ impl Message {
             let of = d.signature()?;
             match (code, of.as_str()) {
                 (5, "u") => message.reply_to = d.u32()?,
+                (9, "u") => message.fd_count = d.u32()?,
                 (3, "s") => message.member = d.text()?,
                 (4, "s") => message.error = d.text()?,
                 (8, "g") => signature = d.signature()?,
@@ -241,8 +279,14 @@ impl Message {
         for letter in signature.chars() {
             let field = match letter {
                 's' | 'o' => Field::Text(d.text()?),
-                'u' => Field::Number(d.u32()?),
-                'v' if d.signature()? == "s" => Field::Text(d.text()?),
+                'u' | 'b' | 'h' => Field::Number(d.u32()?),
+                't' => Field::Large(d.u64()?),
+                'v' => match d.signature()?.as_str() {
+                    "s" | "o" => Field::Text(d.text()?),
+                    "u" | "b" => Field::Number(d.u32()?),
+                    "t" => Field::Large(d.u64()?),
+                    _ => break,
+                },
                 _ => break,
             };
             message.fields.push(field);
@@ -250,8 +294,17 @@ impl Message {
         Ok(message)
     }
 
+    /// The body's field of that place, where it is a number.
+    pub fn number(&self, at: usize) -> Option<u64> {
+        match self.fields.get(at) {
+            Some(Field::Number(n)) => Some(u64::from(*n)),
+            Some(Field::Large(n)) => Some(*n),
+            _ => None,
+        }
+    }
+
     /// The body's field of that place, where it is a text.
-    pub(super) fn text(&self, at: usize) -> &str {
+    pub fn text(&self, at: usize) -> &str {
         match self.fields.get(at) {
             Some(Field::Text(text)) => text,
             _ => "",
@@ -286,6 +339,12 @@ impl Decoder<'_> {
         Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }
 
+    fn u64(&mut self) -> Result<u64> {
+        self.align(8);
+        let b = self.take(8)?;
+        Ok(b.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte)))
+    }
+
     fn text(&mut self) -> Result<String> {
         let length = self.u32()? as usize;
         let text = String::from_utf8_lossy(self.take(length)?).into_owned();
@@ -302,7 +361,7 @@ impl Decoder<'_> {
 }
 
 fn bad(what: &str) -> Error {
-    Error::Systemd(format!("systemd sent {what}"))
+    Error::Connection(format!("the other end sent {what}"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,12 @@
+//! A small synchronous D-Bus client, for systemd's manager and logind.
+//!
+//! [`Connection`] opens a socket, calls methods and hears signals; [`Encoder`], [`Call`] and [`Message`] are the wire
+//! format, as much of it as these two need.
+
+mod connection;
+mod error;
+mod wire;
+
+pub use connection::Connection;
+pub use error::{Error, Result};
+pub use wire::{Call, Encoder, Field, Kind, Message, Property, Value};
