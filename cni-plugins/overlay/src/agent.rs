@@ -3,16 +3,17 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gantry_net::link::Vxlan;
-use gantry_net::{Prefix, Socket};
+use gantry_net::{Prefix, Socket, nft};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::{Notify, watch};
 
 use crate::api::Cluster;
-use crate::config::{Backend, Flags, Network};
+use crate::config::{Backend, Flags, Network, TxChecksum};
 use crate::kernel;
 use crate::masquerade;
 use crate::node::Peer;
@@ -34,6 +35,8 @@ pub struct Agent {
     pub network: Network,
     /// This node's name.
     pub name: String,
+    /// The kernel computes checksums of packets in the tunnel, in the place of the device below; set when the probe says so.
+    pub own_checksums: Arc<AtomicBool>,
     told: Vec<String>,
 }
 
@@ -51,7 +54,8 @@ pub struct Outcome {
 impl Agent {
     /// An agent that has done nothing yet.
     pub fn new(flags: Flags, network: Network, name: String) -> Self {
-        Self { flags, network, name, told: Vec::new() }
+        let own_checksums = Arc::new(AtomicBool::new(flags.tx_checksum == TxChecksum::Off));
+        Self { flags, network, name, own_checksums, told: Vec::new() }
     }
 
     /// Compares everything once and repairs it.
@@ -133,7 +137,9 @@ impl Agent {
         // Packets leave by the device's own address, also where others must send to another one.
         let family = if four { "IPv4" } else { "IPv6" };
         let local = underlay.address(four).with_context(|| format!("{} has no {family} address", underlay.name))?;
-        let settings = Vxlan { vni, port, parent: underlay.index, local, learning: false };
+        // As flannel has it: without a checksum of the whole, the inner ones can be left to the device also where the packet's
+        // own address is translated.
+        let settings = Vxlan { vni, port, parent: underlay.index, local, learning: false, checksum: false };
         let before = socket.link(&kernel::tunnel_name(vni, four))?.map(|l| l.index);
         let mtu = kernel::mtu(self.network.backend, underlay, four);
         let device = kernel::tunnel(socket, &self.name, &settings, mtu, subnet)?;
@@ -144,6 +150,9 @@ impl Agent {
             own.mac_v6 = mac;
         }
         own.vni = Some(vni);
+        if self.own_checksums.load(Ordering::Relaxed) {
+            kernel::compute_checksums(socket, &device.name)?;
+        }
         Ok((before != Some(device.index), Some(device.index)))
     }
 
@@ -178,7 +187,20 @@ impl Changes {
                 tell.notify_one();
             }
         })?;
+        let (mut rules, tell) = (Socket::subscribe_nft()?, heard.clone());
+        std::thread::Builder::new().name("nf_tables".to_owned()).spawn(move || {
+            while let Ok(ours) = listen_for_rules(&mut rules) {
+                if ours {
+                    tell.notify_one();
+                }
+            }
+        })?;
         Ok(Self { heard })
+    }
+
+    /// Wakes who waits.
+    pub fn waker(&self) -> Arc<Notify> {
+        self.heard.clone()
     }
 
     /// Ends when something has changed, or after a while in any case.
@@ -189,15 +211,29 @@ impl Changes {
     }
 }
 
+/// Sleeps until rules change. Answers whether they are of our table, or some news was lost: other tables change with every
+/// pod.
+fn listen_for_rules(socket: &mut Socket) -> io::Result<bool> {
+    sleep_until_heard(socket)?;
+    let mut ours = false;
+    let whole = socket.heard(|m| ours |= nft::changed(m).is_some_and(|table| table == masquerade::TABLE))?;
+    Ok(ours || !whole)
+}
+
 /// Sleeps until the kernel tells something.
 fn listen(socket: &mut Socket) -> io::Result<()> {
+    sleep_until_heard(socket)?;
+    socket.heard(|_| {}).map(drop)
+}
+
+fn sleep_until_heard(socket: &Socket) -> io::Result<()> {
     use std::os::fd::AsFd;
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
     match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
         Err(e) => return Err(e.into()),
     }
-    socket.heard(|_| {}).map(drop)
+    Ok(())
 }
 
 /// Waits for the first of: nodes changed, the kernel changed.

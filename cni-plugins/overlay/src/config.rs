@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use gantry_net::Prefix;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// Connects this node's pods with those of other nodes.
 #[derive(Debug, Clone, clap::Parser)]
@@ -35,6 +36,9 @@ pub struct Flags {
     /// Give traffic of pods that leaves the cluster the node's address
     #[arg(long)]
     pub ip_masq: bool,
+    /// Whether the kernel may leave checksums of packets in the tunnel to the device below; `probe` tries it at start
+    #[arg(long, value_name = "probe|on|off", default_value = "probe")]
+    pub tx_checksum: TxChecksum,
     /// Address for /healthz; none without
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_address: Option<std::net::SocketAddr>,
@@ -47,6 +51,17 @@ pub struct Flags {
     /// Log format: text or json
     #[arg(long, default_value = "text")]
     pub log_format: String,
+}
+
+/// Whether checksums of packets in the tunnel are left to the device below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TxChecksum {
+    /// As the probe tells.
+    Probe,
+    /// As the kernel has it.
+    On,
+    /// The kernel computes them.
+    Off,
 }
 
 /// How nodes reach each other's pods.
@@ -101,6 +116,19 @@ struct Written {
     _enable_nftables: bool,
     #[serde(rename = "IPv6Network", default)]
     ipv6_network: String,
+    // How flannel would divide the network itself: here nodes have their podCIDR.
+    #[serde(default, rename = "SubnetLen")]
+    _length: IgnoredAny,
+    #[serde(default, rename = "SubnetMin")]
+    _min: IgnoredAny,
+    #[serde(default, rename = "SubnetMax")]
+    _max: IgnoredAny,
+    #[serde(default, rename = "IPv6SubnetLen")]
+    _length6: IgnoredAny,
+    #[serde(default, rename = "IPv6SubnetMin")]
+    _min6: IgnoredAny,
+    #[serde(default, rename = "IPv6SubnetMax")]
+    _max6: IgnoredAny,
     #[serde(default)]
     backend: WrittenBackend,
 }
@@ -120,11 +148,25 @@ struct WrittenBackend {
     direct_routing: bool,
     #[serde(rename = "MTU")]
     mtu: u32,
+    learning: bool,
+    #[serde(rename = "GBP")]
+    gbp: bool,
+    #[serde(rename = "MacPrefix")]
+    _mac_prefix: IgnoredAny,
 }
 
 impl Default for WrittenBackend {
     fn default() -> Self {
-        Self { kind: "vxlan".into(), vni: 1, port: 0, direct_routing: false, mtu: 0 }
+        Self {
+            kind: "vxlan".into(),
+            vni: 1,
+            port: 0,
+            direct_routing: false,
+            mtu: 0,
+            learning: false,
+            gbp: false,
+            _mac_prefix: IgnoredAny,
+        }
     }
 }
 
@@ -138,6 +180,11 @@ impl Network {
         let prefix = |name: &str, text: &str| -> Result<Prefix> {
             text.parse::<Prefix>().map(Prefix::network).map_err(|e| anyhow::anyhow!("{name}: {e}"))
         };
+        for (name, on) in [("GBP", written.backend.gbp), ("Learning", written.backend.learning)] {
+            if on {
+                bail!("Backend.{name} is not supported");
+            }
+        }
         let backend = match written.backend.kind.as_str() {
             "vxlan" => Backend::Vxlan {
                 vni: written.backend.vni,
@@ -180,6 +227,8 @@ mod tests {
     fn flannels_settings_are_read_with_their_defaults() {
         let network = Network::parse(r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap();
         assert_eq!(network.backend, Backend::Vxlan { vni: 1, port: 8472, direct: false, mtu: None });
+        let text = r#"{"Network": "10.244.0.0/16", "SubnetLen": 24, "SubnetMin": "10.244.1.0", "Backend": {"Learning": false}}"#;
+        assert!(Network::parse(text).is_ok());
         let text =
             r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "host-gw"}}"#;
         let network = Network::parse(text).unwrap();
@@ -195,6 +244,7 @@ mod tests {
             (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp"}}"#, "Backend.Type"),
             (r#"{"Network": "10.0.0.0/8", "Backend": {"VNI": 16777216}}"#, "Backend.VNI"),
             (r#"{"EnableIPv4": false}"#, "EnableIPv6"),
+            (r#"{"Network": "10.0.0.0/8", "Backend": {"GBP": true}}"#, "Backend.GBP"),
         ] {
             let error = format!("{:#}", Network::parse(text).unwrap_err());
             assert!(error.contains(part), "{text}: {error}");

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use gantry_net::ip::{add_address, delete_address};
 use gantry_net::link::{self, Change, Kind, Vxlan};
 use gantry_net::{Link, Neighbour, Prefix, Route, Socket};
+use gantry_sys::ethtool;
 
 use crate::config::{Backend, Flags};
 use crate::node::derived_mac;
@@ -120,6 +121,19 @@ pub fn tunnel(socket: &mut Socket, node: &str, settings: &Vxlan, mtu: u32, subne
         socket.request(add_address(link.index, address)).with_context(|| format!("add {address} to {name}"))?;
     }
     socket.link(&name)?.with_context(|| format!("{name} is gone"))
+}
+
+/// Has the kernel compute checksums of what a tunnel's device sends.
+///
+/// # Errors
+/// The device is gone, or does not let itself be set.
+pub fn compute_checksums(socket: &Socket, name: &str) -> Result<()> {
+    let doing = || format!("set the checksums of {name}");
+    if ethtool::tx_checksum(socket, name).with_context(doing)? {
+        ethtool::set_tx_checksum(socket, name, false).with_context(doing)?;
+        tracing::info!(device = name, "the kernel computes checksums of packets in the tunnel");
+    }
+    Ok(())
 }
 
 /// The routes of one family that are ours: on the tunnel's device, or with our mark.

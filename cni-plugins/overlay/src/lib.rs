@@ -12,5 +12,6 @@ pub mod masquerade;
 pub mod node;
 pub mod peers;
 pub mod plan;
+pub mod probe;
 pub mod run;
 pub mod subnet;

@@ -73,14 +73,19 @@ pub fn ensure(network: &Network, subnets: &[Prefix]) -> io::Result<bool> {
         wanted.extend(all.map(|all| rules(all, *own)).unwrap_or_default());
     }
     let mut socket = Socket::netfilter()?;
-    if socket.nft_rules(TABLE)?.len() == wanted.len() {
+    // What the rules are for stands in their comments: a node whose network changes needs others, as many as before.
+    let purpose = subnets.iter().map(Prefix::to_string).collect::<Vec<_>>().join(" ");
+    let all: Vec<_> = [network.ipv4, network.ipv6].iter().flatten().map(Prefix::to_string).collect();
+    let purpose = format!("{purpose} of {}", all.join(" "));
+    let there = socket.nft_rules(TABLE)?;
+    if there.len() == wanted.len() && there.iter().all(|rule| rule.comment == purpose) {
         return Ok(false);
     }
     let mut batch = Batch::new();
     batch.table(TABLE, false).flush_rules(TABLE);
     batch.chain(TABLE, CHAIN, Some(Hook { kind: "nat", number: 4, priority: 100 }));
     for rule in &wanted {
-        batch.rule(TABLE, CHAIN, rule);
+        batch.rule_of(TABLE, CHAIN, rule, &purpose, false);
     }
     batch.commit(&mut socket)?;
     Ok(true)

@@ -1,5 +1,6 @@
 //! Putting the parts together, and ending in order: what was programmed stays when the agent ends.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,8 +12,11 @@ use tokio::sync::watch;
 
 use crate::agent::{Agent, Changes, wait};
 use crate::api::{self, Cluster};
-use crate::config::{Backend, Flags, Network};
-use crate::{kernel, masquerade, peers};
+use crate::config::{Backend, Flags, Network, TxChecksum};
+use crate::{kernel, masquerade, peers, probe};
+
+/// How long an answer of the apiserver may keep the kernel's tables unwatched.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -105,6 +109,17 @@ async fn work(
     healthy: watch::Sender<bool>,
 ) -> Result<()> {
     let mut changes = Changes::new().context("listen to the kernel")?;
+    let tunnels = matches!(agent.network.backend, Backend::Vxlan { .. });
+    if tunnels && agent.flags.tx_checksum == TxChecksum::Probe {
+        let (own, waker) = (agent.own_checksums.clone(), changes.waker());
+        tokio::spawn(async move {
+            if wrong_checksums().await {
+                own.store(true, Ordering::Relaxed);
+                waker.notify_one();
+            }
+        });
+    }
+    let mut told = None;
     let (mut published, mut last_fault, mut retry) = (None, String::new(), Duration::from_millis(200));
     loop {
         let cluster = nodes.borrow_and_update().clone();
@@ -122,9 +137,18 @@ async fn work(
                     outcome.faults.iter().for_each(|fault| tracing::warn!("{fault}"));
                     failed = !outcome.faults.is_empty();
                     last_fault.clear();
-                    if let Some(client) = client.as_ref().filter(|_| published.as_ref() != Some(&outcome.own)) {
-                        match api::publish(client, &outcome.own, agent.network.backend, None).await {
-                            Ok(()) => published = Some(outcome.own),
+                    // What others see of this node: also when somebody else has changed it, or made the node anew.
+                    let seen = cluster.nodes.iter().find(|n| n.name == outcome.own.name).cloned();
+                    let known = published.as_ref() == Some(&outcome.own)
+                        && (seen.as_ref() == Some(&outcome.own) || seen == told);
+                    if let Some(client) = client.as_ref().filter(|_| !known) {
+                        let publishing = api::publish(client, &outcome.own, agent.network.backend, None);
+                        match tokio::time::timeout(PATIENCE, publishing)
+                            .await
+                            .context("the apiserver does not answer")
+                            .flatten()
+                        {
+                            Ok(()) => (published, told) = (Some(outcome.own), seen),
                             Err(error) => {
                                 tracing::warn!("{error:#}");
                                 failed = true;
@@ -151,6 +175,25 @@ async fn work(
         } else {
             retry = Duration::from_millis(200);
             wait(&mut changes, nodes).await?;
+        }
+    }
+}
+
+/// Tries once whether packets in a tunnel have right checksums when the kernel leaves them to the device below.
+async fn wrong_checksums() -> bool {
+    let probed = tokio::task::spawn_blocking(|| probe::probe(false)).await.map_err(std::io::Error::other).flatten();
+    match probed {
+        Ok(probe::Verdict::Right) => {
+            tracing::info!("this kernel sends right checksums through tunnels: they are left to the device below");
+            false
+        }
+        Ok(probe::Verdict::Wrong(why)) => {
+            tracing::warn!("checksums are not left to the device below: {why}");
+            true
+        }
+        Err(error) => {
+            tracing::info!("checksums in tunnels cannot be probed, and stay as the kernel has them: {error}");
+            false
         }
     }
 }

@@ -19,7 +19,7 @@ fn eventually(what: &str, mut probe: impl FnMut() -> Result<(), String>) {
     loop {
         match probe() {
             Ok(()) => return,
-            Err(why) if start.elapsed() > Duration::from_secs(10) => panic!("{what}: {why}"),
+            Err(why) if start.elapsed() > Duration::from_secs(30) => panic!("{what}: {why}"),
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
@@ -146,8 +146,11 @@ impl Nodes {
         let node = self.name(n);
         let look = || sh(&format!("ip netns exec {node} {look}"));
         assert!(look().contains(wanted), "{wanted} is not in\n{}", look());
+        let start = Instant::now();
         sh(&format!("ip netns exec {node} {harm}"));
         eventually(harm, || look().contains(wanted).then_some(()).ok_or(look()));
+        // A second is what users are promised; tests also run where the machine has other things to do.
+        println!("{harm}: repaired after {} ms", start.elapsed().as_millis());
     }
 }
 
@@ -237,12 +240,152 @@ fn neighbours_are_reached_by_routes_with_host_gw() {
     nodes.all_reach_all(&[1, 2, 3]);
     assert!(nodes.show(1, "route").contains("10.244.2.0/24 via 192.0.2.2 dev eth0"));
     assert!(!nodes.show(1, "link").contains("flannel"));
-    let node = nodes.name(1);
-    sh(&format!("ip netns exec {node} nft flush ruleset"));
     nodes.repaired(1, "ip route del 10.244.2.0/24", "ip route", "10.244.2.0/24 via 192.0.2.2");
-    eventually("masquerade rules are back", || {
-        let rules = sh(&format!("ip netns exec {node} nft list ruleset"));
-        rules.contains("masquerade").then_some(()).ok_or(rules)
+    // Rules tell of themselves: nothing else changes here.
+    for harm in ["nft flush ruleset", "nft flush table inet gantry-overlay", "nft delete table inet gantry-overlay"] {
+        nodes.repaired(1, harm, "nft list ruleset", "masquerade");
+    }
+
+    // A node goes and comes back, another gets a new address, with all agents running.
+    nodes.kill(3);
+    nodes.list(&ALL[..2]);
+    eventually("the route to the lost node is gone", || {
+        let routes = nodes.show(1, "route");
+        if routes.contains("10.244.3.") { Err(routes) } else { Ok(()) }
+    });
+    nodes.all_reach_all(&[1, 2]);
+    nodes.show(2, "addr add 192.0.2.22/24 dev eth0");
+    nodes.show(2, "addr del 192.0.2.2/24 dev eth0");
+    // The kernel takes the other address with the first of the same network, and its routes.
+    nodes.show(2, "addr replace 192.0.2.22/24 dev eth0");
+    nodes.list(&[ALL[0], (2, "192.0.2.22"), ALL[2]]);
+    nodes.start(3);
+    nodes.all_reach_all(&[1, 2, 3]);
+    assert!(nodes.show(1, "route").contains("10.244.2.0/24 via 192.0.2.22 dev eth0"));
+}
+
+#[test]
+fn a_node_that_is_lost_returns_and_addresses_change_while_agents_run() {
+    let Some(mut nodes) = Nodes::new("l", json!({"Type": "vxlan"})) else { return };
+    nodes.list(&ALL);
+    (1..=3).for_each(|n| nodes.start(n));
+    nodes.all_reach_all(&[1, 2, 3]);
+    let all_of = |nodes: &Nodes, n: usize| {
+        nodes.show(n, "route")
+            + &nodes.show(n, "neigh show dev flannel.1")
+            + &sh(&format!("ip netns exec {} bridge fdb show dev flannel.1", nodes.name(n)))
+    };
+    nodes.kill(3);
+    nodes.list(&ALL[..2]);
+    eventually("nothing of the lost node is left", || {
+        let left = all_of(&nodes, 1);
+        if left.contains("10.244.3.") || left.contains("192.0.2.3 ") { Err(left) } else { Ok(()) }
+    });
+    nodes.all_reach_all(&[1, 2]);
+    nodes.list(&ALL);
+    nodes.start(3);
+    nodes.all_reach_all(&[1, 2, 3]);
+
+    // Its own address changes under a running agent: packets must leave under the new one.
+    nodes.show(2, "addr add 192.0.2.22/24 dev eth0");
+    nodes.show(2, "addr del 192.0.2.2/24 dev eth0");
+    nodes.show(2, "addr replace 192.0.2.22/24 dev eth0");
+    nodes.list(&[ALL[0], (2, "192.0.2.22"), ALL[2]]);
+    eventually("the tunnel's end moves", || {
+        let device = nodes.show(2, "-d link show type vxlan");
+        device.contains("local 192.0.2.22 ").then_some(()).ok_or(device)
+    });
+    nodes.all_reach_all(&[1, 2, 3]);
+    let left = all_of(&nodes, 1);
+    assert!(!left.contains("192.0.2.2 "), "{left}");
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_changes_ends_where_it_should() {
+    let Some(mut nodes) = Nodes::new("k", json!({"Type": "vxlan"})) else { return };
+    let peers = |round: usize| -> Vec<(usize, String)> {
+        let other = |n: usize| (n, format!("192.0.{}.{n}", 2 + (round + n) % 7));
+        std::iter::once((1, "192.0.2.1".to_owned()))
+            .chain((2..200).filter(|n| !(n + round).is_multiple_of(5)).map(other))
+            .collect()
+    };
+    for round in 0..12 {
+        let list = peers(round);
+        nodes.list(&list.iter().map(|(n, ip)| (*n, ip.as_str())).collect::<Vec<_>>());
+        nodes.start(1);
+        // Ever later, so that every part of the work is met; the last one is left to finish.
+        std::thread::sleep(Duration::from_millis(3 * round as u64));
+        if round < 11 {
+            nodes.kill(1);
+        }
+    }
+    let wanted = peers(11);
+    let node = nodes.name(1);
+    eventually("exactly the last list", || {
+        let routes = nodes.show(1, "route show dev flannel.1");
+        let fdb = sh(&format!("ip netns exec {node} bridge fdb show dev flannel.1"));
+        let ways = wanted.iter().skip(1).all(|(n, ip)| {
+            routes.contains(&format!("10.244.{n}.0/24 via 10.244.{n}.0 ")) && fdb.contains(&format!("dst {ip} "))
+        });
+        let counts = (routes.lines().count(), fdb.lines().filter(|l| l.contains(" dst ")).count());
+        let all = wanted.len() - 1;
+        (ways && counts == (all, all)).then_some(()).ok_or(format!("{counts:?} of {all}"))
+    });
+}
+
+#[test]
+fn both_families_have_tunnels_of_their_own() {
+    let Some(mut nodes) = Nodes::new("6", json!({"Type": "vxlan"})) else { return };
+    nodes.settings = json!({"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48",
+        "Backend": {"Type": "vxlan"}})
+    .to_string();
+    let list: Vec<_> = (1..=2)
+        .map(|n| {
+            json!({"name": format!("n{n}"), "subnets": [format!("10.244.{n}.0/24"), format!("fd00:244:0:{n}::/64")],
+                "publicIp": format!("192.0.2.{n}"), "publicIPv6": format!("2001:db8::{n}")})
+        })
+        .collect();
+    fs::write(nodes.file("peers.json"), json!(list).to_string()).unwrap();
+    for n in 1..=2 {
+        nodes.show(n, &format!("-6 addr add 2001:db8::{n}/64 dev eth0 nodad"));
+        nodes.show(n, &format!("-6 addr add fd00:244:0:{n}::1/64 dev pods nodad"));
+        nodes.start(n);
+    }
+    nodes.all_reach_all(&[1, 2]);
+    let device = nodes.show(1, "-d link show flannel-v6.1");
+    assert!(device.contains("mtu 1430") && device.contains("local 2001:db8::1"), "{device}");
+    let target: SocketAddr = "[fd00:244:0:2::1]:0".parse().unwrap();
+    let listener = nodes.inside(2, move || TcpListener::bind(target)).unwrap();
+    let address = listener.local_addr().unwrap();
+    eventually("the other family", || {
+        let connect = move || TcpStream::connect_timeout(&address, Duration::from_secs(1)).map(drop);
+        nodes.inside(1, connect).map_err(|e| format!("{e}\n{}", nodes.show(1, "-6 route")))
+    });
+    let file = fs::read_to_string(nodes.file("subnet-1.env")).unwrap();
+    assert!(file.contains("FLANNEL_IPV6_SUBNET=fd00:244:0:1::1/64") && file.contains("FLANNEL_MTU=1430"), "{file}");
+    nodes.repaired(1, "ip -6 route del fd00:244:0:2::/64", "ip -6 route", "fd00:244:0:2::/64 via fd00:244:0:2::");
+}
+
+#[test]
+fn checksums_are_computed_by_the_kernel_where_that_is_wished() {
+    let Some(mut nodes) = Nodes::new("c", json!({"Type": "vxlan"})) else { return };
+    nodes.list(&ALL);
+    let mut agent = nodes.command(1);
+    nodes.agents[1] = Some(agent.args(["--tx-checksum", "off"]).spawn().unwrap());
+    nodes.start(2);
+    nodes.all_reach_all(&[1, 2]);
+    let left_to_the_device = |nodes: &Nodes, n: usize| {
+        nodes.inside(n, || {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+            gantry_sys::ethtool::tx_checksum(&socket, "flannel.1")
+        })
+    };
+    assert!(!left_to_the_device(&nodes, 1).unwrap());
+    // Also of a device that was made anew.
+    nodes.repaired(1, "ip link del flannel.1", "ip route", "10.244.3.0/24 via 10.244.3.0");
+    eventually("the new device", || {
+        let left = left_to_the_device(&nodes, 1).map_err(|e| e.to_string())?;
+        (!left).then_some(()).ok_or("it computes none".to_owned())
     });
 }
 

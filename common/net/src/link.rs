@@ -198,6 +198,8 @@ pub struct Vxlan {
     pub local: IpAddr,
     /// Learn addresses from traffic; off where all are programmed.
     pub learning: bool,
+    /// Packets over IPv4 carry a checksum of the whole; it is the inner ones that matter.
+    pub checksum: bool,
 }
 
 const VXLAN_ID: u16 = 1;
@@ -206,6 +208,7 @@ const VXLAN_LOCAL: u16 = 4;
 const VXLAN_LEARNING: u16 = 7;
 const VXLAN_PORT: u16 = 15;
 const VXLAN_LOCAL6: u16 = 17;
+const VXLAN_CHECKSUM: u16 = 18;
 
 impl Vxlan {
     /// The settings of an existing device.
@@ -219,6 +222,7 @@ impl Vxlan {
             parent: data.find(VXLAN_LINK).and_then(|b| u32_at(b, 0)).unwrap_or(0),
             local: data.find(VXLAN_LOCAL).and_then(four).or_else(|| data.find(VXLAN_LOCAL6).and_then(six))?,
             learning: data.find(VXLAN_LEARNING).is_some_and(|b| b.first() == Some(&1)),
+            checksum: data.find(VXLAN_CHECKSUM).is_some_and(|b| b.first() == Some(&1)),
         })
     }
 }
@@ -256,6 +260,7 @@ pub fn create(name: &str, kind: &Kind<'_>, mtu: Option<u32>, mac: Option<[u8; 6]
         Kind::Vxlan(vxlan) => info.put_text(INFO_KIND, "vxlan").nest(INFO_DATA, |data| {
             data.put_u32(VXLAN_ID, vxlan.vni).put(VXLAN_PORT, &vxlan.port.to_be_bytes());
             data.put_u32(VXLAN_LINK, vxlan.parent).put_u8(VXLAN_LEARNING, u8::from(vxlan.learning));
+            data.put_u8(VXLAN_CHECKSUM, u8::from(vxlan.checksum));
             match vxlan.local {
                 IpAddr::V4(ip) => data.put(VXLAN_LOCAL, &ip.octets()),
                 IpAddr::V6(ip) => data.put(VXLAN_LOCAL6, &ip.octets()),

@@ -51,6 +51,15 @@ impl Socket {
         Self::open(None, groups)
     }
 
+    /// A socket that hears what changes in nf_tables. Poll its descriptor, then [`Socket::heard`] and [`crate::nft::changed`].
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn subscribe_nft() -> io::Result<Self> {
+        // Group 7 is NFNLGRP_NFTABLES; groups are bits from 1.
+        Self::open(Some(NETFILTER), 1 << 6)
+    }
+
     // NETLINK_ROUTE is protocol 0, which is no protocol.
     fn open(protocol: Option<rustix::net::Protocol>, groups: u32) -> io::Result<Self> {
         let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;

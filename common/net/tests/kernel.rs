@@ -92,8 +92,14 @@ fn a_tunnel_end_with_its_neighbours() {
         let mut socket = Socket::route().unwrap();
         socket.request(link::create("under", &Kind::Bridge { vlan_filtering: false }, None, None)).unwrap();
         let under = socket.link("under").unwrap().unwrap().index;
-        let settings =
-            link::Vxlan { vni: 1, port: 8472, parent: under, local: "192.0.2.1".parse().unwrap(), learning: false };
+        let settings = link::Vxlan {
+            vni: 1,
+            port: 8472,
+            parent: under,
+            local: "192.0.2.1".parse().unwrap(),
+            learning: false,
+            checksum: false,
+        };
         socket.request(link::create("flannel.1", &Kind::Vxlan(settings.clone()), Some(1450), None)).unwrap();
         let device = socket.link("flannel.1").unwrap().unwrap();
         assert_eq!(link::Vxlan::of(&device), Some(settings));

@@ -6,6 +6,7 @@
 
 pub mod bpf;
 pub mod capability;
+pub mod ethtool;
 pub mod fd;
 pub mod kernel;
 pub mod mount;

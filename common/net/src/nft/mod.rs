@@ -10,7 +10,7 @@ use std::io;
 
 pub use expr::{Expr, R0, Register};
 use read::commented;
-pub use read::{Element, Rule};
+pub use read::{Element, Rule, changed};
 
 use crate::message::{APPEND, CREATE, EXCL, Message};
 use crate::socket::Socket;

@@ -102,6 +102,13 @@ fn absent(result: io::Result<()>) -> io::Result<bool> {
     }
 }
 
+/// The table that a message heard on [`Socket::subscribe_nft`] is about; none where it is about no table (a new generation).
+pub fn changed(message: &Received<'_>) -> Option<String> {
+    let about_a_table = message.kind != NEW_GENERATION && message.kind & 0xff00 == super::SUBSYSTEM;
+    let (_, attributes) = message.split(4).filter(|_| about_a_table)?;
+    attributes.find(1).map(text)
+}
+
 impl Socket {
     /// The elements of a set; none when there is no such set.
     ///
