@@ -25,6 +25,8 @@ pub struct Sandbox {
     pub turn: tokio::sync::Mutex<()>,
     /// How much of the processors it uses.
     pub rate: Mutex<Rate>,
+    /// Why it could not be removed; empty when nobody tried or nothing is wrong.
+    pub fault: Mutex<String>,
     record: Mutex<SandboxRecord>,
 }
 
@@ -44,6 +46,10 @@ pub struct Container {
     pub rate: Mutex<Rate>,
     /// What its writable layer held when it was last walked.
     pub layer: Mutex<Option<Layer>>,
+    /// Why it could not be removed; empty when nobody tried or nothing is wrong.
+    pub fault: Mutex<String>,
+    /// Deleting what it has on the disk, which takes longer than anyone waited.
+    pub deleting: Mutex<Option<tokio::task::JoinHandle<Vec<String>>>>,
     record: Mutex<ContainerRecord>,
 }
 
@@ -80,6 +86,8 @@ pub struct Daemon {
     current: RwLock<Arc<Config>>,
     /// NRI plugins.
     pub nri: crate::nri::Nri,
+    /// Removals that are tried again.
+    pub reaper: crate::reaper::Reaper,
     /// Long operations so far, and how many of them failed.
     pub calls: Mutex<(u64, u64)>,
 }
@@ -107,6 +115,7 @@ impl Sandbox {
             created_at: record.created_at,
             turn: tokio::sync::Mutex::new(()),
             rate: Mutex::new(Rate::since(record.created_at)),
+            fault: Mutex::default(),
             record: Mutex::new(record),
         }
     }
@@ -133,6 +142,16 @@ impl Sandbox {
         *record = next;
         Ok(())
     }
+
+    /// Changes the record on the way to its removal: on a disk that takes nothing more, in memory only. What a start then finds is
+    /// older, and is let go of once more.
+    pub fn change_anyway(&self, ledger: &Ledger, change: impl FnOnce(&mut SandboxRecord)) {
+        let mut record = lock(&self.record);
+        change(&mut record);
+        if let Err(error) = ledger.put_sandbox(&record) {
+            tracing::warn!(sandbox = %self.id, %error, "a change is not recorded");
+        }
+    }
 }
 
 impl Container {
@@ -146,6 +165,8 @@ impl Container {
             ended: Notify::new(),
             rate: Mutex::new(Rate::since(record.created_at)),
             layer: Mutex::default(),
+            fault: Mutex::default(),
+            deleting: Mutex::default(),
             record: Mutex::new(record),
         }
     }
@@ -173,6 +194,16 @@ impl Container {
         Ok(())
     }
 
+    /// Changes the record on the way to its removal: on a disk that takes nothing more, in memory only. What a start then finds is
+    /// older, and is let go of once more.
+    pub fn change_anyway(&self, ledger: &Ledger, change: impl FnOnce(&mut ContainerRecord)) {
+        let mut record = lock(&self.record);
+        change(&mut record);
+        if let Err(error) = ledger.put_container(&record) {
+            tracing::warn!(container = %self.id, %error, "a change is not recorded");
+        }
+    }
+
     /// CRI state.
     pub fn state(&self) -> cri::ContainerState {
         self.with(crate::container::state)
@@ -198,6 +229,7 @@ impl Daemon {
             pod_cidr: Mutex::default(),
             network: tokio::sync::Mutex::default(),
             nri: crate::nri::Nri::default(),
+            reaper: crate::reaper::Reaper::default(),
             current: RwLock::new(current),
             calls: Mutex::default(),
         }

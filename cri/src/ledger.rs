@@ -59,6 +59,9 @@ pub struct SandboxRecord {
     pub cni_result: Option<serde_json::Value>,
     /// Init of the pod's PID namespace.
     pub pid_init: Option<i32>,
+    /// Somebody asked for its removal, which could not be finished yet.
+    #[serde(default)]
+    pub doomed: bool,
 }
 
 /// A container.
@@ -99,6 +102,9 @@ pub struct ContainerRecord {
     /// Snapshots of image volumes.
     #[serde(default)]
     pub views: Vec<String>,
+    /// Somebody asked for its removal, which could not be finished yet.
+    #[serde(default)]
+    pub doomed: bool,
 }
 
 /// The folders of the ledger.
@@ -188,8 +194,12 @@ impl Ledger {
 /// Writes a file so that a reader finds the old or the new content.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("json.tmp");
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, path)
+    let replaced = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if replaced.is_err() {
+        // A full disk leaves an empty file.
+        let _ = fs::remove_file(&temporary);
+    }
+    replaced
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -240,6 +250,7 @@ mod tests {
             cni_config: None,
             cni_result: None,
             pid_init: None,
+            doomed: false,
         };
         ledger.put_sandbox(&record).unwrap();
         fs::write(dir.path().join("sandboxes/broken.json"), "{").unwrap();

@@ -111,9 +111,7 @@ pub async fn lost(daemon: &Arc<Daemon>, sandbox: &str) {
             }
         }
     }
-    if let Ok(sandbox) = daemon.sandbox(sandbox)
-        && let Err(error) = sandbox.change(&daemon.ledger, |r| r.stopped = true)
-    {
-        tracing::warn!(sandbox = %sandbox.id, %error, "could not record a lost sandbox");
+    if let Ok(sandbox) = daemon.sandbox(sandbox) {
+        sandbox.change_anyway(&daemon.ledger, |r| r.stopped = true);
     }
 }

@@ -6,7 +6,8 @@ use gantry_monitor::protocol::Request;
 use gantry_monitor::record::ExitRecord;
 
 use crate::daemon::{Container, Daemon, Sandbox};
-use crate::{container, monitors, sandbox};
+use crate::oci::spec::is_node;
+use crate::{container, monitors, reaper, sandbox};
 
 /// Takes over what an earlier run left.
 pub async fn run(daemon: &Arc<Daemon>) {
@@ -17,6 +18,12 @@ pub async fn run(daemon: &Arc<Daemon>) {
             monitors::follow(daemon, &record.id);
         } else {
             monitors::lost(daemon, &record.id).await;
+        }
+        let netns = daemon.sandbox_dir(&record.id).join("ns/net");
+        let own_network = !is_node(sandbox::options(&record).network);
+        if own_network && record.complete && !gantry_sys::namespaces::is_pinned(&netns) {
+            // It was stopped and that could not be recorded, or somebody took its network away.
+            entry.change_anyway(&daemon.ledger, |r| r.stopped = true);
         }
         if !record.complete {
             tracing::info!(sandbox = %record.id, "removing a half-made sandbox");
@@ -42,6 +49,11 @@ pub async fn run(daemon: &Arc<Daemon>) {
         }
     }
     collect_addresses(daemon).await;
+    let sandboxes = daemon.all_sandboxes().into_iter().filter(|s| s.record().doomed).map(|s| s.id.clone());
+    let containers = daemon.all_containers().into_iter().filter(|c| c.record().doomed).map(|c| c.id.clone());
+    for id in sandboxes.chain(containers) {
+        reaper::again(daemon, &id);
+    }
 }
 
 /// Has the network let go of attachments whose pods are gone, as after a crash between ADD and its record.

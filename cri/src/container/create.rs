@@ -68,6 +68,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
         reason: String::new(),
         message: String::new(),
         views: Vec::new(),
+        doomed: false,
         config: Wire(config),
     };
     let container = Arc::new(Container::new(record));
@@ -107,6 +108,7 @@ async fn undo(daemon: &Arc<Daemon>, container: &Arc<Container>, error: Error) ->
     } else {
         // Shown, so that whoever removes the pod or tries again lets go of the rest.
         daemon.add_container(container.clone());
+        super::life::doom(daemon, container);
     }
     error
 }

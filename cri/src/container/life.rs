@@ -11,11 +11,14 @@ use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
 use super::{ended, signal_number};
-use crate::daemon::{Container, Daemon, now};
+use crate::daemon::{Container, Daemon, lock, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::Wire;
-use crate::{cgroups, monitors, nri};
+use crate::{cgroups, monitors, nri, reaper};
+
+/// How long a call waits for files to be deleted. Deleting goes on after it.
+const DELETING: Duration = Duration::from_secs(60);
 
 /// Starts a created container; started already is fine.
 ///
@@ -151,7 +154,7 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
         }
     }
     let (task_daemon, task_record) = (daemon.clone(), record.clone());
-    let local = tokio::task::spawn_blocking(move || {
+    let begin = move || {
         let mut faults = Vec::new();
         for snapshot in std::iter::once(&task_record.id).chain(&task_record.views) {
             if let Err(e) = task_daemon.images.remove_snapshot(snapshot) {
@@ -175,10 +178,17 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
             faults.push(format!("remove {}: {e}", bundle.display()));
         }
         faults
-    });
-    match local.await {
-        Ok(more) => faults.extend(more),
-        Err(e) => faults.push(e.to_string()),
+    };
+    // One that still works since the last call is waited for, not joined by a second.
+    let known = lock(&container.deleting).take();
+    let mut local = known.unwrap_or_else(|| tokio::task::spawn_blocking(begin));
+    match tokio::time::timeout(DELETING, &mut local).await {
+        Ok(Ok(more)) => faults.extend(more),
+        Ok(Err(e)) => faults.push(e.to_string()),
+        Err(_) => {
+            *lock(&container.deleting) = Some(local);
+            faults.push(format!("its files are still being deleted after {} s", DELETING.as_secs()));
+        }
     }
     faults
 }
@@ -186,8 +196,38 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
 /// Removes a container, by force when it runs. Unknown is fine.
 ///
 /// # Errors
-/// What could not be let go of; a later call tries again.
+/// What could not be let go of: it is tried again without being asked for, and a later call does too.
 pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let removed = try_remove(daemon, id).await;
+    if removed.is_err()
+        && let Ok(container) = daemon.container(id)
+    {
+        doom(daemon, &container);
+    }
+    removed
+}
+
+/// Has a container removed as soon as that can be done.
+pub(super) fn doom(daemon: &Arc<Daemon>, container: &Container) {
+    if !container.record().doomed {
+        container.change_anyway(&daemon.ledger, |r| r.doomed = true);
+    }
+    reaper::again(daemon, &container.id);
+}
+
+/// One attempt at a removal. Why it fails is in the container's status then.
+///
+/// # Errors
+/// What could not be let go of.
+pub(crate) async fn try_remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let removed = let_go(daemon, id).await;
+    if let (Err(error), Ok(container)) = (&removed, daemon.container(id)) {
+        *lock(&container.fault) = error.to_string();
+    }
+    removed
+}
+
+async fn let_go(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Ok(container) = daemon.container(id) else { return Ok(()) };
     let _turn = container.turn.lock().await;
     // What was never made whole has no end that could be told: it is let go of by force.

@@ -15,9 +15,10 @@ pub use create::create;
 pub use exec::{Exec, exec, exec_sync, exit_code};
 pub(crate) use life::set_resources;
 pub(crate) use life::to_cgroup;
+pub(crate) use life::try_remove;
 pub use life::{remove, start, stop, update_resources};
 
-use crate::daemon::{Container, Daemon};
+use crate::daemon::{Container, Daemon, lock};
 use crate::events::emit;
 use crate::ledger::ContainerRecord;
 
@@ -28,14 +29,11 @@ pub fn ended(daemon: &Arc<Daemon>, id: &str, exit: ExitRecord, reason: &str, mes
         return;
     }
     let code = exit.code;
-    let recorded = container.change(&daemon.ledger, |r| {
+    container.change_anyway(&daemon.ledger, |r| {
         r.exit = Some(exit);
         r.reason = reason.to_owned();
         r.message = message.to_owned();
     });
-    if let Err(error) = recorded {
-        tracing::warn!(container = id, %error, "could not record an exit");
-    }
     container.ended.notify_waiters();
     crate::nri::container_ended(daemon, &container);
     emit(daemon, id, &container.sandbox, cri::ContainerEventType::ContainerStoppedEvent);
@@ -64,6 +62,7 @@ pub fn status(container: &Container) -> cri::ContainerStatus {
         Some(e) if e.code == 0 => "Completed".to_owned(),
         Some(_) => "Error".to_owned(),
     };
+    let fault = lock(&container.fault).clone();
     let stop = format!("SIG{}", record.stop_signal.trim_start_matches("SIG"));
     let linux_user = cri::LinuxContainerUser {
         uid: record.user.0.into(),
@@ -81,7 +80,7 @@ pub fn status(container: &Container) -> cri::ContainerStatus {
         image: config.image,
         image_ref: record.image_ref,
         reason,
-        message: record.message,
+        message: if fault.is_empty() { record.message } else { fault },
         labels: config.labels,
         annotations: config.annotations,
         mounts: config.mounts,

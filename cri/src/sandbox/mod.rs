@@ -9,7 +9,7 @@ pub mod users;
 use proto::cri;
 
 pub use run::run;
-pub(crate) use stop::release;
+pub(crate) use stop::{release, try_remove};
 pub use stop::{remove, stop, update_resources};
 
 use crate::cgroups;

@@ -42,6 +42,7 @@ pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: S
         cni_config: None,
         cni_result: None,
         pid_init: None,
+        doomed: false,
     };
     let sandbox = Arc::new(Sandbox::new(record));
     let result = make(daemon, &sandbox).await;
@@ -78,8 +79,9 @@ async fn undo(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, error: Error) -> Err
         let _ = daemon.ledger.remove_sandbox(&sandbox.id);
     } else {
         // Shown as not ready, so that whoever removes old sandboxes tries again to let go of the rest.
-        let _ = sandbox.change(&daemon.ledger, |r| r.stopped = true);
+        sandbox.change_anyway(&daemon.ledger, |r| r.stopped = true);
         daemon.add_sandbox(sandbox.clone());
+        super::stop::doom(daemon, sandbox);
     }
     error
 }

@@ -9,10 +9,10 @@ use gantry_sys::namespaces::unpin;
 use proto::cri;
 
 use super::network;
-use crate::daemon::{Daemon, Sandbox};
+use crate::daemon::{Daemon, Sandbox, lock};
 use crate::error::{Error, Result};
 use crate::events::emit;
-use crate::{cgroups, cni, container, monitors, nri};
+use crate::{cgroups, cni, container, monitors, nri, reaper};
 
 /// Stops all containers and lets go of the network.
 ///
@@ -21,18 +21,21 @@ use crate::{cgroups, cni, container, monitors, nri};
 pub async fn stop(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Ok(sandbox) = daemon.sandbox(id) else { return Ok(()) };
     let _turn = sandbox.turn.lock().await;
-    for container in daemon.containers_of(&sandbox.id) {
-        container::stop(daemon, &container, 0).await?;
-    }
+    // One that does not end holds up neither the others nor the network.
+    let containers = daemon.containers_of(&sandbox.id);
+    let ends = futures::future::join_all(containers.iter().map(|c| container::stop(daemon, c, 0))).await;
+    let mut faults: Vec<String> = ends.into_iter().filter_map(|e| Some(e.err()?.to_string())).collect();
     let was_stopped = sandbox.record().stopped;
     if !was_stopped {
         nri::pod_stopped(daemon, &sandbox).await;
     }
-    let faults = leave_network(daemon, &sandbox).await;
+    faults.extend(leave_network(daemon, &sandbox).await);
     if !faults.is_empty() {
         return Err(Error::Failed(format!("stop sandbox {}: {}", sandbox.id, faults.join("; "))));
     }
-    sandbox.change(&daemon.ledger, |r| r.stopped = true)?;
+    if !was_stopped {
+        sandbox.change_anyway(&daemon.ledger, |r| r.stopped = true);
+    }
     if !was_stopped {
         emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerStoppedEvent);
         tracing::info!(sandbox = %sandbox.id, "sandbox stopped");
@@ -53,8 +56,8 @@ async fn leave_network(daemon: &Daemon, sandbox: &Sandbox) -> Vec<String> {
     if faults.is_empty() {
         if let Err(e) = unpin(&netns) {
             faults.push(format!("unpin {}: {e}", netns.display()));
-        } else if let Err(e) = sandbox.change(&daemon.ledger, |r| r.cni_config = None) {
-            faults.push(e.to_string());
+        } else if record.cni_config.is_some() {
+            sandbox.change_anyway(&daemon.ledger, |r| r.cni_config = None);
         }
     }
     faults
@@ -161,14 +164,48 @@ pub async fn update_resources(
 /// Stops, then removes the sandbox with all its containers. Unknown is fine.
 ///
 /// # Errors
-/// What could not be let go of; a later call tries again.
+/// What could not be let go of: it is tried again without being asked for, and a later call does too.
 pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let removed = try_remove(daemon, id).await;
+    if removed.is_err()
+        && let Ok(sandbox) = daemon.sandbox(id)
+    {
+        doom(daemon, &sandbox);
+    }
+    removed
+}
+
+/// Has a sandbox removed as soon as that can be done.
+pub(crate) fn doom(daemon: &Arc<Daemon>, sandbox: &Sandbox) {
+    if !sandbox.record().doomed {
+        sandbox.change_anyway(&daemon.ledger, |r| r.doomed = true);
+    }
+    reaper::again(daemon, &sandbox.id);
+}
+
+/// One attempt at a removal. Why it fails is in what the sandbox' status says verbosely.
+///
+/// # Errors
+/// What could not be let go of.
+pub(crate) async fn try_remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let removed = let_go(daemon, id).await;
+    if let (Err(error), Ok(sandbox)) = (&removed, daemon.sandbox(id)) {
+        *lock(&sandbox.fault) = error.to_string();
+    }
+    removed
+}
+
+async fn let_go(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Ok(sandbox) = daemon.sandbox(id) else { return Ok(()) };
     stop(daemon, &sandbox.id).await?;
     // One may come in until the pod's turn is ours; a stopped pod gets no more.
     let _turn = loop {
-        for container in daemon.containers_of(&sandbox.id) {
-            container::remove(daemon, &container.id).await?;
+        let containers = daemon.containers_of(&sandbox.id);
+        let removals = containers.iter().map(|c| container::try_remove(daemon, &c.id));
+        let removals = futures::future::join_all(removals).await;
+        let faults: Vec<String> = removals.into_iter().filter_map(|r| Some(r.err()?.to_string())).collect();
+        if !faults.is_empty() {
+            return Err(Error::Failed(format!("remove sandbox {}: {}", sandbox.id, faults.join("; "))));
         }
         let turn = sandbox.turn.lock().await;
         if daemon.containers_of(&sandbox.id).is_empty() {

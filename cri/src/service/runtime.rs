@@ -174,7 +174,8 @@ impl RuntimeService for Service {
         let mut info = HashMap::new();
         if r.verbose {
             let record = found.record();
-            let more = serde_json::json!({"cniResult": record.cni_result, "pidInit": record.pid_init,
+            let fault = crate::daemon::lock(&found.fault).clone();
+            let more = serde_json::json!({"cniResult": record.cni_result, "fault": fault, "pidInit": record.pid_init,
                 "dir": self.daemon.sandbox_dir(&found.id), "monitor": self.daemon.monitor(&found.id).socket()});
             info.insert("info".to_owned(), more.to_string());
         }
@@ -246,7 +247,8 @@ impl RuntimeService for Service {
             let pid = std::fs::read_to_string(bundle.join("pid")).ok().and_then(|p| p.trim().parse::<i32>().ok());
             let spec = std::fs::read(bundle.join("config.json")).ok();
             let spec: serde_json::Value = spec.and_then(|s| serde_json::from_slice(&s).ok()).unwrap_or_default();
-            let more = serde_json::json!({"sandboxID": found.sandbox, "pid": pid, "runtimeSpec": spec});
+            let more = serde_json::json!({"sandboxID": found.sandbox, "pid": pid, "runtimeSpec": spec,
+                "fault": *crate::daemon::lock(&found.fault)});
             info.insert("info".to_owned(), more.to_string());
         }
         Ok(Response::new(cri::ContainerStatusResponse { status: Some(container::status(&found)), info }))
