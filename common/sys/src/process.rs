@@ -259,6 +259,40 @@ pub(crate) fn prctl(option: i32, value: u64) -> io::Result<()> {
     check(i64::from(done))
 }
 
+/// Sets the memory policy of the calling (only) thread, which programs that it starts inherit: `mode` is `MPOL_*` with its flags,
+/// about these memory nodes.
+///
+/// # Errors
+/// The kernel has no such mode, or the machine no such node.
+pub fn set_memory_policy(mode: i32, nodes: &[u32]) -> io::Result<()> {
+    let Some(most) = nodes.iter().max() else {
+        // SAFETY: without a mask the kernel reads nothing.
+        return check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, std::ptr::null::<u64>(), 0) });
+    };
+    let mut mask = vec![0_u64; *most as usize / 64 + 1];
+    for node in nodes {
+        mask[*node as usize / 64] |= 1 << (node % 64);
+    }
+    // The kernel leaves out the last bit that it is told of.
+    let bits = mask.len() * 64 + 1;
+    // SAFETY: the mask has one word for each 64 bits told, and lives across the call.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), bits) })
+}
+
+/// Lets the calling (only) thread run on these processors only, and programs that it starts.
+///
+/// # Errors
+/// The machine has none of them.
+pub fn set_affinity(processors: &[u32]) -> io::Result<()> {
+    let most = processors.iter().max().copied().unwrap_or_default();
+    let mut mask = vec![0_u64; most as usize / 64 + 1];
+    for processor in processors {
+        mask[*processor as usize / 64] |= 1 << (processor % 64);
+    }
+    // SAFETY: pointer and length describe the mask, which lives across the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&mask[..]), mask.as_ptr()) })
+}
+
 /// A mask of the calling process as /proc/self/status shows it, by its word there (`CapBnd:`).
 pub(crate) fn status_mask(word: &str) -> Option<u64> {
     let mut buffer = [0; 4096];

@@ -22,7 +22,7 @@ use crate::error::{Context, Error, Result};
 use crate::fail;
 use crate::hooks;
 use crate::plan::{capabilities, namespaces::Namespaces, process as names};
-use crate::spec::{Process, Spec};
+use crate::spec::{MemoryPolicy, Process, Spec};
 
 /// Everything the new process needs, decided before it was made.
 pub(crate) struct Job<'a> {
@@ -30,6 +30,8 @@ pub(crate) struct Job<'a> {
     /// The ways into its cgroups, where it has any.
     pub(crate) entry: Option<Entry>,
     pub(crate) process: &'a Process,
+    /// Where its memory comes from.
+    pub(crate) memory: Option<&'a MemoryPolicy>,
     pub(crate) caps: capabilities::Plan,
     pub(crate) filter: Option<Filter>,
     pub(crate) console: Option<UnixStream>,
@@ -191,6 +193,8 @@ pub(crate) fn become_process(mut job: Job<'_>, container: OwnedFd, flags: i32) -
         job.channel.wait_go()?;
         hide()?;
         enter_cgroups(job)?;
+        let last = job.process.exec_cpu_affinity.as_ref().map_or("", |affinity| &affinity.last);
+        set_affinity(last).context(|| "process.execCPUAffinity.final".to_owned())?;
         rustix::process::setsid().context(|| "start a session".to_owned())?;
         let proc = Procfs::open()?;
         nix::sched::setns(&container, nix::sched::CloneFlags::from_bits_retain(flags))
@@ -218,7 +222,25 @@ pub(crate) fn become_process(mut job: Job<'_>, container: OwnedFd, flags: i32) -
     sys::exit_now(255)
 }
 
+/// Sets the processors to run on, where a list says which.
+pub(crate) fn set_affinity(list: &str) -> io::Result<()> {
+    match names::numbers_of(list) {
+        Some(processors) if !processors.is_empty() => sys::set_affinity(&processors),
+        _ => Ok(()),
+    }
+}
+
+fn set_memory_policy(policy: &MemoryPolicy) -> Result<()> {
+    let (mode, _) = names::memory_mode_of(&policy.mode)?;
+    let nodes = names::numbers_of(&policy.nodes).unwrap_or_default();
+    let mode = mode | names::memory_flags_of(&policy.flags)?;
+    sys::set_memory_policy(mode, &nodes).context(|| format!("linux.memoryPolicy: set {} {}", policy.mode, policy.nodes))
+}
+
 fn prepare(job: &Job<'_>, proc: &Procfs) -> Result<()> {
+    if let Some(policy) = job.memory {
+        set_memory_policy(policy)?;
+    }
     for warning in identity::before_ids(job.process)? {
         let _ = job.channel.send(&Message::Warning(warning));
     }

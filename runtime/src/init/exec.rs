@@ -54,6 +54,9 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
     let (ours, theirs) = Channel::pair()?;
     let into = entry.as_ref().and_then(gantry_cgroup::Entry::unified);
     super::launch::hide()?;
+    // Before there is a process in the container's cgroup: what this one may run on, its copy may.
+    let initial = ask.process.exec_cpu_affinity.as_ref().map_or("", |affinity| &affinity.initial);
+    child::set_affinity(initial).context(|| "process.execCPUAffinity.initial".to_owned())?;
     let (pid, pidfd) = match clone3(0, into).context(|| "clone a process".to_owned())? {
         Cloned::Child => {
             drop(ours);
@@ -61,6 +64,7 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
                 channel: theirs,
                 entry,
                 process: ask.process,
+                memory: linux.memory_policy.as_ref(),
                 caps,
                 filter,
                 console: ask.console,

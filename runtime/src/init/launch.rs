@@ -12,6 +12,7 @@ use gantry_sys::process::{Cloned, clone3, clone3_within, pidfd_send_signal, wait
 
 use super::channel::{Channel, Message};
 use super::child::{self, Job};
+use super::devices;
 use super::identity::{self, Filter};
 use super::procfs::Procfs;
 use super::terminal;
@@ -173,6 +174,7 @@ fn start_child(
                 channel: theirs,
                 entry,
                 process,
+                memory: linux.memory_policy.as_ref(),
                 caps,
                 filter,
                 console: console.take(),
@@ -210,6 +212,11 @@ fn start_child(
         }
         say_go(&ours)?;
         hear(&ours, linux.seccomp.as_ref(), container)?;
+        if !linux.net_devices.is_empty() {
+            let network = format!("/proc/{pid}/ns/net");
+            let network = File::open(&network).context(|| format!("open {network}"))?;
+            devices::move_in(&linux.net_devices, &network)?;
+        }
         if let Some(h) = &spec.hooks {
             let state = container.public(Status::Creating);
             hooks::run("prestart", &h.prestart, &state)?;

@@ -1,10 +1,12 @@
 //! The container's first process, from both sides.
 //!
 //! `launch` is the runtime's side: it makes the cgroup, clones, places the child and hears how it goes. `child` is what
-//! runs in the new process; `rootfs` and `identity` are its two large parts; `channel` is how both talk.
+//! runs in the new process; `rootfs` and `identity` are its two large parts; `channel` is how both talk;
+//! `devices` moves network devices in.
 
 mod channel;
 mod child;
+mod devices;
 mod exec;
 mod identity;
 mod launch;

@@ -18,6 +18,33 @@ pub(crate) enum What {
     New(String),
 }
 
+/// Words that change no mount: what they ask for is so anyway, or belongs to a file system as a whole.
+const WITHOUT_EFFECT: [&str; 12] = [
+    "async",
+    "dirsync",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "remount",
+    "silent",
+    "sync",
+];
+
+/// All words that options may be, beside those of the file systems.
+pub(crate) fn words() -> Vec<String> {
+    let plain = ATTRIBUTES.iter().map(|(word, ..)| (*word).to_owned());
+    let recursive = ATTRIBUTES.iter().filter(|(word, ..)| *word != "defaults").map(|(word, ..)| format!("r{word}"));
+    let spread = ["shared", "slave", "private", "unbindable"].map(|word| [word.to_owned(), format!("r{word}")]);
+    let others = ["bind", "rbind", "tmpcopyup", "idmap", "ridmap"].into_iter().chain(WITHOUT_EFFECT).map(str::to_owned);
+    let mut words: Vec<String> = plain.chain(recursive).chain(spread.into_iter().flatten()).chain(others).collect();
+    words.sort();
+    words
+}
+
 /// A mount in the terms of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -107,14 +134,18 @@ pub(crate) fn plan(mount: &Mount) -> Plan {
                 "tmpcopyup" => plan.copy_up = true,
                 "idmap" => plan.idmap = Some(false),
                 "ridmap" => plan.idmap = Some(true),
-                "sync" | "async" | "dirsync" | "mand" | "nomand" | "silent" | "loud" | "remount" | "iversion"
-                | "noiversion" | "lazytime" | "nolazytime" => {}
+                word if WITHOUT_EFFECT.contains(&word) => {}
                 other => plan.data.push(match other.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                     None => (other.to_owned(), None),
                 }),
             }
         }
+    }
+    if let What::New(_) = plan.what {
+        // The kernel knows these of every file system, as options of it.
+        let general = mount.options.iter().filter(|o| matches!(o.as_str(), "sync" | "dirsync" | "lazytime"));
+        plan.data.extend(general.map(|o| (o.clone(), None)));
     }
     if plan.idmap.is_none() && !mount.uid_mappings.is_empty() {
         plan.idmap = Some(false);
@@ -158,6 +189,13 @@ mod tests {
         assert_eq!(p.propagation, [libc::MS_PRIVATE | libc::MS_REC]);
         assert_eq!(planned("", &["bind"]).what, What::Bind { recursive: false });
         assert_eq!(planned("cgroup2", &["ro"]).what, What::Cgroup);
+    }
+
+    #[test]
+    fn all_words_are_known() {
+        for word in words() {
+            assert_eq!(planned("bind", &[&word]).data, [], "{word}");
+        }
     }
 
     #[test]

@@ -69,6 +69,58 @@ pub(crate) fn scheduler_flags(names: &[String]) -> Result<u64> {
     names.iter().map(bit).try_fold(0, |all, b| Ok(all | b?))
 }
 
+/// The numbers in a list like `0-3,7`; nothing for what is no such list, or names more than the kernel can.
+pub(crate) fn numbers_of(list: &str) -> Option<Vec<u32>> {
+    const MOST: u32 = 8192;
+    let mut numbers = Vec::new();
+    for part in list.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |n: &str| n.parse::<u32>().ok().filter(|v| *v < MOST && n.bytes().all(|b| b.is_ascii_digit()));
+        let (first, last) = number(first).zip(number(last)).filter(|(first, last)| first <= last)?;
+        numbers.extend(first..=last);
+    }
+    Some(numbers)
+}
+
+/// The number of a memory policy's mode, and whether it is about nodes.
+///
+/// # Errors
+/// The name is unknown.
+pub(crate) fn memory_mode_of(name: &str) -> Result<(i32, bool)> {
+    MEMORY_MODES
+        .iter()
+        .find(|(mode, ..)| *mode == name)
+        .map(|(_, number, nodes)| (*number, *nodes))
+        .ok_or_else(|| Error::new(format!("linux.memoryPolicy.mode: unknown mode {name:?}")))
+}
+
+/// Modes of a memory policy: name, number, whether they are about nodes.
+pub(crate) const MEMORY_MODES: [(&str, i32, bool); 7] = [
+    ("MPOL_DEFAULT", 0, false),
+    ("MPOL_PREFERRED", 1, true),
+    ("MPOL_BIND", 2, true),
+    ("MPOL_INTERLEAVE", 3, true),
+    ("MPOL_LOCAL", 4, false),
+    ("MPOL_PREFERRED_MANY", 5, true),
+    ("MPOL_WEIGHTED_INTERLEAVE", 6, true),
+];
+
+/// Flags of a memory policy.
+pub(crate) const MEMORY_FLAGS: [(&str, i32); 3] =
+    [("MPOL_F_NUMA_BALANCING", 1 << 13), ("MPOL_F_RELATIVE_NODES", 1 << 14), ("MPOL_F_STATIC_NODES", 1 << 15)];
+
+/// The bits of a memory policy's flags.
+///
+/// # Errors
+/// A name is unknown.
+pub(crate) fn memory_flags_of(names: &[String]) -> Result<i32> {
+    let bit = |name: &String| {
+        let known = MEMORY_FLAGS.iter().find(|(flag, _)| flag == name);
+        known.map(|(_, bit)| *bit).ok_or_else(|| Error::new(format!("linux.memoryPolicy.flags: unknown flag {name:?}")))
+    };
+    names.iter().map(bit).try_fold(0, |all, b| Ok(all | b?))
+}
+
 /// The number of an I/O priority class.
 ///
 /// # Errors

@@ -37,7 +37,38 @@ pub struct Linux {
     pub time_offsets: BTreeMap<String, TimeOffset>,
     /// Execution domain.
     pub personality: Option<Personality>,
+    /// Where its memory comes from on machines with several memory nodes.
+    pub memory_policy: Option<MemoryPolicy>,
+    /// Network devices of the host to move into its network namespace, by their name there.
+    pub net_devices: BTreeMap<String, NetDevice>,
+    /// Shares of processor caches and memory bandwidth (resctrl).
+    pub intel_rdt: Option<IntelRdt>,
 }
+
+/// Where memory comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_BIND` and so on.
+    pub mode: String,
+    /// Nodes, as `0-1,3`.
+    #[serde(default)]
+    pub nodes: String,
+    /// `MPOL_F_*`.
+    #[serde(default)]
+    pub flags: Vec<String>,
+}
+
+/// A network device to move.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct NetDevice {
+    /// Its name in the container; as on the host without one.
+    #[serde(default)]
+    pub name: String,
+}
+
+/// Shares of processor caches and memory bandwidth, which this runtime does not set: what is in it does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct IntelRdt {}
 
 /// A range of ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Result};
 
 /// The specification version that this runtime writes and reports.
-pub const VERSION: &str = "1.2.1";
+pub const VERSION: &str = "1.3.0";
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -42,6 +42,20 @@ pub struct Process {
     pub selinux_label: Option<String>,
     /// I/O priority.
     pub io_priority: Option<IoPriority>,
+    /// Processors of a program that `exec` starts.
+    #[serde(rename = "execCPUAffinity")]
+    pub exec_cpu_affinity: Option<CpuAffinity>,
+}
+
+/// Processors of a program that `exec` starts, as `0-3,7`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct CpuAffinity {
+    /// Until it is in the container's cgroup.
+    #[serde(default)]
+    pub initial: String,
+    /// From then on.
+    #[serde(default, rename = "final")]
+    pub last: String,
 }
 
 /// Rows and columns.

@@ -7,7 +7,8 @@ use crate::error::Result;
 use crate::fail;
 use crate::plan::mounts::propagation_of;
 use crate::plan::namespaces::kind_of;
-use crate::spec::{Device, IdMapping, Linux, Spec};
+use crate::plan::process::{memory_flags_of, memory_mode_of, numbers_of};
+use crate::spec::{Device, IdMapping, Linux, MemoryPolicy, Spec};
 
 /// Checks everything about Linux.
 ///
@@ -43,6 +44,13 @@ pub(super) fn linux(spec: &Spec) -> Result<()> {
     if let Some(p) = linux.personality.as_ref().filter(|p| !matches!(p.domain.as_str(), "LINUX" | "LINUX32")) {
         fail!("linux.personality.domain: unknown domain {:?}", p.domain);
     }
+    if let Some(policy) = &linux.memory_policy {
+        memory_policy(policy)?;
+    }
+    net_devices(&linux)?;
+    if linux.intel_rdt.is_some() {
+        fail!("linux.intelRdt: Intel RDT (shares of caches and memory bandwidth) is not supported");
+    }
     if let Some(r) = &linux.resources {
         resources::resources("linux.resources", r)?;
     }
@@ -50,6 +58,49 @@ pub(super) fn linux(spec: &Spec) -> Result<()> {
         Some(s) => seccomp::seccomp(s),
         None => Ok(()),
     }
+}
+
+fn memory_policy(policy: &MemoryPolicy) -> Result<()> {
+    let field = "linux.memoryPolicy";
+    let (_, about_nodes) = memory_mode_of(&policy.mode)?;
+    memory_flags_of(&policy.flags)?;
+    let Some(nodes) = numbers_of(&policy.nodes) else {
+        fail!("{field}.nodes: {:?} is no list like 0-3,7", policy.nodes)
+    };
+    match (about_nodes, nodes.is_empty()) {
+        // Preferring no node means the nearest one.
+        (true, true) if policy.mode != "MPOL_PREFERRED" => fail!("{field}.nodes: {} needs nodes", policy.mode),
+        (false, false) => fail!("{field}.nodes: {} has no nodes", policy.mode),
+        _ => Ok(()),
+    }
+}
+
+/// Devices to move: names that the kernel takes, no two with one name in the container.
+fn net_devices(linux: &Linux) -> Result<()> {
+    if linux.net_devices.is_empty() {
+        return Ok(());
+    }
+    if !linux.namespaces.iter().any(|n| n.kind == "network") {
+        fail!("linux.netDevices: needs a network namespace");
+    }
+    let good = |name: &str| {
+        let plain = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
+        (1..16).contains(&name.len()) && name != "." && name != ".." && name.chars().all(plain)
+    };
+    let mut seen = BTreeSet::new();
+    for (name, device) in &linux.net_devices {
+        let inside = if device.name.is_empty() { name } else { &device.name };
+        if !good(name) {
+            fail!("linux.netDevices: {name:?} is no name of a network device");
+        }
+        if !good(inside) || inside == "lo" {
+            fail!("linux.netDevices.{name}.name: {inside:?} is no name of a network device");
+        }
+        if !seen.insert(inside) {
+            fail!("linux.netDevices.{name}.name: {inside} is there twice");
+        }
+    }
+    Ok(())
 }
 
 fn namespaces(spec: &Spec, linux: &Linux) -> Result<()> {

@@ -63,7 +63,7 @@ fn version(text: &str) -> Result<()> {
     let numbers = text.split(['-', '+']).next().unwrap_or_default();
     let parts: Vec<&str> = numbers.split('.').collect();
     if parts.len() != 3 || parts.iter().any(|p| p.parse::<u32>().is_err()) {
-        fail!("ociVersion: {text:?} is no version like 1.2.1");
+        fail!("ociVersion: {text:?} is no version like 1.3.0");
     }
     if parts[0] != "1" {
         fail!("ociVersion: {text:?} is not supported, want 1.x");

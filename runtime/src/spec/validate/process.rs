@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{absolute, environment, plain_text};
 use crate::error::{Error, Result};
 use crate::fail;
-use crate::plan::process::{io_class_of, rlimit_of, scheduler_flags, scheduler_of};
+use crate::plan::process::{io_class_of, numbers_of, rlimit_of, scheduler_flags, scheduler_of};
 use crate::spec::{Process, Scheduler, User};
 
 /// Checks a program's configuration, which stands at `field`.
@@ -42,6 +42,13 @@ pub(crate) fn process(field: &str, p: &Process) -> Result<()> {
     }
     if let Some(s) = &p.scheduler {
         scheduler(&format!("{field}.scheduler"), s)?;
+    }
+    if let Some(affinity) = &p.exec_cpu_affinity {
+        for (name, list) in [("initial", &affinity.initial), ("final", &affinity.last)] {
+            if numbers_of(list).is_none() {
+                fail!("{field}.execCPUAffinity.{name}: {list:?} is no list like 0-3,7");
+            }
+        }
     }
     if let Some(io) = &p.io_priority {
         io_class_of(&io.class)?;
