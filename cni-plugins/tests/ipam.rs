@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use cni_plugins::dispatch;
 use cni_plugins::plugins;
@@ -54,6 +57,85 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..OWNERS, 0..3usize).prop_map(|(o, n)| Op::Crash(o, n)),
         1 => Just(Op::Gc),
     ]
+}
+
+/// Calls the real program and kills it after a while, or lets it finish.
+fn call_and_kill(program: &Path, data: &Path, verb: &str, owner: usize, after: Option<Duration>) -> Option<Value> {
+    let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "host-local",
+        "ipam": {"type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.1.0.0/26"}], [{"subnet": "fd00::/64"}]]}});
+    let mut child = std::process::Command::new(program)
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", format!("c{owner}"))
+        .env("CNI_NETNS", "/x")
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", "/x")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
+    if let Some(after) = after {
+        std::thread::sleep(after);
+        let _ = child.kill();
+    }
+    let out = child.wait_with_output().unwrap();
+    // What was not told to the end did not happen for the runtime: it calls DEL.
+    out.status.success().then(|| serde_json::from_slice(&out.stdout).unwrap_or(Value::Null))
+}
+
+fn addresses(result: &Value) -> Vec<String> {
+    let ips = result["ips"].as_array().unwrap().iter();
+    ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn killed_programs_neither_share_nor_lose_addresses() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, program) = (folder.path().join("data"), folder.path().join("host-local"));
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_gantry-cni"), &program).unwrap();
+    let mut live: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for round in 0..150usize {
+        let owner = round % 12;
+        // Spread over the time that a call takes; the machine does the rest.
+        let after = Duration::from_micros((round as u64 * 397) % 4000);
+        let verb = if live.contains_key(&owner) { "DEL" } else { "ADD" };
+        let done = call_and_kill(&program, &data, verb, owner, Some(after));
+        match (verb, done) {
+            ("ADD", Some(result)) => drop(live.insert(owner, addresses(&result))),
+            ("DEL", Some(_)) => drop(live.remove(&owner)),
+            // Killed: the runtime tries DEL until it succeeds.
+            _ => {
+                assert!(call_and_kill(&program, &data, "DEL", owner, None).is_some());
+                live.remove(&owner);
+            }
+        }
+        let all: Vec<&String> = live.values().flatten().collect();
+        let different: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len(), "an address twice: {live:?}");
+        let mut there = files(&data);
+        there.sort();
+        let mut wanted: Vec<String> = all.into_iter().cloned().collect();
+        wanted.sort();
+        assert_eq!(there, wanted, "after {verb} of {owner}");
+    }
+}
+
+#[test]
+fn an_owners_file_that_a_crash_of_the_machine_emptied_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    call(data, Command::Add, 1, json!({})).unwrap();
+    fs::write(data.join("net/.owners/c1.eth0"), "").unwrap();
+    call(data, Command::Del, 1, json!({})).unwrap();
+    assert_eq!(files(data), Vec::<String>::new());
+    // An address whose owner is not known any more is free.
+    call(data, Command::Add, 2, json!({})).unwrap();
+    for name in files(data) {
+        fs::write(data.join("net").join(name), "").unwrap();
+    }
+    call(data, Command::Gc, 0, json!({"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]}))
+        .unwrap();
+    assert_eq!(files(data), Vec::<String>::new());
 }
 
 proptest! {

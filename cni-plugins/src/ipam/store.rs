@@ -97,7 +97,8 @@ impl Store {
     /// The file system's.
     pub fn of_owner(&self, owner: &Owner, thorough: bool) -> io::Result<Vec<IpAddr>> {
         match fs::read_to_string(self.owner_file(owner)) {
-            Ok(content) => {
+            // A crash of the machine may have emptied it; then it tells nothing.
+            Ok(content) if !content.trim().is_empty() => {
                 let mut found = Vec::new();
                 for ip in content.lines().filter_map(|l| l.parse().ok()) {
                     if fs::read_to_string(self.file(ip)).is_ok_and(|c| owner.wrote(&c)) {
@@ -106,12 +107,12 @@ impl Store {
                 }
                 Ok(found)
             }
-            Err(e) if e.kind() == ErrorKind::NotFound && thorough => {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ if thorough => {
                 let all = self.all()?.into_iter();
                 Ok(all.filter(|(_, content)| owner.wrote(content)).map(|(ip, _)| ip).collect())
             }
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(e) => Err(e),
+            _ => Ok(Vec::new()),
         }
     }
 
