@@ -23,6 +23,7 @@ mod resources;
 mod run;
 mod serve;
 mod shared;
+mod shutdown;
 mod sources;
 mod stats;
 mod status;

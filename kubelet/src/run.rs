@@ -27,6 +27,7 @@ use crate::resources::cgroups::{Cgroups, Driver};
 use crate::resources::managers;
 use crate::serve::Served;
 use crate::shared::Shared;
+use crate::shutdown::{self, Shutdown};
 use crate::sources::{Source, api, static_pods};
 use crate::status::manager::Statuses;
 use crate::sync::admission::Admission;
@@ -132,6 +133,7 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
     };
     let shared = Shared {
         managers: managers::managers(&config, &flags.root_dir),
+        shutdown: Shutdown::default(),
         kills: Kills::default(),
         pressure: Pressure::default(),
         events: Recorder::start(client.clone(), &node_name),
@@ -248,6 +250,7 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     if let Err(e) = shared.managers.serve(lister, stop.clone()).await {
         tracing::error!(error = %e, "no device plugins and no pod resources: a socket cannot be had");
     }
+    tokio::spawn(shutdown::run(shared.clone(), pods.clone()));
     tokio::spawn(managers::keep_cpus(shared.clone()));
     let images = Arc::new(gc::Images::new());
     tokio::spawn(gc::run(shared.clone(), pods.clone(), images.clone()));

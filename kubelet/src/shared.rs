@@ -13,6 +13,7 @@ use crate::events::Recorder;
 use crate::eviction::{Kills, Pressure};
 use crate::pod::NodeFacts;
 use crate::resources::cgroups::Cgroups;
+use crate::shutdown::Shutdown;
 use crate::status::manager::Statuses;
 
 /// Handles and facts; made once at the start.
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) kills: Kills,
     /// What the node is short of.
     pub(crate) pressure: Pressure,
+    /// Whether the machine is going down.
+    pub(crate) shutdown: Shutdown,
     /// Who gets which devices, CPUs and memory.
     pub(crate) managers: Managers,
     /// Pulls at work.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write as _;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -181,5 +181,62 @@ impl Connection {
                 return Ok(message);
             }
         }
+    }
+
+    /// Asks a bus daemon for a name that others call this end by.
+    ///
+    /// # Errors
+    /// It refuses, or the name is taken.
+    pub fn own(&mut self, name: &str) -> Result<()> {
+        let mut body = Encoder::default();
+        body.text(name);
+        // 4: fail at once if somebody else has it.
+        body.u32(4);
+        let (daemon, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+        let call = Call { destination: daemon, path, interface: daemon, member: "RequestName", signature: "su" };
+        match self.call(&call, &body)?.number(0) {
+            Some(1 | 4) => Ok(()),
+            _ => Err(Error::Connection(format!("the name {name} is taken"))),
+        }
+    }
+
+    /// The next call of this end's methods; signals that come meanwhile are kept.
+    ///
+    /// # Errors
+    /// [`Error::Late`] when none comes within `limit`.
+    pub fn called(&mut self, limit: Duration) -> Result<Message> {
+        let end = Instant::now() + limit;
+        loop {
+            let message = self.next(end)?;
+            match message.kind {
+                Kind::Call => return Ok(message),
+                Kind::Signal => self.keep(message),
+                _ => {}
+            }
+        }
+    }
+
+    /// Answers a call.
+    ///
+    /// # Errors
+    /// The other end is gone.
+    pub fn answer(&mut self, call: &Message, signature: &str, body: &Encoder, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        self.serial += 1;
+        let names = Call { destination: &call.sender, path: "", interface: "", member: "", signature };
+        let count = u32::try_from(fds.len()).unwrap_or(u32::MAX);
+        let bytes = names.answer(self.serial, call.serial, count, body);
+        let sent = gantry_sys::fd::send_with_fds(self.stream.as_fd(), &bytes, fds);
+        sent.map_err(|e| Error::Connection(format!("answer {}: {e}", call.member)))
+    }
+
+    /// Sends a signal to whoever wants it.
+    ///
+    /// # Errors
+    /// The other end is gone.
+    pub fn emit(&mut self, names: &Call<'_>, body: &Encoder) -> Result<()> {
+        self.serial += 1;
+        let bytes = names.signal(self.serial, body);
+        let sent = self.stream.write_all(&bytes);
+        sent.map_err(|e| Error::Connection(format!("send {}: {e}", names.member)))
     }
 }

@@ -123,6 +123,11 @@ impl Encoder {
         });
     }
 
+    /// A large number as a variant.
+    pub fn number_variant(&mut self, value: u64) {
+        self.variant(&Value::U64(value));
+    }
+
     /// An array of structures without any.
     pub fn no_structures(&mut self) {
         self.array(8, |_| ());
@@ -147,43 +152,67 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// The whole message.
     pub fn message(&self, serial: u32, body: &Encoder) -> Vec<u8> {
-        let mut e = Encoder::default();
-        e.bytes.extend([b'l', 1, 0, 1]);
-        e.u32(body.bytes.len() as u32);
-        e.u32(serial);
-        e.array(8, |e| {
-            for (code, kind, text) in [
-                (1, "o", self.path),
-                (2, "s", self.interface),
-                (3, "s", self.member),
-                (6, "s", self.destination),
-                (8, "g", self.signature),
-            ] {
-                if text.is_empty() {
-                    continue;
-                }
+        message(1, serial, None, self, 0, body)
+    }
+
+    /// A signal with these names, for everyone.
+    pub fn signal(&self, serial: u32, body: &Encoder) -> Vec<u8> {
+        message(4, serial, None, self, 0, body)
+    }
+
+    /// The answer to a call, with this many descriptors beside it; only the destination and the signature count.
+    pub fn answer(&self, serial: u32, to: u32, fds: u32, body: &Encoder) -> Vec<u8> {
+        message(2, serial, Some(to), self, fds, body)
+    }
+}
+
+fn message(kind: u8, serial: u32, reply_to: Option<u32>, names: &Call<'_>, fds: u32, body: &Encoder) -> Vec<u8> {
+    let mut e = Encoder::default();
+    e.bytes.extend([b'l', kind, 0, 1]);
+    e.u32(body.bytes.len() as u32);
+    e.u32(serial);
+    e.array(8, |e| {
+        for (code, kind, text) in [
+            (1, "o", names.path),
+            (2, "s", names.interface),
+            (3, "s", names.member),
+            (6, "s", names.destination),
+            (8, "g", names.signature),
+        ] {
+            if text.is_empty() {
+                continue;
+            }
+            e.align(8);
+            e.bytes.push(code);
+            e.signature(kind);
+            if kind == "g" { e.signature(text) } else { e.text(text) }
+        }
+        for (code, number) in [(5, reply_to), (9, Some(fds).filter(|n| *n > 0))] {
+            if let Some(number) = number {
                 e.align(8);
                 e.bytes.push(code);
-                e.signature(kind);
-                if kind == "g" { e.signature(text) } else { e.text(text) }
+                e.signature("u");
+                e.u32(number);
             }
-        });
-        e.align(8);
-        e.bytes.extend(&body.bytes);
-        e.bytes
-    }
+        }
+    });
+    e.align(8);
+    e.bytes.extend(&body.bytes);
+    e.bytes
 }
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A call.
+    Call,
     /// The answer to a call.
     Return,
     /// The error that answers a call.
     Error,
     /// A signal.
     Signal,
-    /// A call, or what later versions may bring.
+    /// What later versions may bring.
     Other,
 }
 
@@ -194,7 +223,13 @@ pub struct Message {
     pub kind: Kind,
     /// The call that it answers.
     pub reply_to: u32,
-    /// The name of the signal.
+    /// Its own number, which an answer names.
+    pub serial: u32,
+    /// Who sent it, as the bus knows it.
+    pub sender: String,
+    /// The interface of the call or signal.
+    pub interface: String,
+    /// The name of the call or signal.
     pub member: String,
     /// The name of the error.
     pub error: String,
@@ -241,8 +276,10 @@ impl Message {
     /// # Errors
     /// It is cut off or makes no sense.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let mut d = Decoder { bytes, at: 12 };
+        let mut d = Decoder { bytes, at: 8 };
+        let serial = d.u32()?;
         let kind = match bytes.get(1) {
+            Some(1) => Kind::Call,
             Some(2) => Kind::Return,
             Some(3) => Kind::Error,
             Some(4) => Kind::Signal,
@@ -251,6 +288,9 @@ impl Message {
         let mut message = Self {
             kind,
             reply_to: 0,
+            serial,
+            sender: String::new(),
+            interface: String::new(),
             member: String::new(),
             error: String::new(),
             fd_count: 0,
@@ -266,7 +306,9 @@ impl Message {
             match (code, of.as_str()) {
                 (5, "u") => message.reply_to = d.u32()?,
                 (9, "u") => message.fd_count = d.u32()?,
+                (2, "s") => message.interface = d.text()?,
                 (3, "s") => message.member = d.text()?,
+                (7, "s") => message.sender = d.text()?,
                 (4, "s") => message.error = d.text()?,
                 (8, "g") => signature = d.signature()?,
                 (_, "s" | "o") => drop(d.text()?),

@@ -29,6 +29,11 @@ impl Pressure {
         before.symmetric_difference(conditions).map(|c| (*c, conditions.contains(c))).collect()
     }
 
+    /// Has whoever listens look again: something else about the node has changed.
+    pub(crate) fn touch(&self) {
+        self.0.send_modify(|_| ());
+    }
+
     /// The conditions.
     pub(crate) fn get(&self) -> BTreeSet<Condition> {
         self.0.borrow().clone()

@@ -165,6 +165,9 @@ async fn images(shared: &Shared) -> Vec<ContainerImage> {
 async fn conditions(shared: &Shared, health: &Health, before: Option<&NodeStatus>) -> Vec<NodeCondition> {
     let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
     let mut problems = Vec::new();
+    if shared.shutdown.active() {
+        problems.push("node is shutting down".to_owned());
+    }
     if let Err(e) = health.check() {
         problems.push(e);
     }

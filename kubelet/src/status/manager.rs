@@ -32,12 +32,14 @@ pub(crate) struct Statuses {
     client: Option<kube::Client>,
     entries: Mutex<HashMap<String, Entry>>,
     changed: Notify,
+    /// Rings when statuses have arrived.
+    arrived: Notify,
 }
 
 impl Statuses {
     /// Without a client the statuses are only kept.
     pub(crate) fn new(client: Option<kube::Client>) -> Self {
-        Self { client, entries: Mutex::default(), changed: Notify::new() }
+        Self { client, entries: Mutex::default(), changed: Notify::new(), arrived: Notify::new() }
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
@@ -95,6 +97,23 @@ impl Statuses {
         }
     }
 
+    /// Waits until all statuses have arrived at the apiserver; tells whether that came true within `limit`.
+    pub(crate) async fn settled(&self, limit: Duration) -> bool {
+        let wait = async {
+            loop {
+                let arrived = self.arrived.notified();
+                tokio::pin!(arrived);
+                // Listening begins before the look, so that nothing is missed in between.
+                arrived.as_mut().enable();
+                if self.client.is_none() || self.entries().values().all(|e| e.sent >= e.version) {
+                    return;
+                }
+                arrived.await;
+            }
+        };
+        tokio::time::timeout(limit, wait).await.is_ok()
+    }
+
     /// Sends what is new, for ever.
     pub(crate) async fn run(self: Arc<Self>) {
         let Some(client) = self.client.clone() else { return };
@@ -130,6 +149,7 @@ impl Statuses {
                 .buffer_unordered(16)
                 .any(|failed| async move { failed })
                 .await;
+            self.arrived.notify_waiters();
             if failed {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             } else {

@@ -53,6 +53,9 @@ impl Admission {
         // A static pod is critical: others make room for it, not it for them.
         let others: Vec<&Pod> =
             others.iter().copied().filter(|other| !pod::is_static(pod) || pod::is_static(other)).collect();
+        if let Some((reason, message)) = shared.shutdown.refusal() {
+            return Some(Rejection { reason: reason.to_owned(), message: message.to_owned() });
+        }
         if let Err((reason, message)) = eviction::admit(pod, &shared.pressure.get()) {
             return Some(Rejection { reason: reason.to_owned(), message });
         }
