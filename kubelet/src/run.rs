@@ -22,7 +22,7 @@ use crate::kubelet::{Dispatcher, Pods};
 use crate::node::facts;
 use crate::objects::{FromApi, Nowhere};
 use crate::pleg::Health;
-use crate::pod::{NodeDns, NodeFacts, parse_resolv_conf};
+use crate::pod::{NodeDns, NodeFacts, NodeResolv};
 use crate::resources::cgroups::{Cgroups, Driver};
 use crate::resources::managers;
 use crate::serve::Served;
@@ -119,13 +119,6 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
     if let Err(e) = cgroups.prepare() {
         tracing::warn!(error = %e, "the parents of pods' control groups are not as they should be");
     }
-    let resolv = match config.resolv_conf.as_str() {
-        "" => String::new(),
-        path => std::fs::read_to_string(path).unwrap_or_else(|e| {
-            tracing::warn!(path, error = %e, "resolvConf not read: pods with dnsPolicy Default get no servers");
-            String::new()
-        }),
-    };
     let (_, allocatable) = facts::resources(&config, &flags.root_dir);
     let objects: Arc<dyn Objects> = match &client {
         Some(client) => Arc::new(FromApi::new(client.clone())),
@@ -147,7 +140,7 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
             dns: NodeDns {
                 cluster: config.cluster_dns.clone(),
                 domain: config.cluster_domain.clone(),
-                node: parse_resolv_conf(&resolv),
+                node: NodeResolv::File(PathBuf::from(&config.resolv_conf)),
             },
             period_us,
             memory: i64::try_from(crate::metrics::meminfo("MemTotal")).unwrap_or(i64::MAX),

@@ -1,5 +1,6 @@
 //! What the HTTPS server asks of this kubelet.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,43 @@ fn claims(shared: &Shared, pods: &[Pod]) -> Vec<(String, [f64; 6])> {
     out
 }
 
+/// The plugin of a volume, as upstream names it.
+fn plugin(volume: &k8s_openapi::api::core::v1::Volume) -> &'static str {
+    let v = volume;
+    for (present, name) in [
+        (v.config_map.is_some(), "kubernetes.io/configmap"),
+        (v.secret.is_some(), "kubernetes.io/secret"),
+        (v.host_path.is_some(), "kubernetes.io/host-path"),
+        (v.projected.is_some(), "kubernetes.io/projected"),
+        (v.downward_api.is_some(), "kubernetes.io/downward-api"),
+        (v.image.is_some(), "kubernetes.io/image"),
+        (v.csi.is_some() || v.persistent_volume_claim.is_some() || v.ephemeral.is_some(), "kubernetes.io/csi"),
+    ] {
+        if present {
+            return name;
+        }
+    }
+    "kubernetes.io/empty-dir"
+}
+
+/// Volumes that pods name, and those of them that are there, by plugin.
+fn volumes(shared: &Shared, pods: &[Pod], page: &mut Page) {
+    let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+    for pod in pods.iter().filter(|p| !pod::is_over(p)) {
+        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+            let name = plugin(volume);
+            *counts.entry((name, "desired_state_of_world")).or_default() += 1;
+            let there = u32::from(shared.volumes.host_path(pod, &volume.name).is_some_and(|p| p.exists()));
+            *counts.entry((name, "actual_state_of_world")).or_default() += there;
+        }
+    }
+    let help = "Number of volumes in Volume Manager";
+    for ((name, state), count) in counts {
+        let of = labels(&[("plugin_name", name), ("state", state)]);
+        page.put("volume_manager_total_volumes", help, Kind::Gauge, &of, f64::from(count));
+    }
+}
+
 /// The kubelet, seen from its server.
 pub(crate) struct Served {
     /// Handles.
@@ -94,6 +132,7 @@ impl Served {
             let help = "The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.";
             page.put("kubelet_active_pods", help, Kind::Gauge, &of, active as f64);
         }
+        volumes(&self.shared, &pods, page);
         let mirrors = if self.shared.client.is_some() { pods.iter().filter(|p| pod::is_static(p)).count() } else { 0 };
         let help = "The number of mirror pods the kubelet will try to create (one per admitted static pod)";
         page.gauge("kubelet_mirror_pods", help, mirrors as f64);

@@ -16,6 +16,7 @@ use kube::client::Body;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 
 use super::store::{Pair, Store};
+use crate::metrics::own;
 
 /// How often the files are looked at, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -34,6 +35,8 @@ type Stamps = Vec<Option<(SystemTime, u64)>>;
 
 struct State {
     client: kube::Client,
+    /// `host:port` of the apiserver, for metrics.
+    host: String,
     stamps: Stamps,
     looked: Instant,
 }
@@ -108,6 +111,18 @@ impl Identity {
         paths.into_iter().map(stamp).collect()
     }
 
+    /// `host:port` of the current context's server.
+    fn host(&self) -> String {
+        let server = || {
+            let file = read(&self.kubeconfig).ok()?;
+            let name = file.current_context.as_ref()?;
+            let context = file.contexts.iter().find(|c| &c.name == name)?.context.as_ref()?;
+            let cluster = file.clusters.iter().find(|c| c.name == context.cluster)?;
+            cluster.cluster.as_ref()?.server.as_ref()?.parse::<http::Uri>().ok()?.authority().map(ToString::to_string)
+        };
+        server().unwrap_or_default()
+    }
+
     /// The certificate in use.
     pub(crate) fn pair(&self) -> Option<Pair> {
         let renewed = self.store.as_ref().and_then(Store::current).filter(Pair::lives);
@@ -139,6 +154,12 @@ impl Identity {
     }
 }
 
+impl Inner {
+    fn host(&self) -> String {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).host.clone()
+    }
+}
+
 impl Changing {
     /// A client that follows its files.
     ///
@@ -147,7 +168,7 @@ impl Changing {
     pub(crate) async fn new(identity: Identity) -> Result<Self> {
         let stamps = identity.stamps();
         let client = identity.client().await?;
-        let state = Mutex::new(State { client, stamps, looked: Instant::now() });
+        let state = Mutex::new(State { client, host: identity.host(), stamps, looked: Instant::now() });
         Ok(Self(Arc::new(Inner { identity, state, loading: tokio::sync::Mutex::new(()) })))
     }
 
@@ -184,7 +205,7 @@ impl Changing {
         match self.0.identity.client().await {
             Ok(client) => {
                 let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-                (state.client, state.stamps) = (client, stamps);
+                (state.client, state.stamps, state.host) = (client, stamps, self.0.identity.host());
                 tracing::info!("the kubelet's identity was read again");
             }
             Err(e) => {
@@ -205,6 +226,15 @@ impl tower::Service<Request<Body>> for Changing {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let this = self.clone();
-        Box::pin(async move { this.current().await.send(request).await })
+        Box::pin(async move {
+            let (method, start) = (request.method().clone(), Instant::now());
+            let client = this.current().await;
+            let host = this.0.host();
+            let answer = client.send(request).await;
+            let code = answer.as_ref().map_or_else(|_| "<error>".to_owned(), |a| a.status().as_str().to_owned());
+            own::REST.count(&[("code", &code), ("host", &host), ("method", method.as_str())]);
+            own::REST_SECONDS.observe(&[("host", &host), ("verb", method.as_str())], start.elapsed());
+            answer
+        })
     }
 }

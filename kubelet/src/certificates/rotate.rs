@@ -89,7 +89,8 @@ pub(crate) async fn serving(client: kube::Client, node: String, names: Vec<Strin
         if let Some(pair) = &before {
             sleep_until(pair.renewal(chance())).await;
         }
-        let pair = insist(|| ask(&client, &node, &wanted, &store), "serving", || ()).await;
+        let pair =
+            insist(|| ask(&client, &node, &wanted, &store), "serving", || own::SERVER_RENEW_ERRORS.count(&[])).await;
         if let Some(before) = before {
             let lived = SystemTime::now().duration_since(before.facts.not_before).unwrap_or_default();
             own::SERVER_ROTATION.observe(&[], lived);

@@ -205,6 +205,7 @@ impl Manager {
                 own.filter(|own| most < 0 || *own < most).unwrap_or(if most < 0 { pod::grace(pod) } else { most })
             };
             self.kill(pod, grace, why, Some("TerminationByKubelet"));
+            crate::metrics::own::EVICTIONS.count(&[("eviction_signal", signal.name())]);
             return Some(candidate.uid.clone());
         }
         tracing::error!(signal = signal.name(), "no pod is left that could be evicted");

@@ -192,6 +192,8 @@ async fn remove(records: &mut Records, shared: &Shared, list: Vec<String>, goal:
                 tracing::info!(image = %id, size, "image removed");
                 records.remove(&id);
                 freed += size;
+                let reason = if goal == u64::MAX { "age" } else { "space" };
+                crate::metrics::own::IMAGE_GC.count(&[("reason", reason)]);
             }
             Err(e) => tracing::warn!(image = %id, error = %e, "image not removed"),
         }

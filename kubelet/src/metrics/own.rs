@@ -15,6 +15,7 @@ const STARTS: &[f64] = &[
     0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0,
     600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
 ];
+const STORAGES: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
 const LIVES: &[f64] =
     &[60.0, 3600.0, 14400.0, 86400.0, 604_800.0, 2_592_000.0, 7_776_000.0, 15_552_000.0, 31_104_000.0, 124_416_000.0];
 const PULLS: &[f64] = &[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0];
@@ -66,6 +67,22 @@ own! {
     PROBE_SECONDS = "prober_probe_duration_seconds", "Duration in seconds for a probe response.", SHORT;
     /// Probes by what they found.
     PROBES = "prober_probe_total", "Cumulative number of a liveness, readiness or startup probe for a container by result.", &[];
+    /// How long a look at a pod and what follows from it took.
+    POD_WORKER = "kubelet_pod_worker_duration_seconds", "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync", SHORT;
+    /// Work on control groups.
+    CGROUPS = "kubelet_cgroup_manager_duration_seconds", "Duration in seconds for cgroup manager operations. Broken down by method.", SHORT;
+    /// Work on volumes.
+    STORAGE = "storage_operation_duration_seconds", "Storage operation duration", STORAGES;
+    /// Pods that were evicted.
+    EVICTIONS = "kubelet_evictions", "Cumulative number of pod evictions by eviction signal", &[];
+    /// Images that were removed to make room.
+    IMAGE_GC = "kubelet_image_garbage_collected_total", "Total number of images garbage collected by the kubelet, whether through disk usage or image age.", &[];
+    /// Answers of the apiserver.
+    REST = "rest_client_requests_total", "Number of HTTP requests, partitioned by status code, method, and host.", &[];
+    /// How long they took.
+    REST_SECONDS = "rest_client_request_duration_seconds", "Request latency in seconds. Broken down by verb, and host.", SHORT;
+    /// Renewals of the serving certificate that failed.
+    SERVER_RENEW_ERRORS = "kubelet_server_expiration_renew_errors", "Counter of certificate renewal errors.", &[];
     /// How long serving certificates are used.
     SERVER_ROTATION = "kubelet_certificate_manager_server_rotation_seconds", "Histogram of the number of seconds the previous certificate lived before being rotated.", LIVES;
     /// Renewals of the client certificate that failed.
@@ -134,6 +151,13 @@ pub(crate) fn operation(rpc: &str) -> String {
         out.push(c.to_ascii_lowercase());
     }
     if out == "update_container_resources" { "update_container".into() } else { out }
+}
+
+/// Work on a pod's volumes has ended; the drivers of its volumes are one plugin here.
+pub(crate) fn stored(operation: &str, took: Duration, fine: bool) {
+    let status = if fine { "success" } else { "fail-unknown" };
+    let of = [("migrated", "false"), ("operation_name", operation), ("status", status), ("volume_plugin", "pod")];
+    STORAGE.observe(&of, took);
 }
 
 /// A call to the runtime has ended.

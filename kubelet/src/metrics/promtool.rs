@@ -41,6 +41,10 @@ fn prometheus_reads_every_page() {
     own::runtime_called("RunPodSandbox", std::time::Duration::from_millis(12), false);
     own::IMAGE_PULL.observe(&[("image_size_in_bytes", "N/A")], std::time::Duration::from_secs(3));
     own::PROBES.count(&[("probe_type", "Liveness"), ("pod", "a\"b\\c\nd")]);
+    own::POD_WORKER.observe(&[("operation_type", "sync")], std::time::Duration::from_millis(3));
+    own::stored("volume_mount", std::time::Duration::from_millis(3), true);
+    own::EVICTIONS.count(&[("eviction_signal", "memory.available")]);
+    own::REST.count(&[("code", "<error>"), ("host", "192.0.2.1:6443"), ("method", "GET")]);
     let mut own_page = Page::default();
     own::put(&mut own_page, false);
     put_process(&mut own_page);

@@ -1,4 +1,6 @@
-//! A pod's resolv.conf by its DNS policy (pure).
+//! A pod's resolv.conf by its DNS policy.
+
+use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Pod;
 use proto::cri::DnsConfig;
@@ -16,11 +18,45 @@ pub(crate) struct NodeDns {
     /// The cluster's domain; may be empty.
     pub(crate) domain: String,
     /// The node's own configuration.
-    pub(crate) node: DnsConfig,
+    pub(crate) node: NodeResolv,
+}
+
+/// The node's resolv.conf: read again when a pod needs it, since DHCP and people change it while the kubelet runs.
+#[derive(Clone, Debug)]
+pub(crate) enum NodeResolv {
+    /// As it is.
+    #[cfg(test)]
+    Known(DnsConfig),
+    /// A file; an empty path is an empty configuration.
+    File(PathBuf),
+}
+
+impl Default for NodeResolv {
+    fn default() -> Self {
+        Self::File(PathBuf::new())
+    }
+}
+
+impl NodeResolv {
+    fn read(&self) -> DnsConfig {
+        match self {
+            #[cfg(test)]
+            Self::Known(config) => config.clone(),
+            Self::File(path) if path.as_os_str().is_empty() => DnsConfig::default(),
+            Self::File(path) => match std::fs::read_to_string(path) {
+                Ok(text) => parse_resolv_conf(&text),
+                Err(e) => {
+                    let path = path.display();
+                    tracing::warn!(%path, error = %e, "resolvConf not read: pods with dnsPolicy Default get no servers");
+                    DnsConfig::default()
+                }
+            },
+        }
+    }
 }
 
 /// Reads a resolv.conf file.
-pub(crate) fn parse_resolv_conf(text: &str) -> DnsConfig {
+fn parse_resolv_conf(text: &str) -> DnsConfig {
     let mut out = DnsConfig::default();
     for line in text.lines() {
         let mut words = line.split_whitespace();
@@ -52,10 +88,10 @@ pub(crate) fn dns_config(pod: &Pod, dns: &NodeDns) -> DnsConfig {
             searches.push(format!("svc.{}", dns.domain));
             searches.push(dns.domain.clone());
         }
-        searches.extend(dns.node.searches.iter().cloned());
+        searches.extend(dns.node.read().searches);
         DnsConfig { servers: dns.cluster.clone(), searches, options: vec!["ndots:5".into()] }
     } else {
-        dns.node.clone()
+        dns.node.read()
     };
     if let Some(more) = spec.dns_config {
         out.servers.extend(more.nameservers.unwrap_or_default());
@@ -85,7 +121,11 @@ mod tests {
     #[test]
     fn policies_give_their_resolv_conf() {
         let node = parse_resolv_conf("# x\nnameserver 192.0.2.1\nsearch lan\noptions edns0\n");
-        let dns = NodeDns { cluster: vec!["10.96.0.10".into()], domain: "cluster.local".into(), node };
+        let dns = NodeDns {
+            cluster: vec!["10.96.0.10".into()],
+            domain: "cluster.local".into(),
+            node: NodeResolv::Known(node),
+        };
         let pod = |spec| serde_json::from_value::<Pod>(json!({"metadata": {"namespace": "ns"}, "spec": spec})).unwrap();
         let first = dns_config(&pod(json!({"containers": []})), &dns);
         assert_eq!(first.servers, ["10.96.0.10"]);
@@ -102,5 +142,17 @@ mod tests {
             (none.servers, none.options),
             (vec!["192.0.2.53".to_owned()], vec!["ndots:3".to_owned(), "rotate".to_owned()])
         );
+    }
+
+    #[test]
+    fn a_changed_resolv_conf_is_used() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let dns = NodeDns { node: NodeResolv::File(file.path().to_owned()), ..NodeDns::default() };
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "dnsPolicy": "Default"}})).unwrap();
+        for server in ["192.0.2.1", "192.0.2.2"] {
+            std::fs::write(file.path(), format!("nameserver {server}\n")).unwrap();
+            assert_eq!(dns_config(&pod, &dns).servers, [server]);
+        }
+        assert_eq!(dns_config(&pod, &NodeDns::default()).servers, Vec::<String>::new());
     }
 }

@@ -10,7 +10,7 @@ mod spec;
 mod sysctls;
 
 pub(crate) use admit::*;
-pub(crate) use dns::{NodeDns, parse_resolv_conf};
+pub(crate) use dns::{NodeDns, NodeResolv};
 pub(crate) use ephemeral::*;
 pub(crate) use read::*;
 pub(crate) use requests::amounts;

@@ -5,6 +5,7 @@ use proto::cri::CreateContainerRequest;
 
 use super::observe::{Observed, Sandbox, State};
 use super::stop;
+use crate::metrics::own;
 use crate::pod::{self, Creation};
 use crate::resources::managers;
 use crate::shared::Shared;
@@ -31,12 +32,17 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
         return Err(fail(e));
     }
     let ips = if pod::host_network(pod) { shared.node_ips.clone() } else { Vec::new() };
-    if let Err(e) = shared.volumes.setup(pod, &shared.context(ips)).await {
+    let start = std::time::Instant::now();
+    let set_up = shared.volumes.setup(pod, &shared.context(ips)).await;
+    own::stored("volume_mount", start.elapsed(), set_up.is_ok());
+    if let Err(e) = set_up {
         event("FailedMount", e.to_string());
         return Err(fail(e.to_string()));
     }
     let (groups, owned) = (shared.cgroups.clone(), pod.clone());
+    let start = std::time::Instant::now();
     let made = tokio::task::spawn_blocking(move || groups.create(&owned)).await;
+    own::CGROUPS.observe(&[("operation_type", "create")], start.elapsed());
     if let Err(e) = made.map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string())) {
         let message = format!("unable to ensure pod container exists: {e}");
         event("FailedCreatePodContainer", message.clone());

@@ -6,6 +6,7 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
 use super::observe::{Observed, Seen};
+use crate::metrics::own;
 use crate::pod::{self, is_sidecar};
 use crate::probe::http_get;
 use crate::shared::Shared;
@@ -131,12 +132,17 @@ pub(crate) async fn free(shared: &Shared, uid: &str) -> Result<(), String> {
         return Err(faults.join("; "));
     }
     shared.managers.release(uid);
-    if let Err(all) = shared.volumes.teardown(uid).await {
+    let start = std::time::Instant::now();
+    let torn_down = shared.volumes.teardown(uid).await;
+    own::stored("volume_unmount", start.elapsed(), torn_down.is_ok());
+    if let Err(all) = torn_down {
         faults.extend(all.into_iter().map(|e| e.to_string()));
     }
     let (groups, owned, logs) = (shared.cgroups.clone(), uid.to_owned(), shared.facts.log_root.clone());
     let freed = tokio::task::spawn_blocking(move || {
+        let start = std::time::Instant::now();
         let group = groups.destroy(&owned).map_err(|e| e.to_string());
+        own::CGROUPS.observe(&[("operation_type", "destroy")], start.elapsed());
         let suffix = format!("_{owned}");
         let mut out: Vec<String> = group.err().into_iter().collect();
         for entry in std::fs::read_dir(&logs).into_iter().flatten().flatten() {

@@ -66,6 +66,8 @@ pub(crate) struct Worker {
     refreshed: Timestamp,
     first_seen: Timestamp,
     announced: BTreeMap<String, u32>,
+    /// Whether it was looked at before.
+    synced: bool,
 }
 
 impl Drop for Worker {
@@ -105,6 +107,7 @@ impl Worker {
             refreshed: Timestamp::now(),
             first_seen: Timestamp::now(),
             announced: BTreeMap::new(),
+            synced: false,
         }
     }
 
@@ -119,6 +122,7 @@ impl Worker {
             let (shared, known) = (self.shared.clone(), self.kill.clone());
             let order = shared.kills.wait(pod::uid(&desired.pod), known.as_ref());
             tokio::pin!(order);
+            let (start, operation) = (std::time::Instant::now(), if self.synced { "sync" } else { "create" });
             let wait = tokio::select! {
                 wait = self.sync(&desired.pod) => wait,
                 // A pull or a start under way is given up; what it left is found by the next look.
@@ -128,6 +132,8 @@ impl Worker {
                     continue;
                 }
             };
+            self.synced = true;
+            crate::metrics::own::POD_WORKER.observe(&[("operation_type", operation)], start.elapsed());
             tokio::select! {
                 kill = &mut order => self.obey(kill),
                 changed = self.desired.changed() => if changed.is_err() { return },
