@@ -111,16 +111,13 @@ impl Dispatcher {
                     self.mirrors = mirrors.into_iter().map(|p| (pod::key(&p), p)).collect();
                 }
                 let uids: HashSet<&str> = pods.iter().map(|p| pod::uid(p)).collect();
-                let of_source = |p: &Pod| pod::is_static(p) == (source == Source::File);
                 let gone: Vec<Arc<Pod>> = self
                     .workers
                     .values()
                     .map(|w| w.desired.borrow().pod.clone())
-                    .filter(|p| of_source(p) && !uids.contains(pod::uid(p)))
+                    .filter(|p| source.has(p) && !uids.contains(pod::uid(p)))
                     .collect();
-                if source == Source::File {
-                    self.waiting.retain(|_, p| uids.contains(pod::uid(p)));
-                }
+                self.waiting.retain(|_, p| !source.has(p) || uids.contains(pod::uid(p)));
                 for pod in gone {
                     self.gone(&pod);
                 }

@@ -28,7 +28,8 @@ use crate::resources::managers;
 use crate::serve::Served;
 use crate::shared::Shared;
 use crate::shutdown::{self, Shutdown};
-use crate::sources::{Source, api, static_pods};
+use crate::sources::manifest::Origin;
+use crate::sources::{Source, api, static_pods, url};
 use crate::status::manager::Statuses;
 use crate::sync::admission::Admission;
 use crate::{eviction, gc, images, logs, node, pleg, plugins, sources};
@@ -218,11 +219,22 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     let mut expected = HashSet::new();
     tokio::spawn(pleg::run(shared.cri.clone(), changed, health.clone()));
     tokio::spawn(shared.statuses.clone().run());
+    let strict = shared.config.feature_gates.get("PreventStaticPodAPIReferences") != Some(&false);
+    let origin = |source| Origin {
+        source,
+        place: shared.config.static_pod_url.clone(),
+        node: shared.node_name.clone(),
+        references: !strict,
+    };
     let path = PathBuf::from(&shared.config.static_pod_path);
     if !path.as_os_str().is_empty() {
         expected.insert(Source::File);
         let every = shared.config.file_check_frequency.0.max(Duration::from_secs(1));
-        tokio::spawn(static_pods::run(path, shared.node_name.clone(), every, shared.events.clone(), updates.clone()));
+        tokio::spawn(static_pods::run(path, origin("file"), every, shared.events.clone(), updates.clone()));
+    }
+    if !shared.config.static_pod_url.is_empty() {
+        expected.insert(Source::Url);
+        tokio::spawn(url::run(shared.clone(), origin("http"), updates.clone()));
     }
     let object = match &shared.client {
         Some(client) => sources::node::follow(client.clone(), &shared.node_name),

@@ -29,6 +29,8 @@ mod lifecycle;
 mod network;
 #[path = "node/pod.rs"]
 mod pod;
+#[path = "node/wrong.rs"]
+mod wrong;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         kubectl::cases(),
         images::cases(),
         bad_input::cases(),
+        wrong::cases(),
         eviction::cases(),
         crash::cases(),
         leaks::cases(),

@@ -44,6 +44,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         (
             "kubelet",
             &[
+                "api-machinery",
                 "gantry-cgroup",
                 "gantry-dbus",
                 "gantry-kube",

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::node::NodeObject;
 use super::{Source, Update};
+use crate::pod::{self, MIRROR, SOURCE};
 
 /// Watches for ever; a broken watch is begun anew after a growing wait.
 pub(crate) async fn run(client: kube::Client, node: String, object: NodeObject, updates: mpsc::Sender<Update>) {
@@ -27,12 +28,12 @@ pub(crate) async fn run(client: kube::Client, node: String, object: NodeObject, 
                     continue;
                 }
                 Ok(Event::InitApply(pod)) => {
-                    listed.push(Arc::new(pod));
+                    listed.push(Arc::new(of_the_api(pod)));
                     continue;
                 }
                 Ok(Event::InitDone) => Update::All(Source::Api, std::mem::take(&mut listed)),
-                Ok(Event::Apply(pod)) => Update::Set(Arc::new(pod)),
-                Ok(Event::Delete(pod)) => Update::Gone(Arc::new(pod)),
+                Ok(Event::Apply(pod)) => Update::Set(Arc::new(of_the_api(pod))),
+                Ok(Event::Delete(pod)) => Update::Gone(Arc::new(of_the_api(pod))),
                 Err(e) => {
                     tracing::warn!(error = %e, "watch of pods broke, will begin anew");
                     tokio::time::sleep(wait).await;
@@ -45,5 +46,31 @@ pub(crate) async fn run(client: kube::Client, node: String, object: NodeObject, 
                 return;
             }
         }
+    }
+}
+
+/// A pod of the apiserver is not a static one, whatever its annotations say; mirrors keep theirs.
+fn of_the_api(mut pod: Pod) -> Pod {
+    if pod::annotation(&pod, MIRROR).is_none()
+        && let Some(source) = pod.metadata.annotations.as_mut().and_then(|a| a.get_mut(SOURCE))
+    {
+        *source = "api".to_owned();
+    }
+    pod
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_makes_a_static_pod_through_the_apiserver() {
+        let pod = |annotations: serde_json::Value| -> Pod {
+            let value = serde_json::json!({"metadata": {"name": "p", "annotations": annotations}});
+            of_the_api(serde_json::from_value(value).unwrap())
+        };
+        assert!(!pod::is_static(&pod(serde_json::json!({SOURCE: "file"}))));
+        let mirror = pod(serde_json::json!({SOURCE: "file", MIRROR: "x"}));
+        assert_eq!(pod::annotation(&mirror, SOURCE), Some("file"));
     }
 }

@@ -10,17 +10,24 @@ use inotify::{Inotify, WatchMask};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 
-use super::{Source, Update, manifest};
+use super::manifest::{self, Origin};
+use super::{Source, Update};
 use crate::events::Recorder;
 
 /// Changes come in bursts; this long after one they are read together.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Watches for ever.
-pub(crate) async fn run(path: PathBuf, node: String, every: Duration, events: Recorder, updates: mpsc::Sender<Update>) {
+pub(crate) async fn run(
+    path: PathBuf,
+    origin: Origin,
+    every: Duration,
+    events: Recorder,
+    updates: mpsc::Sender<Update>,
+) {
     let mut known = Known::default();
     loop {
-        let pods = known.read(&path, &node, &events);
+        let pods = known.read(&path, &origin, &events);
         if updates.send(Update::All(Source::File, pods)).await.is_err() {
             return;
         }
@@ -53,11 +60,11 @@ async fn changed(path: &Path) {
 /// What was read last: a file that did not change is not read anew, and one that broke keeps its last good pod.
 #[derive(Default)]
 struct Known {
-    files: HashMap<PathBuf, (String, Option<Arc<Pod>>)>,
+    files: HashMap<PathBuf, (String, Vec<Arc<Pod>>)>,
 }
 
 impl Known {
-    fn read(&mut self, path: &Path, node: &str, events: &Recorder) -> Vec<Arc<Pod>> {
+    fn read(&mut self, path: &Path, origin: &Origin, events: &Recorder) -> Vec<Arc<Pod>> {
         let mut files: Vec<PathBuf> = if path.is_dir() {
             let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
             entries.filter(|p| p.is_file() && !hidden(p)).collect()
@@ -78,18 +85,18 @@ impl Known {
             if self.files.get(&file).is_some_and(|(known, _)| *known == text) {
                 continue;
             }
-            let parsed = manifest::parse(&text, &file.to_string_lossy(), node, jiff::Timestamp::now());
-            let pod = match parsed {
-                Ok(pod) => Some(Arc::new(pod)),
+            let origin = Origin { place: file.to_string_lossy().into_owned(), ..origin.clone() };
+            let pods = match manifest::parse(&text, &origin, jiff::Timestamp::now()) {
+                Ok(manifest) => manifest::announce(manifest, &origin, events),
                 Err(why) => {
                     let message = format!("could not process manifest {}: {why}", file.display());
-                    events.node(node, true, "FailedManifest", message);
-                    self.files.get(&file).and_then(|(_, pod)| pod.clone())
+                    events.node(&origin.node, true, "FailedManifest", message);
+                    self.files.get(&file).map(|(_, pods)| pods.clone()).unwrap_or_default()
                 }
             };
-            self.files.insert(file, (text, pod));
+            self.files.insert(file, (text, pods));
         }
-        let mut pods: Vec<Arc<Pod>> = self.files.values().filter_map(|(_, pod)| pod.clone()).collect();
+        let mut pods: Vec<Arc<Pod>> = self.files.values().flat_map(|(_, pods)| pods.clone()).collect();
         pods.sort_by_key(|p| crate::pod::key(p));
         pods.dedup_by_key(|p| crate::pod::key(p));
         pods

@@ -1,6 +1,9 @@
 //! Making a sandbox or a container run.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use proto::cri::CreateContainerRequest;
 
 use super::observe::{Observed, Sandbox, State};
@@ -54,7 +57,14 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
         event("FailedCreatePodSandBox", message.clone());
         return Err(fail(message));
     }
-    let handler = pod::spec(pod).runtime_class_name.unwrap_or_default();
+    let handler = match handler(shared, pod).await {
+        Ok(handler) => handler,
+        Err(e) => {
+            let message = format!("Failed to create pod sandbox: {e}");
+            event("FailedCreatePodSandBox", message.clone());
+            return Err(fail(message));
+        }
+    };
     match shared.cri.run_sandbox(config, &handler).await {
         Ok(id) => {
             tracing::info!(pod = %pod::key(pod), sandbox = %id, attempt, "sandbox made");
@@ -65,6 +75,19 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
             event("FailedCreatePodSandBox", message.clone());
             Err(fail(message))
         }
+    }
+}
+
+/// The runtime's name for the pod's RuntimeClass; empty for its own choice. Without an apiserver the class is the handler.
+async fn handler(shared: &Shared, pod: &Pod) -> Result<String, String> {
+    let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.clone()).unwrap_or_default();
+    let Some(client) = shared.client.clone().filter(|_| !class.is_empty()) else { return Ok(class) };
+    let api: kube::Api<RuntimeClass> = kube::Api::all(client);
+    match tokio::time::timeout(Duration::from_secs(10), api.get_opt(&class)).await {
+        Ok(Ok(Some(found))) => Ok(found.handler),
+        Ok(Ok(None)) => Err(format!("RuntimeClass {class:?} not found")),
+        Ok(Err(e)) => Err(format!("get RuntimeClass {class:?}: {e}")),
+        Err(_) => Err(format!("get RuntimeClass {class:?}: the apiserver gave no answer in time")),
     }
 }
 
@@ -180,9 +203,9 @@ async fn run(
     let hook = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
     if let Some(hook) = hook {
         let ip = sandbox.ips.first().cloned().unwrap_or_default();
-        if let Err(why) = stop::hook(shared, hook, container, &id, &ip, std::time::Duration::from_secs(120)).await {
+        if let Err(why) = stop::hook(shared, hook, container, &id, &ip, Duration::from_secs(120)).await {
             event(true, "FailedPostStartHook", format!("PostStartHook failed: {why}"));
-            let grace = std::time::Duration::from_secs(u64::try_from(pod::grace(pod)).unwrap_or(0));
+            let grace = Duration::from_secs(u64::try_from(pod::grace(pod)).unwrap_or(0));
             if let Err(e) = shared.cri.stop_container(&id, grace).await {
                 tracing::warn!(container = %id, error = %e, "container not stopped after its failed hook");
             }

@@ -12,6 +12,7 @@ use crate::certificates;
 use crate::config::{Flags, KubeletConfiguration, Loaded};
 use crate::cri::Cri;
 use crate::node::facts;
+use crate::sources::manifest::Origin;
 
 const LIMIT: Duration = Duration::from_secs(5);
 /// Less free space than this on a file system of the kubelet's is worth a word.
@@ -282,7 +283,10 @@ fn manifests(config: &KubeletConfiguration) -> Vec<Finding> {
     for file in &files {
         let text = std::fs::read_to_string(file).map_err(|e| e.to_string());
         let now = jiff::Timestamp::now();
-        let parsed = text.and_then(|t| crate::sources::manifest::parse(&t, &file.to_string_lossy(), "node", now));
+        let strict = config.feature_gates.get("PreventStaticPodAPIReferences") != Some(&false);
+        let place = file.to_string_lossy().into_owned();
+        let origin = Origin { source: "file", place, node: "node".to_owned(), references: !strict };
+        let parsed = text.and_then(|t| crate::sources::manifest::parse(&t, &origin, now));
         if let Err(e) = parsed {
             out.push(found(CHECK, State::Warn, format!("{}: {e}", file.display())));
         }

@@ -14,15 +14,10 @@ pub(crate) fn check(path: &Path, kind: &str) -> Result<(), String> {
         return Err(format!("hostPath {shown} must not contain '..'"));
     }
     match kind {
-        "" => return Ok(()),
-        "DirectoryOrCreate" if !exists(path) => {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(path)
-                .map_err(|e| format!("create {shown}: {e}"))?;
-            return Ok(());
-        }
+        // Runtimes make what is missing; not all of them do, so it is done here.
+        "" if exists(path) => return Ok(()),
+        "" => return make(path),
+        "DirectoryOrCreate" if !exists(path) => return make(path),
         "FileOrCreate" if !exists(path) => {
             fs::OpenOptions::new()
                 .write(true)
@@ -46,6 +41,11 @@ pub(crate) fn check(path: &Path, kind: &str) -> Result<(), String> {
         _ => return Err(format!("{kind} is an invalid volume type")),
     };
     if good { Ok(()) } else { Err(format!("hostPath type check failed: {shown} is not a {name}")) }
+}
+
+fn make(path: &Path) -> Result<(), String> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+    made.map_err(|e| format!("create {}: {e}", path.display()))
 }
 
 fn exists(path: &Path) -> bool {

@@ -6,7 +6,7 @@ use gantry_kube::quantity::Quantity;
 use serde_json::Value;
 
 use super::names::{dns_label, env_name, port_name, qualified_name};
-use super::{Errors, FieldError, list, not_negative, one_of, port, text};
+use super::{Errors, FieldError, list, not_negative, one_of, port, security, text};
 
 /// Which of a pod's lists a container is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ pub(super) fn validate(container: &Value, path: &str, role: Role, volumes: &Volu
     ports(container, path, out);
     env(container, path, out);
     mounts(container, path, volumes, out);
+    security::container(container, path, out);
     resources(&container["resources"], &format!("{path}.resources"), out);
     let restartable = text(container, "restartPolicy") == "Always";
     for key in ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {

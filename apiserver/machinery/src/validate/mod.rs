@@ -8,6 +8,7 @@ mod error;
 mod meta;
 mod names;
 mod pod;
+mod security;
 mod volume;
 mod workload;
 

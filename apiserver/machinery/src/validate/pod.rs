@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::names::{dns_label, dns_subdomain, qualified_name};
-use super::{Errors, FieldError, container, list, not_negative, one_of, text, volume};
+use super::{Errors, FieldError, container, list, not_negative, one_of, security, text, volume};
 
 /// A pod's spec at `path`.
 pub(super) fn spec(spec: &Value, path: &str, out: &mut Errors) {
@@ -35,6 +35,7 @@ pub(super) fn spec(spec: &Value, path: &str, out: &mut Errors) {
     }
     one_of(spec, "restartPolicy", path, &["Always", "OnFailure", "Never"], true, out);
     dns(spec, path, out);
+    security::pod(&spec["securityContext"], &format!("{path}.securityContext"), out);
     if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|seconds| seconds < 0) {
         not_negative(spec, "terminationGracePeriodSeconds", path, out);
     }
