@@ -150,6 +150,8 @@ impl Plugin for Ptp {
 
     fn status(&self, request: &Request) -> Result<()> {
         Config::read(request)?;
+        // Runtimes ask every few seconds: what somebody has flushed meanwhile comes back.
+        table::restore()?;
         delegate::pass(Command::Status, request)
     }
 

@@ -11,6 +11,7 @@ pub mod conditions;
 pub mod iptables;
 mod layout;
 mod packet;
+mod record;
 mod wanted;
 
 use std::io;
@@ -21,6 +22,7 @@ use gantry_net::{Prefix, Socket};
 use self::chains::Chain;
 use self::layout::{CONDITIONAL, GROUPS, Group};
 use self::packet::{name_bytes, octets, parts};
+use self::record::Records;
 pub use self::wanted::{HostPort, Wanted};
 use crate::afterwards::{self, Later};
 use crate::spec::{Context, Request, Result};
@@ -195,18 +197,77 @@ pub fn add(owner: &str, wanted: &Wanted) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
+    let records = Records::here();
+    let kept = records.as_ref().map_or(Ok(()), |records| records.keep(owner, wanted));
+    kept.doing(|| "remember what the nf_tables table shall hold".into())?;
+    let added = put(owner, wanted, records.as_ref());
+    if let (Err(_), Some(records)) = (&added, &records) {
+        for part in [Part::Masquerade, Part::Ports, Part::Firewall, Part::Spoofing] {
+            if wanted.elements.iter().any(|(_, set, _)| part.has(set)) {
+                records.forget(part, owner);
+            }
+        }
+    }
+    added
+}
+
+/// Puts back what somebody has flushed with the whole ruleset. Nothing remembered, or nothing flushed, is nothing to do.
+///
+/// # Errors
+/// The kernel refuses; nothing is changed then.
+pub fn restore() -> Result<()> {
+    let Some(records) = Records::here() else { return Ok(()) };
+    let all = records.all();
+    let look = || {
+        let mut socket = Socket::netfilter()?;
+        let mut lost = false;
+        for group in GROUPS.into_iter().filter(|g| all.needs(*g)) {
+            lost |= socket.nft_chains(group.table())?.is_empty();
+        }
+        io::Result::Ok(lost)
+    };
+    if all.is_empty() || !io::Result::doing(look(), || format!("read nf_tables table {TABLE}"))? {
+        return Ok(());
+    }
+    put("", &Wanted::default(), Some(&records))
+}
+
+/// All that is remembered, if a table is gone that something is wanted of (or, when nothing is wanted, any).
+fn lost(socket: &mut Socket, wanted: &Wanted, records: Option<&Records>) -> io::Result<Wanted> {
+    let Some(records) = records else { return Ok(Wanted::default()) };
+    let all = if wanted.is_empty() { records.all() } else { Wanted::default() };
+    for group in GROUPS.into_iter().filter(|g| wanted.needs(*g) || all.needs(*g)) {
+        if socket.nft_rules(group.table())?.is_empty() && socket.nft_chains(group.table())?.is_empty() {
+            return Ok(records.all());
+        }
+    }
+    Ok(Wanted::default())
+}
+
+/// One transaction with what is wanted and, where a table is gone, everything that was in it.
+fn put(owner: &str, wanted: &Wanted, records: Option<&Records>) -> Result<()> {
     exclusively(|socket, generation| {
         let mut replace = false;
+        let mut whole = lost(socket, wanted, records)?;
+        whole.elements.retain(|(_, set, e)| {
+            e.comment != owner && !wanted.elements.iter().any(|(_, other, new)| other == set && new.key == e.key)
+        });
+        whole.elements.extend(
+            wanted.elements.iter().map(|(g, s, e)| (*g, *s, Element { comment: owner.to_owned(), ..e.clone() })),
+        );
+        whole.chains.extend(wanted.chains.iter().cloned());
+        whole.rules.clone_from(&wanted.rules);
+        whole.admin = wanted.admin.clone().or(whole.admin);
         loop {
             let mut batch = Batch::new();
-            for group in GROUPS.into_iter().filter(|g| wanted.needs(*g)) {
-                complete(socket, &mut batch, group, wanted)?;
+            for group in GROUPS.into_iter().filter(|g| whole.needs(*g)) {
+                complete(socket, &mut batch, group, &whole)?;
             }
-            for (group, set, element) in &wanted.elements {
+            for (group, set, element) in &whole.elements {
                 if replace {
-                    clear(socket, &mut batch, *group, set, &element.key, owner)?;
+                    clear(socket, &mut batch, *group, set, &element.key, &element.comment)?;
                 }
-                batch.new_element(group.table(), set, &Element { comment: owner.to_owned(), ..element.clone() });
+                batch.new_element(group.table(), set, element);
             }
             for rule in &wanted.rules {
                 batch.rule_of(TABLE, CONDITIONAL, rule, owner, false);
@@ -250,7 +311,12 @@ pub fn release(owner: &str, part: Part, wanted: &Wanted) -> Result<Vec<u16>> {
         Ok(Some(udp))
     });
     match quick.doing(|| format!("change nf_tables table {TABLE}"))? {
-        Some(udp) => Ok(udp),
+        Some(udp) => {
+            if let Some(records) = Records::here() {
+                records.forget(part, owner);
+            }
+            Ok(udp)
+        }
         None => retain(part, |other| other != owner),
     }
 }
@@ -290,7 +356,7 @@ fn known(socket: &mut Socket, owner: &str, part: Part, wanted: &Wanted) -> io::R
 /// # Errors
 /// The kernel refuses.
 pub fn retain(part: Part, keep: impl Fn(&str) -> bool) -> Result<Vec<u16>> {
-    removing(|socket, generation| {
+    let removed = removing(|socket, generation| {
         let mut batch = Batch::new();
         let mut udp = Vec::new();
         for groups in [&[Group::Nat, Group::Filter][..], &[Group::Frames]] {
@@ -303,7 +369,11 @@ pub fn retain(part: Part, keep: impl Fn(&str) -> bool) -> Result<Vec<u16>> {
         batch.commit_after(socket, Some(generation))?;
         Ok(udp)
     })
-    .doing(|| format!("change nf_tables table {TABLE}"))
+    .doing(|| format!("change nf_tables table {TABLE}"))?;
+    if let Some(records) = Records::here() {
+        records.retain(part, keep);
+    }
+    Ok(removed)
 }
 
 /// The groups of one table.

@@ -156,6 +156,50 @@ fn what_a_crash_left_under_an_address_does_not_harm_who_has_it_next() {
 }
 
 #[test]
+fn everything_comes_back_after_the_whole_ruleset_was_flushed() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let mut checked = Vec::new();
+    for (id, port) in [("a", 8080), ("b", 8081)] {
+        let config = with(net.bridge(), "macspoofchk", json!(true));
+        // The second one comes after the flush; its own elements and those of the first are there then.
+        if id == "b" {
+            sh(&format!("ip netns exec {} nft flush ruleset", net.name("host")));
+        }
+        let result = net.call("bridge", "ADD", id, &config).unwrap();
+        let portmap = json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap", "prevResult": result,
+            "runtimeConfig": {"portMappings": [{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]}});
+        net.call("portmap", "ADD", id, &portmap).unwrap();
+        net.serve(id, 80);
+        checked.push((id, port, with(config, "prevResult", result), portmap));
+    }
+    net.serve("out", 81);
+    let whole = |when: &str| {
+        for (id, port, bridge, portmap) in &checked {
+            net.call("bridge", "CHECK", id, bridge).unwrap_or_else(|e| panic!("{when}: {e}"));
+            net.call("portmap", "CHECK", id, portmap).unwrap_or_else(|e| panic!("{when}: {e}"));
+            assert_eq!(net.get(id, "192.0.2.2:81").unwrap(), "192.0.2.1", "{when}: masqueraded");
+            assert_eq!(net.get("out", &format!("192.0.2.1:{port}")).unwrap(), "192.0.2.2", "{when}: host port");
+        }
+    };
+    whole("after an ADD");
+    let before = net.nft();
+    for harm in ["flush ruleset", "delete table inet gantry-cni", "delete table bridge gantry-cni"] {
+        sh(&format!("ip netns exec {} nft {harm}", net.name("host")));
+        net.call("bridge", "STATUS", "", &net.bridge()).unwrap();
+        whole(harm);
+    }
+    assert_eq!(net.nft().lines().count(), before.lines().count(), "{}", net.nft());
+    // What a DEL took away while nothing stood does not come back.
+    sh(&format!("ip netns exec {} nft flush ruleset", net.name("host")));
+    for (id, _, bridge, portmap) in &checked {
+        net.call("portmap", "DEL", id, portmap).unwrap();
+        net.call("bridge", "DEL", id, bridge).unwrap();
+    }
+    net.call("bridge", "STATUS", "", &net.bridge()).unwrap();
+    assert_eq!(net.nft().trim(), "");
+}
+
+#[test]
 fn gc_frees_what_no_container_has() {
     let Some(net) = Net::new(&["a", "b"]) else { return };
     for id in ["a", "b"] {

@@ -194,6 +194,10 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
+        // What the plugins remember of this host, whose containers just end.
+        if let Ok(cookie) = self.inside("host", gantry_sys::namespaces::network_cookie) {
+            let _ = fs::remove_dir_all(Path::new("/run/gantry/cni").join(cookie.to_string()));
+        }
         for name in &self.names {
             let _ = Command::new("ip").args(["netns", "delete", name]).status();
         }

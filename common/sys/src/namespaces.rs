@@ -223,6 +223,27 @@ pub fn within_network<T: Send + 'static>(
     worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread inside the network namespace panicked")))
 }
 
+/// The number of the calling thread's network namespace, which no other gets until the next boot.
+///
+/// # Errors
+/// The kernel is older than 5.14 and has none.
+pub fn network_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
+    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: both live across the call, and the length is that of the number.
+    crate::process::check(i64::from(unsafe {
+        libc::getsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(&socket),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    }))?;
+    Ok(cookie)
+}
+
 /// Brings up the loopback link of the network namespace that the calling thread is in.
 ///
 /// # Errors

@@ -56,6 +56,8 @@ impl Plugin for Bridge {
 
     fn status(&self, request: &Request) -> Result<()> {
         Config::read(request)?;
+        // Runtimes ask every few seconds: what somebody has flushed meanwhile comes back.
+        table::restore()?;
         delegate::pass(Command::Status, request)
     }
 
