@@ -39,6 +39,9 @@ pub struct Flags {
     /// Whether the kernel may leave checksums of packets in the tunnel to the device below; `probe` tries it at start
     #[arg(long, value_name = "probe|on|off", default_value = "probe")]
     pub tx_checksum: TxChecksum,
+    /// Try it, tell the outcome, and end
+    #[arg(long, hide = true)]
+    pub probe_checksums: bool,
     /// Address for /healthz; none without
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_address: Option<std::net::SocketAddr>,

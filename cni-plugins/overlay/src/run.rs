@@ -1,5 +1,6 @@
 //! Putting the parts together, and ending in order: what was programmed stays when the agent ends.
 
+use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -18,12 +19,21 @@ use crate::{kernel, masquerade, peers, probe};
 /// How long an answer of the apiserver may keep the kernel's tables unwatched.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the probe may take.
+const PROBING: Duration = Duration::from_secs(30);
+const RIGHT: &str = "right";
+const WRONG: &str = "wrong";
+
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Flags or settings are wrong, or the apiserver's kubeconfig cannot be read.
 pub fn main() -> Result<()> {
     let flags = Flags::parse();
+    if flags.probe_checksums {
+        tell_verdict();
+        return Ok(());
+    }
     let format = flags.log_format.parse().map_err(anyhow::Error::msg)?;
     gantry_telemetry::log::init(&flags.log_level, format).map_err(anyhow::Error::msg)?;
     if flags.clean {
@@ -181,20 +191,36 @@ async fn work(
 
 /// Tries once whether packets in a tunnel have right checksums when the kernel leaves them to the device below.
 async fn wrong_checksums() -> bool {
-    let probed = tokio::task::spawn_blocking(|| probe::probe(false)).await.map_err(std::io::Error::other).flatten();
-    match probed {
-        Ok(probe::Verdict::Right) => {
+    // In a process of its own: this one has threads, and may not have the right to make network namespaces.
+    let mut program = tokio::process::Command::new("/proc/self/exe");
+    program.arg("--probe-checksums").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let told = match tokio::time::timeout(PROBING, program.output()).await {
+        Ok(Ok(output)) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it does not end".to_owned(),
+    };
+    match told.split_once(": ") {
+        _ if told == RIGHT => {
             tracing::info!("this kernel sends right checksums through tunnels: they are left to the device below");
             false
         }
-        Ok(probe::Verdict::Wrong(why)) => {
+        Some((WRONG, why)) => {
             tracing::warn!("checksums are not left to the device below: {why}");
             true
         }
-        Err(error) => {
-            tracing::info!("checksums in tunnels cannot be probed, and stay as the kernel has them: {error}");
+        _ => {
+            tracing::info!("checksums in tunnels cannot be probed, and stay as the kernel has them: {told}");
             false
         }
+    }
+}
+
+/// The probe's process: it tells its verdict.
+fn tell_verdict() {
+    match probe::probe(false) {
+        Ok(probe::Verdict::Right) => println!("{RIGHT}"),
+        Ok(probe::Verdict::Wrong(why)) => println!("{WRONG}: {why}"),
+        Err(error) => println!("{error}"),
     }
 }
 
