@@ -114,6 +114,9 @@ if [ -n "$node" ]; then
       skipped=$((skipped + 1)); note "skipped: critest: there is no Go"
     fi
     step "With others' programs"
+    need_packages containerd
+    check "podman and containerd with gantry-run" ./tests/interop-runtime.sh
+    command -v podman >/dev/null || { skipped=$((skipped + 1)); note "skipped: podman with gantry-run: there is no podman"; }
     if [ -x "${CRICTL:-$(command -v crictl)}" ]; then
       need_packages containerd
       check "our CNI plugins under containerd" ./tests/interop-containerd.sh
