@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api_machinery::resource::Resource;
 use api_machinery::status::{self, Status};
 use serde_json::{Value, json};
 
@@ -50,6 +51,13 @@ pub fn create(api: &Arc<Api>, call: &Call, object: &mut Value) -> Result<(), Sta
         tolerations(object);
     }
     Ok(())
+}
+
+/// On update: what create adds to a pod and a client's own manifest does not have is added again.
+pub(crate) fn complete(resource: &Resource, object: &mut Value) {
+    if resource.group.is_empty() && resource.plural == "pods" {
+        tolerations(object);
+    }
 }
 
 /// On update: kubelets write only their own node and their own pods.

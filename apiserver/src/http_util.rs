@@ -65,6 +65,11 @@ impl Query {
         self.0.get(name).map_or("", String::as_str)
     }
 
+    /// Whether a parameter is there, with whatever value.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// Whether a parameter says yes.
     pub fn flag(&self, name: &str) -> bool {
         matches!(self.0.get(name).map(String::as_str), Some("true" | "1" | "True" | "t"))

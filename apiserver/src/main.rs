@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use apiserver::auth::Tokens;
 use apiserver::router::Api;
 use apiserver::store::Store;
-use apiserver::{certificates, controllers, node_ipam, pki, server};
+use apiserver::{certificates, controllers, event_ttl, limits, node_ipam, pki, server};
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
@@ -76,6 +76,15 @@ struct Serve {
     /// Approve serving certificates of kubelets that name only what their node has.
     #[arg(long)]
     approve_kubelet_serving: bool,
+    /// How long events are kept.
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    event_ttl: Duration,
+    /// The most requests that read at once; 0: no limit.
+    #[arg(long, default_value_t = 400)]
+    max_requests_inflight: usize,
+    /// The most requests that write at once; 0: no limit.
+    #[arg(long, default_value_t = 200)]
+    max_mutating_requests_inflight: usize,
     /// Do not bind pods to nodes.
     #[arg(long)]
     no_binder: bool,
@@ -176,6 +185,7 @@ async fn run(flags: Serve) -> Result<()> {
         ca: pki.ca.cert.clone(),
         authority: pki.ca.clone(),
         host: reach,
+        limits: limits::Limits::new(flags.max_requests_inflight, flags.max_mutating_requests_inflight),
         kubelet_tls: server::kubelet_tls(&pki)?,
         stop: stop.clone(),
     });
@@ -184,6 +194,7 @@ async fn run(flags: Serve) -> Result<()> {
         lifetime: flags.cluster_signing_duration,
         approve_serving: flags.approve_kubelet_serving,
     };
+    tokio::spawn(event_ttl::run(Arc::clone(&api), flags.event_ttl));
     tokio::spawn(certificates::run(Arc::clone(&api), policy));
     tokio::spawn(controllers::namespaces(Arc::clone(&api)));
     if let Some(plan) = networks {

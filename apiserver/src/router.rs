@@ -27,6 +27,8 @@ pub struct Api {
     pub authority: gantry_kube::pki::Pair,
     /// `host:port` that clients reach the server at.
     pub host: String,
+    /// Places for requests.
+    pub limits: crate::limits::Limits,
     /// TLS towards kubelets.
     pub kubelet_tls: Arc<rustls::ClientConfig>,
     /// Ends watches when the server stops.
@@ -148,6 +150,9 @@ pub async fn handle(api: &Arc<Api>, peer: &Peer, request: Request<Incoming>) -> 
         Method::DELETE => "delete",
         _ => return Err(status::method_not_allowed()),
     };
+    let lasting = verb == "watch" || matches!(part.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
+    let writes = !matches!(verb, "get" | "list" | "watch");
+    let _place = if lasting { None } else { api.limits.enter(writes, user.is_in("system:masters"))? };
     let call = Call { resource, namespace, name, part, verb, query, headers: request.headers().clone(), user };
     let (group, allowed) = match resource.subresource(&call.part) {
         _ if call.part.is_empty() => (resource.group, resource.verbs),
@@ -269,7 +274,11 @@ fn document(api: &Api, user: &User, path: &str, request: &Request<Incoming>) -> 
     };
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts.as_slice() {
-        ["healthz" | "livez" | "readyz", ..] => Ok(reply(200, "text/plain; charset=utf-8", "ok")),
+        [kind @ ("healthz" | "livez" | "readyz"), one @ ..] => {
+            let query = Query::parse(request.uri().query().unwrap_or(""));
+            let (code, text) = crate::health::answer(api, kind, one, &query);
+            Ok(reply(code, "text/plain; charset=utf-8", text))
+        }
         ["version"] => ok(version()),
         ["metrics"] => Ok(reply(200, "text/plain; version=0.0.4; charset=utf-8", metrics(api))),
         ["api"] if aggregated => aggregate(&discovery::aggregated_core()),

@@ -169,6 +169,7 @@ where
         match call.part.as_str() {
             "" | "scale" => {
                 defaults::apply(resource.gvk(), &mut new);
+                admission::complete(resource, &mut new);
                 strategy::prepare_update(resource, &old, &mut new)?;
                 admission::update(call, &old, &new)?;
                 valid(resource, name, &validate::update(resource, &old, &new))?;

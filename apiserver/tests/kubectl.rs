@@ -52,7 +52,25 @@ fn kubectl_creates_applies_patches_and_deletes_and_a_kill_loses_nothing() {
     let manifest = dir.path().join("cm.yaml");
     std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {x: z}\n").unwrap();
     let file = manifest.to_string_lossy().into_owned();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  containers:\n  - {name: c, image: \"b:1\", ports: \
+               [{containerPort: 80}], env: [{name: A, value: b}]}\n";
+    let (plain, tolerant) = (dir.path().join("p.yaml"), dir.path().join("t.yaml"));
+    std::fs::write(&plain, pod).unwrap();
+    let text = format!("{pod}  tolerations: [{{key: a, operator: Exists}}]\n").replace("name: p}", "name: t}");
+    std::fs::write(&tolerant, text).unwrap();
+    let (plain, tolerant) = (plain.to_string_lossy().into_owned(), tolerant.to_string_lossy().into_owned());
     let steps: &[(&[&str], &str)] = &[
+        (&["apply", "-f", &plain], "pod/p created"),
+        (&["apply", "-f", &plain], "pod/p unchanged"),
+        (&["apply", "-f", &tolerant], "pod/t created"),
+        // The list of tolerations is one value: kubectl sends it whole, and the server adds its own again.
+        (&["apply", "-f", &tolerant], "pod/t configured"),
+        (
+            &["get", "pod", "t", "-o", "jsonpath={.metadata.generation} {.spec.tolerations[*].key}"],
+            "1 a node.kubernetes.io/not-ready node.kubernetes.io/unreachable",
+        ),
+        (&["get", "--raw", "/readyz?verbose"], "[+]etcd ok"),
+        (&["get", "--raw", "/livez/ping"], "ok"),
         (&["apply", "-f", &file], "configmap/a created"),
         (&["apply", "-f", &file], "configmap/a unchanged"),
         (&["apply", "--server-side", "--force-conflicts", "-f", &file], "serverside-applied"),
