@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Debian's podman and containerd (its runc shim) run containers with gantry-run in runc's place, and nothing is left after them.
+# (Where the bounding set lacks CAP_SYS_RESOURCE, runc itself fails at the limits that podman asks for; gantry-run warns.)
 # env: GANTRY_BIN_DIR (target/gantry/bin)
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
