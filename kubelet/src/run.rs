@@ -24,7 +24,8 @@ use crate::objects::{FromApi, Nowhere};
 use crate::pleg::Health;
 use crate::pod::{NodeDns, NodeFacts, NodeResolv};
 use crate::resources::cgroups::{Cgroups, Driver};
-use crate::resources::managers;
+use crate::resources::pages::{PageSizes, Swap};
+use crate::resources::{allocatable, managers};
 use crate::serve::Served;
 use crate::shared::Shared;
 use crate::shutdown::{self, Shutdown};
@@ -117,10 +118,11 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
         config.cpu_cfs_quota.then(|| i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000));
     let driver = cgroup_driver(&cri, &config).await;
     let cgroups = Cgroups::new(driver, &config.cgroup_root, config.cgroups_per_qos, period_us, config.pod_pids_limit);
-    if let Err(e) = cgroups.prepare() {
+    allocatable::hold_daemons(&config);
+    if let Err(e) = cgroups.prepare(&allocatable::here(&config)) {
         tracing::warn!(error = %e, "the parents of pods' control groups are not as they should be");
     }
-    let (_, allocatable) = facts::resources(&config, &flags.root_dir);
+    let (_, allocatable_now) = facts::resources(&config, &flags.root_dir);
     let objects: Arc<dyn Objects> = match &client {
         Some(client) => Arc::new(FromApi::new(client.clone())),
         None => Arc::new(Nowhere),
@@ -145,13 +147,15 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
             },
             period_us,
             memory: i64::try_from(crate::metrics::meminfo("MemTotal")).unwrap_or(i64::MAX),
+            pages: PageSizes::here(),
+            swap: Swap::here(&config.memory_swap.swap_behavior),
             oom_group: config.single_process_oom_kill != Some(true)
                 && gantry_cgroup::Host::detect().is_ok_and(|h| h.version() == gantry_cgroup::Version::V2),
         },
         allocatable: Allocatable {
-            cpu_milli: facts::value(&allocatable, "cpu", true),
-            memory_bytes: facts::value(&allocatable, "memory", false),
-            ephemeral_storage_bytes: facts::value(&allocatable, "ephemeral-storage", false),
+            cpu_milli: facts::value(&allocatable_now, "cpu", true),
+            memory_bytes: facts::value(&allocatable_now, "memory", false),
+            ephemeral_storage_bytes: facts::value(&allocatable_now, "ephemeral-storage", false),
         },
         root: flags.root_dir.clone(),
         config,
@@ -256,6 +260,7 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
         tracing::error!(error = %e, "no device plugins and no pod resources: a socket cannot be had");
     }
     tokio::spawn(shutdown::run(shared.clone(), pods.clone()));
+    tokio::spawn(allocatable::keep_shares(shared.clone(), pods.clone()));
     tokio::spawn(managers::keep_cpus(shared.clone()));
     let images = Arc::new(gc::Images::new());
     tokio::spawn(gc::run(shared.clone(), pods.clone(), images.clone()));

@@ -380,6 +380,11 @@ impl Managers {
         out
     }
 
+    /// Whether a container of the pod has CPUs of its own.
+    pub fn has_cpus(&self, uid: &str) -> bool {
+        self.state().cpus.pods().any(|owner| owner == uid)
+    }
+
     /// Tells plugins that want to know it that a container is about to start.
     ///
     /// # Errors

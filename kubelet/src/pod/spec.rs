@@ -11,6 +11,7 @@ use proto::cri;
 use super::dns::{NodeDns, dns_config};
 use super::{host_network, name, namespace, spec, uid};
 use crate::cri::{CONTAINER_LABEL, NAME_LABEL, NAMESPACE_LABEL, UID_LABEL, image_spec};
+use crate::resources::pages::{PageSizes, Swap};
 use crate::resources::qos;
 
 /// Annotation of a container: the hash of its spec; a change restarts it.
@@ -55,6 +56,10 @@ pub(crate) struct NodeFacts {
     pub(crate) period_us: Option<i64>,
     /// The node's memory in bytes.
     pub(crate) memory: i64,
+    /// Sizes of huge pages.
+    pub(crate) pages: PageSizes,
+    /// How containers may swap.
+    pub(crate) swap: Swap,
     /// Out of memory ends a whole container, not one of its processes (needs cgroup v2; `singleProcessOOMKill: false`).
     pub(crate) oom_group: bool,
 }
@@ -303,14 +308,20 @@ fn mount(spec: MountSpec) -> cri::Mount {
 fn resources(pod: &Pod, container: &Container, node: &NodeFacts) -> cri::LinuxContainerResources {
     let amounts = qos::amounts(container);
     let period = node.period_us.filter(|_| amounts.cpu_limit.is_some());
+    let swap = node.swap.of(pod, container, node.memory);
+    let mut unified: HashMap<String, String> =
+        node.oom_group.then(|| ("memory.oom.group".to_owned(), "1".to_owned())).into_iter().collect();
+    unified.extend(swap.map(|bytes| ("memory.swap.max".to_owned(), bytes.to_string())));
+    let pages = node.pages.of_container(container).into_iter();
     cri::LinuxContainerResources {
         cpu_period: period.unwrap_or(0),
         cpu_quota: period.zip(amounts.cpu_limit).map_or(0, |(period, limit)| qos::quota(limit, period)),
         cpu_shares: i64::try_from(qos::shares(amounts.cpu_request)).unwrap_or(2),
         memory_limit_in_bytes: amounts.memory_limit.unwrap_or(0),
-        memory_swap_limit_in_bytes: amounts.memory_limit.unwrap_or(0),
+        memory_swap_limit_in_bytes: amounts.memory_limit.map_or(0, |limit| limit + swap.unwrap_or(0)),
         oom_score_adj: qos::oom_score_adj(qos::class(pod), amounts.memory_request, node.memory),
-        unified: node.oom_group.then(|| ("memory.oom.group".to_owned(), "1".to_owned())).into_iter().collect(),
+        unified,
+        hugepage_limits: pages.map(|(page_size, limit)| cri::HugepageLimit { page_size, limit }).collect(),
         ..Default::default()
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use gantry_cgroup::{Host, Resources, Systemd, Unit};
+use gantry_cgroup::{Host, HugepageLimit, Resources, Systemd, Unit};
 use k8s_openapi::api::core::v1::Pod;
 
+use super::pages::PageSizes;
 use super::qos::{self, Qos};
 use crate::pod;
 
@@ -25,13 +26,15 @@ pub(crate) struct Cgroups {
     per_qos: bool,
     period_us: Option<i64>,
     pids: i64,
+    pages: PageSizes,
 }
 
 impl Cgroups {
     /// Groups below `root` (`/`). `period` is that of CPU quotas, `None` for no quotas; `pids` limits tasks per pod, -1
     /// for no limit.
     pub(crate) fn new(driver: Driver, root: &str, per_qos: bool, period_us: Option<i64>, pids: i64) -> Self {
-        Self { driver, root: Path::new("/").join(root), per_qos, period_us, pids }
+        let pages = PageSizes::here();
+        Self { driver, root: Path::new("/").join(root), per_qos, period_us, pids, pages }
     }
 
     /// The group of a pod.
@@ -69,34 +72,51 @@ impl Cgroups {
         }
     }
 
-    /// Makes the groups of the classes.
+    /// Makes the groups of the classes; `whole` limits all pods together.
     ///
     /// # Errors
     /// The kernel or systemd refuses.
-    pub(crate) fn prepare(&self) -> gantry_cgroup::Result<()> {
+    pub(crate) fn prepare(&self, whole: &Resources) -> gantry_cgroup::Result<()> {
         if !self.per_qos {
             return Ok(());
         }
         for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            let shares = (class == Qos::BestEffort).then_some(2);
-            self.make(
-                &self.of(class, None),
-                "Kubernetes pods",
-                &Resources { cpu_shares: shares, ..Default::default() },
-            )?;
+            let limits = match class {
+                Qos::Guaranteed => whole.clone(),
+                Qos::Burstable => Resources::default(),
+                Qos::BestEffort => Resources { cpu_shares: Some(2), ..Default::default() },
+            };
+            self.make(&self.of(class, None), "Kubernetes pods", &limits)?;
         }
         Ok(())
     }
 
-    /// Makes a pod's group with its limits.
+    /// Sets the share of CPU time of all burstable pods together.
     ///
     /// # Errors
     /// The kernel or systemd refuses.
-    pub(crate) fn create(&self, pod: &Pod) -> gantry_cgroup::Result<()> {
+    pub(crate) fn share_burstable(&self, shares: u64) -> gantry_cgroup::Result<()> {
+        let limits = Resources { cpu_shares: Some(shares), ..Default::default() };
+        let group = Host::detect()?.cgroup(self.of(Qos::Burstable, None))?;
+        if let Some(unit) = self.unit(&group.path())? {
+            Systemd::connect(false)?.set(&unit, &limits, group.version())?;
+        }
+        group.apply(&limits)
+    }
+
+    /// Makes a pod's group with its limits. One with CPUs of its own has no quota: it could only take from what is its own.
+    ///
+    /// # Errors
+    /// The kernel or systemd refuses.
+    pub(crate) fn create(&self, pod: &Pod, own_cpus: bool) -> gantry_cgroup::Result<()> {
         if !self.per_qos {
             return Ok(());
         }
-        self.make(&self.path(pod), &format!("Kubernetes pod {}", pod::key(pod)), &self.limits(pod))
+        let mut limits = self.limits(pod);
+        if own_cpus {
+            limits.cpu_quota = None;
+        }
+        self.make(&self.path(pod), &format!("Kubernetes pod {}", pod::key(pod)), &limits)
     }
 
     fn make(&self, path: &Path, what: &str, limits: &Resources) -> gantry_cgroup::Result<()> {
@@ -122,6 +142,12 @@ impl Cgroups {
             cpu_quota: period.zip(amounts.cpu_limit).map(|(period, limit)| qos::quota(limit, period)),
             memory_limit: amounts.memory_limit,
             pids_limit: (self.pids > 0).then_some(self.pids),
+            hugepages: self
+                .pages
+                .of_pod(pod)
+                .into_iter()
+                .map(|(page_size, limit)| HugepageLimit { page_size, limit })
+                .collect(),
             ..Default::default()
         }
     }

@@ -110,6 +110,10 @@ pub(crate) fn lister(shared: &Arc<Shared>, pods: Pods) -> Lister {
 /// Adds what a container was granted to its configuration. What the pod says of its environment wins.
 pub(crate) fn apply(grant: Grant, config: &mut cri::ContainerConfig) {
     if let Some(resources) = config.linux.as_mut().and_then(|l| l.resources.as_mut()) {
+        if grant.exclusive {
+            // It could only take from CPUs that are its own.
+            (resources.cpu_quota, resources.cpu_period) = (0, 0);
+        }
         resources.cpuset_cpus = grant.cpus.map(|c| c.to_string()).unwrap_or_default();
         resources.cpuset_mems = grant.nodes.map(|n| n.to_string()).unwrap_or_default();
     }

@@ -63,9 +63,26 @@ pub(crate) fn amounts(container: &Container) -> Amounts {
     }
 }
 
+/// What the pod as a whole asks for, if it says so; that counts before its containers' amounts.
+fn whole(pod: &Pod) -> Option<Amounts> {
+    let resources = pod.spec.as_ref()?.resources.as_ref()?;
+    let (requests, limits) = (resources.requests.as_ref(), resources.limits.as_ref());
+    let (cpu_limit, memory_limit) = (amount(limits, "cpu", true), amount(limits, "memory", false));
+    let own = Amounts {
+        cpu_request: amount(requests, "cpu", true).or(cpu_limit),
+        cpu_limit,
+        memory_request: amount(requests, "memory", false).or(memory_limit),
+        memory_limit,
+    };
+    (own != Amounts::default()).then_some(own)
+}
+
 /// The class of a pod.
 pub(crate) fn class(pod: &Pod) -> Qos {
-    let all: Vec<Amounts> = pod::all_containers(pod).map(amounts).collect();
+    let all: Vec<Amounts> = match whole(pod) {
+        Some(own) => vec![own],
+        None => pod::all_containers(pod).map(amounts).collect(),
+    };
     if all.iter().all(|a| *a == Amounts::default()) {
         return Qos::BestEffort;
     }
@@ -99,11 +116,19 @@ pub(crate) fn of_pod(pod: &Pod) -> Amounts {
     });
     let everywhere = |get: fn(&Amounts) -> Option<i64>| pod::all_containers(pod).all(|c| get(&amounts(c)).is_some());
     let some = |n: i64| (n > 0).then_some(n);
+    let own = whole(pod).unwrap_or_default();
+    let overhead = pod.spec.as_ref().and_then(|s| s.overhead.as_ref());
+    let more = |value: Option<i64>, key: &str, milli: bool, always: bool| {
+        let over = amount(overhead, key, milli).filter(|_| always || value.is_some());
+        if value.is_none() && over.is_none() { None } else { Some(value.unwrap_or(0) + over.unwrap_or(0)) }
+    };
+    let cpu_limit = own.cpu_limit.or(everywhere(|a| a.cpu_limit).then_some(totals[1]).and_then(some));
+    let memory_limit = own.memory_limit.or(everywhere(|a| a.memory_limit).then_some(totals[3]).and_then(some));
     Amounts {
-        cpu_request: some(totals[0]),
-        cpu_limit: everywhere(|a| a.cpu_limit).then_some(totals[1]).and_then(some),
-        memory_request: some(totals[2]),
-        memory_limit: everywhere(|a| a.memory_limit).then_some(totals[3]).and_then(some),
+        cpu_request: more(own.cpu_request.or(some(totals[0])), "cpu", true, true),
+        cpu_limit: more(cpu_limit, "cpu", true, false),
+        memory_request: more(own.memory_request.or(some(totals[2])), "memory", false, true),
+        memory_limit: more(memory_limit, "memory", false, false),
     }
 }
 
@@ -163,6 +188,23 @@ mod tests {
         assert_eq!(oom_score_adj(Qos::Burstable, Some(4 << 30), 16 << 30), 750);
         assert_eq!(oom_score_adj(Qos::Burstable, None, 16 << 30), 999);
         assert_eq!(oom_score_adj(Qos::Guaranteed, None, 1), -997);
+    }
+
+    #[test]
+    fn amounts_of_the_whole_pod_count_first_and_overhead_comes_on_top() {
+        let pod = |spec: serde_json::Value| serde_json::from_value::<Pod>(json!({ "spec": spec })).unwrap();
+        let one = json!([{"name": "a", "resources": {"requests": {"cpu": "100m"}}}, {"name": "b"}]);
+        let levelled = pod(json!({"containers": one, "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}));
+        assert_eq!(class(&levelled), Qos::Guaranteed);
+        let all = of_pod(&levelled);
+        assert_eq!((all.cpu_request, all.cpu_limit, all.memory_limit), (Some(1000), Some(1000), Some(1 << 30)));
+        let over = pod(json!({"containers": one, "overhead": {"cpu": "50m", "memory": "1Mi"}}));
+        let all = of_pod(&over);
+        assert_eq!(
+            (all.cpu_request, all.cpu_limit, all.memory_request, all.memory_limit),
+            (Some(150), None, Some(1 << 20), None)
+        );
+        assert_eq!(class(&over), Qos::Burstable);
     }
 
     #[test]

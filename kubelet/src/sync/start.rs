@@ -43,8 +43,9 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
         return Err(fail(e.to_string()));
     }
     let (groups, owned) = (shared.cgroups.clone(), pod.clone());
+    let own_cpus = shared.managers.has_cpus(pod::uid(pod));
     let start = std::time::Instant::now();
-    let made = tokio::task::spawn_blocking(move || groups.create(&owned)).await;
+    let made = tokio::task::spawn_blocking(move || groups.create(&owned, own_cpus)).await;
     own::CGROUPS.observe(&[("operation_type", "create")], start.elapsed());
     if let Err(e) = made.map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string())) {
         let message = format!("unable to ensure pod container exists: {e}");
