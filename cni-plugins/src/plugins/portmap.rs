@@ -46,6 +46,15 @@ impl Config {
         if let Some(backend) = value["backend"].as_str().filter(|b| !matches!(*b, "" | "nftables" | "iptables")) {
             return Err(Error::config(format!("unrecognized backend {backend:?}")));
         }
+        // Both name a mark by which the reference plugin masquerades; here no mark is needed.
+        let (bit, chain) =
+            (field::<Option<i64>>(value, "markMasqBit")?, field::<Option<String>>(value, "externalSetMarkChain")?);
+        if bit.is_some_and(|b| !(0..32).contains(&b)) {
+            return Err(Error::config("markMasqBit must be between 0 and 31"));
+        }
+        if bit.is_some() && chain.is_some() {
+            return Err(Error::config("cannot specify externalSetMarkChain and markMasqBit"));
+        }
         let runtime = serde_json::Value::Object(request.config.section(&["runtimeConfig"]));
         let mappings: Vec<Mapping> = field(&runtime, "portMappings")?;
         let ports = mappings.iter().map(port).collect::<Result<Vec<_>>>()?;

@@ -80,6 +80,8 @@ fn a_field_of_the_wrong_type_is_named_by_the_plugin_that_reads_it() {
         ("vxlan", "delegate", json!({"type": 5})),
         ("portmap", "runtimeConfig", json!({"portMappings": [{"hostPort": 1, "containerPort": 99999}]})),
         ("portmap", "snat", json!("yes")),
+        ("portmap", "markMasqBit", json!(32)),
+        ("portmap", "externalSetMarkChain", json!(5)),
         ("portmap", "conditionsV4", json!("-s x")),
         ("portmap", "conditionsV6", json!(["--odd"])),
         ("firewall", "ingressPolicy", json!("odd")),

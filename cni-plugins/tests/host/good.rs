@@ -23,7 +23,7 @@ pub(crate) fn good(data: &std::path::Path) -> Vec<(&'static str, Value)> {
         ("vxlan", json!({"subnetFile": "/no/such/file", "dataDir": data.join("kept"), "delegate": {"bridge": "br0"}})),
         (
             "portmap",
-            json!({"snat": true, "conditionsV4": ["-s", "10.0.0.0/8"], "runtimeConfig": {
+            json!({"snat": true, "markMasqBit": 14, "conditionsV4": ["-s", "10.0.0.0/8"], "runtimeConfig": {
             "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]}}),
         ),
         ("firewall", json!({"ingressPolicy": "open", "backend": "nftables"})),

@@ -11,7 +11,9 @@ use crate::spec::{Error, Request, Result};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Trunk {
+    #[serde(rename = "minID", alias = "minId")]
     min_id: Option<u16>,
+    #[serde(rename = "maxID", alias = "maxId")]
     max_id: Option<u16>,
     id: Option<u16>,
 }
@@ -152,5 +154,22 @@ fn range(trunk: &Trunk) -> Result<(u16, u16)> {
         (Some(min), Some(max), None) if valid(min) && valid(max) && min <= max => Ok((min, max)),
         (None, None, Some(id)) if valid(id) => Ok((id, id)),
         _ => Err(Error::config(format!("incorrect trunk: {trunk:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trunks_are_ranges_or_single_vlans() {
+        let read = |text: &str| range(&serde_json::from_str(text).unwrap());
+        assert_eq!(read(r#"{"minID": 100, "maxID": 102}"#).unwrap(), (100, 102));
+        assert_eq!(read(r#"{"id": 300}"#).unwrap(), (300, 300));
+        for wrong in
+            [r#"{"minID": 5}"#, r#"{"minID": 5, "maxID": 4}"#, r#"{"id": 0}"#, r#"{"id": 1, "minID": 1, "maxID": 2}"#]
+        {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 }
