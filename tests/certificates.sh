@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A node joins with a bootstrap token, renews its client certificate without a restart, serves with a certificate that
-# the apiserver issued, and takes a new client CA: real apiserver, CRI daemon and kubelet in a network namespace of
-# their own.
+# the apiserver issued, takes a new client CA, and asks the apiserver who may do what: real apiserver, CRI daemon and
+# kubelet in a network namespace of their own.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 if [ -z "${GANTRY_CERTIFICATES_NS:-}" ]; then
@@ -93,6 +93,32 @@ served_by | grep -q . && fail "a certificate of the authority is served before i
 kubectl certificate approve "$(pending_serving)" >/dev/null || fail "approve"
 within 30 "the issued certificate is served" sh -c "echo | openssl s_client -connect 127.0.0.1:$KUBELET_PORT -CAfile $STATE/apiserver/pki/ca.crt -verify_return_error"
 within 10 "an administrator is let in" admin -f "https://127.0.0.1:$KUBELET_PORT/pods"
+
+# The apiserver knows tokens and decides who may do what, by subresource.
+kubectl apply -f - >/dev/null <<EOF || fail "create roles"
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: reader, namespace: default}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: reader}
+rules: [{apiGroups: [""], resources: [nodes/pods, nodes/metrics], verbs: [get]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: reader}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: reader}
+subjects: [{kind: ServiceAccount, name: reader, namespace: default}]
+EOF
+token=$(kubectl create token reader) || fail "create a token"
+asked() { curl -sk --max-time 10 -o /dev/null -w '%{http_code}' -H "Authorization: Bearer $1" -X "${3:-GET}" "https://127.0.0.1:$KUBELET_PORT$2"; }
+for path in /pods /metrics /metrics/resource; do [ "$(asked "$token" $path)" = 200 ] || fail "$path is refused"; done
+for path in /configz /stats/summary /logs/ /containerLogs/a/b/c; do [ "$(asked "$token" $path)" = 403 ] || fail "$path is allowed"; done
+[ "$(asked "$token" /run/a/b/c POST)" = 403 ] || fail "running commands is allowed"
+[ "$(asked none /pods)" = 401 ] || fail "a wrong token is taken"
+[ "$(curl -sk --max-time 10 -o /dev/null -w '%{http_code}' "https://127.0.0.1:$KUBELET_PORT/pods")" = 401 ] || fail "nobody is let in"
+echo "ok: tokens are reviewed and each path is authorized by its subresource"
 
 within 60 "the client certificate is renewed" changed
 kill -0 "$pid" || fail "the kubelet ended"
