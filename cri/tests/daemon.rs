@@ -272,3 +272,72 @@ async fn the_network_is_ready_when_its_plugins_say_so_and_bandwidth_must_be_a_qu
     assert!(!none.status && none.message.contains("no network configuration"), "{none:?}");
     daemon.assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_the_runtimes_and_what_belongs_to_it_or_says_why_it_is_not() {
+    let Some(mut daemon) = Daemon::start() else { return };
+    daemon.stop();
+    // Stands in for a runtime with criu, which few machines have.
+    let runtime = daemon.path("with-criu");
+    let script = "for a; do [ \"$last\" = --image-path ] && images=$a; [ \"$a\" = checkpoint ] && is=1; last=$a; done\n\
+                  if [ \"${is-}\" ]; then echo pages >\"$images/pages-1.img\"; exit; fi";
+    let own = std::path::Path::new(env!("CARGO_BIN_EXE_gantry-cri")).parent().unwrap().join("gantry-run");
+    let own = std::env::var_os("GANTRY_BIN_DIR").map_or(own, |d| std::path::PathBuf::from(d).join("gantry-run"));
+    fs::write(&runtime, format!("#!/bin/sh\n{script}\nexec {} \"$@\"\n", own.display())).unwrap();
+    fs::set_permissions(&runtime, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let more = format!("[runtime_handlers]\nfrozen = \"{}\"\n", runtime.display());
+    let config = fs::read_to_string(daemon.path("cri.toml")).unwrap();
+    fs::write(daemon.path("cri.toml"), config + &more).unwrap();
+    daemon.launch();
+    let mut client = daemon.client().await;
+    let archive = daemon.path("checkpoint.tar").display().to_string();
+    let ask = |id: &str| cri::CheckpointContainerRequest {
+        container_id: id.to_owned(),
+        location: archive.clone(),
+        timeout: 60,
+    };
+    let config = common::pod("kept");
+    let run = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "frozen".to_owned() };
+    let sandbox = client.run_pod_sandbox(run).await.unwrap().into_inner().pod_sandbox_id;
+    let script = "echo new >/made; /bin/busybox rm /bin/sh; exec /bin/busybox sleep 1000";
+    let create = cri::CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(common::container("main", script)),
+        sandbox_config: Some(config),
+    };
+    let id = client.create_container(create).await.unwrap().into_inner().container_id;
+    let error = client.checkpoint_container(ask(&id)).await.unwrap_err();
+    assert!(error.message().contains("does not run"), "{error}");
+    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let list = |archive: &str| daemon.run("/bin/busybox", &["tar", "-tf", archive]);
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let changes = loop {
+        client.checkpoint_container(ask(&id)).await.unwrap();
+        let folder = daemon.path("").display().to_string();
+        daemon.run("/bin/busybox", &["tar", "-C", &folder, "-xf", &archive, "rootfs-diff.tar"]);
+        let changes = list(&daemon.path("rootfs-diff.tar").display().to_string());
+        if changes.contains(".wh.sh") {
+            break changes;
+        }
+        assert!(std::time::Instant::now() < end, "the deletion is not in {changes}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(changes.lines().any(|l| l == "made") && changes.lines().any(|l| l == "bin/.wh.sh"), "{changes}");
+    let names = list(&archive);
+    for wanted in ["checkpoint/pages-1.img", "config.dump", "spec.dump"] {
+        assert!(names.lines().any(|l| l == wanted), "{wanted} is not in {names}");
+    }
+    assert_eq!(state(&mut client, &id).await.state(), cri::ContainerState::ContainerRunning);
+    fs::remove_file(&archive).unwrap();
+    let able = fs::read_to_string(&runtime).unwrap();
+    let other = daemon.path("without-criu");
+    fs::write(&other, able.replace("echo pages", "echo criu is not here >&2; exit 1; echo pages")).unwrap();
+    fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(&other, &runtime).unwrap();
+    let error = client.checkpoint_container(ask(&id)).await.unwrap_err();
+    assert!(error.message().contains("criu is not here"), "{error}");
+    let left = fs::read_dir(daemon.path("")).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    assert!(left.into_iter().all(|n| !n.contains("checkpoint")), "a failed checkpoint leaves nothing");
+    remove_pod(&mut client, &sandbox).await.unwrap();
+    daemon.assert_clean();
+}

@@ -164,6 +164,11 @@ impl Images {
         self.store().snapshot_usage(container_id)
     }
 
+    /// Writes what a container has changed in its root as a tar, in the form of an OCI layer. Blocking.
+    pub fn write_changes(&self, container_id: &str, to: impl std::io::Write) -> Result<()> {
+        self.store().write_changes(container_id, to)
+    }
+
     /// Compares the ledger with the disk and tells what does not agree, in words. Blocking.
     pub fn check(&self, live: &HashSet<String>) -> Vec<String> {
         self.store().check(live)

@@ -1,5 +1,6 @@
 //! Containers: made over an image's snapshot, held by the pod's monitor.
 
+mod checkpoint;
 mod create;
 pub mod exec;
 mod life;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
+pub use checkpoint::checkpoint;
 pub use create::create;
 pub use exec::{Exec, exec, exec_sync, exit_code};
 pub(crate) use life::set_resources;

@@ -368,9 +368,12 @@ impl RuntimeService for Service {
 
     async fn checkpoint_container(
         &self,
-        _: Request<cri::CheckpointContainerRequest>,
+        r: Request<cri::CheckpointContainerRequest>,
     ) -> Answer<cri::CheckpointContainerResponse> {
-        Err(Status::unimplemented("checkpoints are not supported"))
+        let (daemon, r) = (self.daemon.clone(), r.into_inner());
+        let work = async move { container::checkpoint(&daemon, &r.container_id, &r.location, r.timeout).await };
+        self.detached(work).await?;
+        Ok(Response::new(cri::CheckpointContainerResponse {}))
     }
 
     async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {

@@ -1,5 +1,6 @@
 //! What is on disk: blobs, layers, the image list, snapshots; one process owns it.
 
+mod changes;
 pub(crate) mod content;
 pub(crate) mod layers;
 pub(crate) mod mountinfo;

@@ -57,7 +57,7 @@ impl Snapshots {
         Ok(out)
     }
 
-    fn path(&self, id: &str) -> PathBuf {
+    pub(super) fn path(&self, id: &str) -> PathBuf {
         self.dir.join(id)
     }
 

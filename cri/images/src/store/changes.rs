@@ -1,0 +1,61 @@
+//! What a container has changed in its root, as a layer: files, and marks for what it deleted.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+
+use rustix::fs::getxattr;
+use tar::{Builder, EntryType, Header};
+
+use super::Store;
+use crate::error::{Error, Result};
+
+impl Store {
+    /// Writes a snapshot's writable directory as a tar, in the form of an OCI layer.
+    pub(crate) fn write_changes(&self, id: &str, to: impl Write) -> Result<()> {
+        if !self.state().snapshots.contains_key(id) {
+            return Err(Error::NotFound { what: "snapshot", name: id.to_string() });
+        }
+        let upper = self.snapshots.path(id).join("fs");
+        let mut tar = Builder::new(to);
+        tar.follow_symlinks(false);
+        let written = add(&mut tar, &upper, Path::new("")).and_then(|()| tar.into_inner().map(drop));
+        written.map_err(|e| Error::io("write the changes in", &upper, e))
+    }
+}
+
+fn add<W: Write>(tar: &mut Builder<W>, dir: &Path, name: &Path) -> io::Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(dir)?.collect::<io::Result<_>>()?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let (path, inside) = (entry.path(), name.join(entry.file_name()));
+        // The container may run on: what is gone meanwhile is left out.
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        let kind = meta.file_type();
+        if kind.is_char_device() && meta.rdev() == 0 {
+            let hidden = format!(".wh.{}", entry.file_name().to_string_lossy());
+            mark(tar, &name.join(hidden))?;
+        } else if kind.is_socket() {
+            // No archive holds one.
+        } else {
+            tar.append_path_with_name(&path, &inside)?;
+            if kind.is_dir() {
+                let mut value = [0; 4];
+                if getxattr(&path, "trusted.overlay.opaque", &mut value).is_ok_and(|n| value[..n] == *b"y") {
+                    mark(tar, &inside.join(".wh..wh..opq"))?;
+                }
+                add(tar, &path, &inside)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn mark<W: Write>(tar: &mut Builder<W>, name: &Path) -> io::Result<()> {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Regular);
+    header.set_mode(0o600);
+    header.set_size(0);
+    tar.append_data(&mut header, name, io::empty())
+}
