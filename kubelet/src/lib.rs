@@ -30,5 +30,6 @@ mod status;
 mod sync;
 mod tls;
 mod tools;
+mod watched;
 
 pub use run::{main, tool};

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
@@ -13,9 +14,11 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
 use kubelet_volumes::{ObjectError, Objects, Token};
 
 use crate::pod;
+use crate::watched::Watched;
 
 const FRESH: Duration = Duration::from_secs(5);
 const FRESH_SERVICES: Duration = Duration::from_secs(30);
@@ -59,6 +62,9 @@ async fn bounded<T>(read: impl Future<Output = Result<T, kube::Error>>) -> Resul
 /// Objects of a cluster.
 pub(crate) struct FromApi {
     client: kube::Client,
+    strategy: Strategy,
+    watched_maps: Watched<ConfigMap>,
+    watched_secrets: Watched<Secret>,
     config_maps: Cache<Option<ConfigMap>>,
     secrets: Cache<Option<Secret>>,
     services: Cache<Vec<Service>>,
@@ -67,8 +73,62 @@ pub(crate) struct FromApi {
 
 impl FromApi {
     /// Reads with the kubelet's own identity.
-    pub(crate) fn new(client: kube::Client) -> Self {
-        Self { client, config_maps: Cache::new(), secrets: Cache::new(), services: Cache::new(), drivers: Cache::new() }
+    pub(crate) fn new(client: kube::Client, strategy: Strategy) -> Self {
+        Self {
+            client,
+            strategy,
+            watched_maps: Watched::new(|map| map.immutable == Some(true)),
+            watched_secrets: Watched::new(|secret| secret.immutable == Some(true)),
+            config_maps: Cache::new(),
+            secrets: Cache::new(),
+            services: Cache::new(),
+            drivers: Cache::new(),
+        }
+    }
+}
+
+/// How changes of ConfigMaps and Secrets are noticed (`configMapAndSecretChangeDetectionStrategy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Strategy {
+    /// Each object is watched while a pod has it.
+    Watch,
+    /// What was read is good for a while.
+    Cache,
+    /// Read whenever it is needed.
+    Get,
+}
+
+impl Strategy {
+    /// By its name in the configuration; what else it could be was refused there.
+    pub(crate) fn named(name: &str) -> Self {
+        match name {
+            "Get" => Self::Get,
+            "Cache" => Self::Cache,
+            _ => Self::Watch,
+        }
+    }
+}
+
+/// One object, in the way of the strategy.
+async fn by_strategy<T>(
+    strategy: Strategy,
+    api: Api<T>,
+    watched: &Watched<T>,
+    cache: &Cache<Option<T>>,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<T>, ObjectError>
+where
+    T: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+    T::DynamicType: Default,
+{
+    match strategy {
+        Strategy::Get => bounded(api.get_opt(name)).await,
+        Strategy::Cache => one(cache, namespace, name, api.get_opt(name)).await,
+        Strategy::Watch => {
+            let follow = || watcher::watch_object(api, name).default_backoff().map(|e| e.map_err(|e| e.to_string()));
+            watched.get(&format!("{namespace}/{name}"), follow).await.map_err(ObjectError::new)
+        }
     }
 }
 
@@ -95,14 +155,14 @@ impl Objects for FromApi {
     ) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>> {
         Box::pin(async move {
             let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-            one(&self.config_maps, namespace, name, api.get_opt(name)).await
+            by_strategy(self.strategy, api, &self.watched_maps, &self.config_maps, namespace, name).await
         })
     }
 
     fn secret<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ObjectError>> {
         Box::pin(async move {
             let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-            one(&self.secrets, namespace, name, api.get_opt(name)).await
+            by_strategy(self.strategy, api, &self.watched_secrets, &self.secrets, namespace, name).await
         })
     }
 

@@ -20,7 +20,7 @@ use crate::events::Recorder;
 use crate::eviction::{Kills, Pressure};
 use crate::kubelet::{Dispatcher, Pods};
 use crate::node::facts;
-use crate::objects::{FromApi, Nowhere};
+use crate::objects::{FromApi, Nowhere, Strategy};
 use crate::pleg::Health;
 use crate::pod::{NodeDns, NodeFacts, NodeResolv};
 use crate::resources::cgroups::{Cgroups, Driver};
@@ -124,7 +124,10 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
     }
     let (_, allocatable_now) = facts::resources(&config, &flags.root_dir);
     let objects: Arc<dyn Objects> = match &client {
-        Some(client) => Arc::new(FromApi::new(client.clone())),
+        Some(client) => {
+            let strategy = Strategy::named(&config.config_map_and_secret_change_detection_strategy);
+            Arc::new(FromApi::new(client.clone(), strategy))
+        }
         None => Arc::new(Nowhere),
     };
     let shared = Shared {
