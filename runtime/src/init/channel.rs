@@ -66,6 +66,8 @@ impl Channel {
         let received = loop {
             match receive_with_fds(self.socket.as_fd(), &mut buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // Said once, when the other end goes with something unread: its last words are still to be read here.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
                 other => break other,
             }
         };
@@ -90,8 +92,22 @@ impl Channel {
 }
 
 #[cfg(test)]
-impl From<OwnedFd> for Channel {
-    fn from(socket: OwnedFd) -> Self {
-        Self { socket }
+mod tests {
+    use super::*;
+
+    impl From<OwnedFd> for Channel {
+        fn from(socket: OwnedFd) -> Self {
+            Self { socket }
+        }
+    }
+
+    #[test]
+    fn last_words_are_heard_of_one_who_did_not_listen() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&Message::Go).unwrap();
+        theirs.send(&Message::Failed("why".to_owned())).unwrap();
+        drop(theirs);
+        assert!(matches!(ours.receive().unwrap(), Message::Failed(why) if why == "why"));
+        assert!(ours.receive().is_err());
     }
 }

@@ -55,6 +55,10 @@ pub(crate) struct Container<'a> {
     /// State for hooks.
     pub(crate) state: &'a str,
     pub(crate) no_pivot: bool,
+    /// Whether the runtime has to do something with the new process before that does anything itself.
+    pub(crate) waits: bool,
+    /// Whether the runtime has something to do when the namespaces are made.
+    pub(crate) attended: bool,
 }
 
 /// Becomes the container's program, or tells the runtime why not and ends.
@@ -70,7 +74,9 @@ pub(crate) fn become_container(mut job: Job<'_>, mut container: Container<'_>) -
 /// Sets the new process up. What it holds of the host (procfs, cgroups, namespaces, its root) is let go of before anything
 /// is looked up inside: a path of the image could lead through it (CVE-2024-21626).
 fn set_up(job: &mut Job<'_>, c: &mut Container<'_>) -> Result<std::convert::Infallible> {
-    job.channel.wait_go()?;
+    if c.waits {
+        job.channel.wait_go()?;
+    }
     hide()?;
     enter_cgroups(job)?;
     rustix::process::setsid().context(|| "start a session".to_owned())?;
@@ -111,8 +117,11 @@ fn set_up(job: &mut Job<'_>, c: &mut Container<'_>) -> Result<std::convert::Infa
     } else {
         gantry_sys::root::Root::open(c.rootfs).context(|| format!("open {}", c.rootfs.display()))?
     };
-    // The runtime runs its hooks now: all namespaces are made, the root is not entered.
-    job.channel.send(&Message::Go).context(|| "talk to the runtime".to_owned())?;
+    // The runtime does its part now, hooks too: all namespaces are made, the root is not entered. Where it has none it has said
+    // so by now, most often, and neither process waits for the other.
+    if c.attended {
+        job.channel.send(&Message::Go).context(|| "talk to the runtime".to_owned())?;
+    }
     job.channel.wait_go()?;
     if let Some(h) = &c.spec.hooks {
         hooks::run("createContainer", &h.create_container, c.state)?;

@@ -153,6 +153,10 @@ fn start_child(
             enter(&file, kind).context(|| format!("join the {} namespace", kind.proc_name()))?;
         }
     }
+    // Ids are mapped from outside, and a process that has hidden itself is out of a user's reach.
+    let waits = namespaces.makes(Kind::User) || namespaces.joins(Kind::User).is_some();
+    let early = spec.hooks.as_ref().filter(|h| !h.prestart.is_empty() || !h.create_runtime.is_empty());
+    let attended = early.is_some() || !linux.net_devices.is_empty();
     let (ours, theirs) = Channel::pair()?;
     let state = container.public(Status::Creating);
     let entry = group.map(Cgroup::entry).transpose().context(|| "open the cgroup".to_owned())?;
@@ -191,6 +195,8 @@ fn start_child(
                 fifo: place,
                 state: &state,
                 no_pivot: ask.no_pivot,
+                waits,
+                attended,
             };
             child::become_container(job, parts)
         }
@@ -210,14 +216,18 @@ fn start_child(
         if namespaces.makes(Kind::User) {
             identity::write_maps(pid, &linux.uid_mappings, &linux.gid_mappings)?;
         }
-        say_go(&ours)?;
-        hear(&ours, linux.seccomp.as_ref(), container)?;
-        if !linux.net_devices.is_empty() {
-            let network = format!("/proc/{pid}/ns/net");
-            let network = File::open(&network).context(|| format!("open {network}"))?;
-            devices::move_in(&linux.net_devices, &network)?;
+        if waits {
+            say_go(&ours)?;
         }
-        if let Some(h) = &spec.hooks {
+        if attended {
+            hear(&ours, linux.seccomp.as_ref(), container)?;
+            if !linux.net_devices.is_empty() {
+                let network = format!("/proc/{pid}/ns/net");
+                let network = File::open(&network).context(|| format!("open {network}"))?;
+                devices::move_in(&linux.net_devices, &network)?;
+            }
+        }
+        if let Some(h) = early {
             let state = container.public(Status::Creating);
             hooks::run("prestart", &h.prestart, &state)?;
             hooks::run("createRuntime", &h.create_runtime, &state)?;
