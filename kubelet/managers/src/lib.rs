@@ -21,5 +21,5 @@ pub use cpu::Options as CpuOptions;
 pub use cpuset::{CpuSet, ParseError};
 pub use hint::{Hint, Hints, Nodes, Policy};
 pub use machine::{Cpu, Machine, NodeMemory};
-pub use manager::{Grant, Managers, Refusal, Settings};
+pub use manager::{Grant, Managers, PluginTask, Refusal, Settings};
 pub use pod_resources::{Lister, PodInfo};

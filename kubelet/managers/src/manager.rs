@@ -73,6 +73,16 @@ pub struct Grant {
     pub cdi: Vec<String>,
 }
 
+/// A plugin that is taken; dropping it forgets the plugin.
+#[derive(Debug)]
+pub struct PluginTask(tokio::task::JoinHandle<()>);
+
+impl Drop for PluginTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) devices: Devices,
@@ -170,10 +180,20 @@ impl Managers {
         self.0.changes.send_modify(|n| *n += 1);
     }
 
-    /// A plugin that another socket made known (the kubelet's plugin watcher): follows it until it goes away.
-    pub fn plugin(&self, resource: String, socket: PathBuf) {
-        let managers = self.clone();
-        tokio::spawn(async move { server::follow(managers, resource, socket, Default::default()).await });
+    /// Takes a plugin that another socket made known (the kubelet's plugin watcher), until it goes away or what this gives
+    /// is dropped.
+    ///
+    /// # Errors
+    /// Its name or versions are not what this kubelet takes.
+    pub fn plugin(&self, resource: &str, socket: PathBuf, versions: &[String]) -> Result<PluginTask, String> {
+        if !versions.iter().any(|v| v == server::VERSION) {
+            return Err(format!("it speaks {versions:?}, this kubelet {:?}", server::VERSION));
+        }
+        if !server::is_extended(resource) {
+            return Err(format!("the ResourceName {resource:?} is invalid"));
+        }
+        let task = server::follow(self.clone(), resource.to_owned(), socket, None);
+        Ok(PluginTask(tokio::spawn(task)))
     }
 
     fn save(&self, state: &State) {

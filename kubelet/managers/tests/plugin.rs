@@ -239,6 +239,14 @@ async fn a_plugin_gives_its_devices_to_pods_dies_and_comes_back() {
     until(&managers, "the devices are back after a restart", |m| totals(m) == (3, 3)).await;
     managers.admit(&pod("two", 1)).await.unwrap();
     assert_eq!(managers.grant("two", "c").envs["DEVICES"], "d1");
+    // A plugin that the plugin watcher found goes when nobody holds it.
+    let (other, versions) = ("example.com/other", ["v1beta1".to_owned()]);
+    let task = managers.plugin(other, folder.join("mine.sock"), &versions).unwrap();
+    until(&managers, "the watcher's plugin is taken", |m| m.totals().get(other) == Some(&(3, 3))).await;
+    drop(task);
+    until(&managers, "the watcher's plugin is gone", |m| m.totals().get(other) == Some(&(3, 0))).await;
+    assert!(managers.plugin("dev", folder.join("mine.sock"), &versions).is_err());
+    assert!(managers.plugin(RESOURCE, folder.join("mine.sock"), &["v2".to_owned()]).is_err());
     managers.retain(|uid| uid == "two");
     managers.admit(&pod("three", 2)).await.unwrap();
     assert_eq!(managers.grant("three", "c").envs["DEVICES"], "d2,d3");

@@ -21,6 +21,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) enum Held {
     /// A CSI driver.
     Csi(#[expect(dead_code, reason = "it is held, not used")] csi::Driver),
+    /// A device plugin.
+    Devices(#[expect(dead_code, reason = "it is held, not used")] kubelet_managers::PluginTask),
 }
 
 /// Registers the plugin behind a socket, again and again until it works, and holds it until this is aborted.
@@ -67,6 +69,7 @@ async fn take(shared: &Arc<Shared>, info: &PluginInfo, socket: &Path) -> Result<
     let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(&info.endpoint) };
     match info.r#type.as_str() {
         "CSIPlugin" => csi::Driver::take(shared, &info.name, &endpoint, &info.supported_versions).await.map(Held::Csi),
+        "DevicePlugin" => shared.managers.plugin(&info.name, endpoint, &info.supported_versions).map(Held::Devices),
         other => Err(format!("this kubelet takes no plugins of type {other:?}")),
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use proto::deviceplugin::device_plugin_client::DevicePluginClient;
 use proto::deviceplugin::{
-    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest, Empty,
-    PreStartContainerRequest, PreferredAllocationRequest,
+    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest,
+    DevicePluginOptions, Empty, PreStartContainerRequest, PreferredAllocationRequest,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -57,6 +57,15 @@ impl Plugin {
             .map_err(|e| failed(&e))?
             .map_err(|e| failed(&e))?;
         Ok(Self { client: DevicePluginClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT) })
+    }
+
+    /// What the plugin can do.
+    ///
+    /// # Errors
+    /// The plugin refuses.
+    pub(crate) async fn options(&self) -> Result<DevicePluginOptions, Status> {
+        let mut client = self.client.clone();
+        bounded("GetDevicePluginOptions", CONNECT, client.get_device_plugin_options(Empty {})).await
     }
 
     /// The stream of lists of devices.

@@ -15,7 +15,7 @@ use crate::manager::Managers;
 use crate::socket;
 
 /// The only version there is.
-const VERSION: &str = "v1beta1";
+pub(crate) const VERSION: &str = "v1beta1";
 
 struct Endpoint {
     plugin: Plugin,
@@ -89,23 +89,55 @@ impl Registration for Service {
         }
         let socket = self.folder.join(endpoint);
         let (managers, name) = (self.managers.clone(), request.resource_name);
-        let options = request.options.unwrap_or_default();
+        let options = Some(request.options.unwrap_or_default());
         // Not awaited: a plugin may serve its socket only after its registration was answered.
         tokio::spawn(async move { follow(managers, name, socket, options).await });
         Ok(Response::new(Empty {}))
     }
 }
 
-/// Connects to a plugin and takes what it tells, until it goes away or another one takes its place.
-pub(crate) async fn follow(managers: Managers, resource: String, socket: PathBuf, options: DevicePluginOptions) {
-    let plugin = match Plugin::connect(&socket).await {
-        Ok(plugin) => plugin,
+/// Says that a plugin is gone, however its task ends, unless another one has taken its place.
+struct Followed {
+    managers: Managers,
+    resource: String,
+    stop: CancellationToken,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        if self.stop.is_cancelled() {
+            return;
+        }
+        tracing::warn!(resource = self.resource, "device plugin gone; its devices are not given to new pods");
+        self.managers.change(|state| state.devices.stopped(&self.resource, Instant::now()));
+    }
+}
+
+/// Connects to a plugin and takes what it tells, until it goes away or another one takes its place. A plugin that did not
+/// say its options is asked for them.
+pub(crate) async fn follow(
+    managers: Managers,
+    resource: String,
+    socket: PathBuf,
+    options: Option<DevicePluginOptions>,
+) {
+    let reached = async {
+        let plugin = Plugin::connect(&socket).await?;
+        let options = match options {
+            Some(options) => options,
+            None => plugin.options().await?,
+        };
+        Ok::<_, Status>((plugin, options))
+    };
+    let (plugin, options) = match reached.await {
+        Ok(reached) => reached,
         Err(e) => {
             tracing::warn!(resource, socket = %socket.display(), error = %e.message(), "device plugin not reached");
             return;
         }
     };
     let stop = managers.endpoints().put(&resource, plugin.clone());
+    let followed = Followed { managers: managers.clone(), resource: resource.clone(), stop };
     managers.change(|state| state.devices.registered(&resource, options));
     tracing::info!(resource, socket = %socket.display(), "device plugin registered");
     let work = async {
@@ -115,17 +147,12 @@ pub(crate) async fn follow(managers: Managers, resource: String, socket: PathBuf
         }
         Ok::<(), Status>(())
     };
-    let ended = tokio::select! {
-        ended = work => ended,
-        () = stop.cancelled() => return,
-    };
-    // Another plugin may have come in the same moment; then its devices count, not the end of this one.
-    if stop.is_cancelled() {
-        return;
+    tokio::select! {
+        ended = work => if let Err(e) = ended {
+            tracing::info!(resource, error = e.message(), "device plugin's list of devices ended");
+        },
+        () = followed.stop.cancelled() => {}
     }
-    let why = ended.err().map_or_else(|| "its stream ended".to_owned(), |e| e.message().to_owned());
-    tracing::warn!(resource, error = why, "device plugin gone; its devices are not given to new pods");
-    managers.change(|state| state.devices.stopped(&resource, Instant::now()));
 }
 
 /// Serves registrations on `kubelet.sock`, until `stop`. Sockets that earlier plugins left are removed, which tells those
