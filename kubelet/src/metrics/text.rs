@@ -79,7 +79,13 @@ impl Page {
 
     /// Adds a sample; `of` comes from [`labels`].
     pub(crate) fn put(&mut self, name: &str, help: &str, kind: Kind, of: &str, value: f64) {
-        let _ = writeln!(self.family(name, help, kind), "{name}{of} {value}");
+        let family = self.family(name, help, kind);
+        // As Go writes it, which not every reader takes in another spelling.
+        let _ = if value == f64::INFINITY {
+            writeln!(family, "{name}{of} +Inf")
+        } else {
+            writeln!(family, "{name}{of} {value}")
+        };
     }
 
     /// Adds a gauge without labels.
@@ -121,8 +127,9 @@ mod tests {
         let mut page = Page::default();
         page.put("b", "B.", Kind::Counter, &labels(&[("x", "1")]), 1.0);
         page.gauge("a", "A.", 0.5);
+        page.gauge("c", "C.", f64::INFINITY);
         page.put("b", "B.", Kind::Counter, &labels(&[("x", "q\"\\\n")]), 2.0);
-        let want = "# HELP a A.\n# TYPE a gauge\na 0.5\n# HELP b B.\n# TYPE b counter\nb{x=\"1\"} 1\nb{x=\"q\\\"\\\\\\n\"} 2\n";
+        let want = "# HELP a A.\n# TYPE a gauge\na 0.5\n# HELP b B.\n# TYPE b counter\nb{x=\"1\"} 1\nb{x=\"q\\\"\\\\\\n\"} 2\n# HELP c C.\n# TYPE c gauge\nc +Inf\n";
         assert_eq!(page.render(), want);
     }
 
