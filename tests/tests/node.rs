@@ -9,6 +9,8 @@ use gantry_tests::runner;
 mod admission;
 #[path = "node/bad_input.rs"]
 mod bad_input;
+#[path = "node/churn.rs"]
+mod churn;
 #[path = "node/crash.rs"]
 mod crash;
 #[path = "node/csi.rs"]
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         wrong::cases(),
         eviction::cases(),
         crash::cases(),
+        churn::cases(),
         leaks::cases(),
     ];
     let cases: Vec<_> = groups.into_iter().flatten().collect();
