@@ -57,6 +57,11 @@ build_cnitool() {
     GOFLAGS=-mod=mod go build -o "$CNITOOL" github.com/containernetworking/cni/cnitool
 }
 
+# promtool alone: the package would start a server.
+unpack_promtool() {
+  cd "$work" && apt-get download prometheus && dpkg -x prometheus_*.deb prometheus && install -D prometheus/usr/bin/promtool "$PROMTOOL"
+}
+
 step "Requirements"
 need_cargo
 if [ "$(id -u)" = 0 ]; then
@@ -76,6 +81,10 @@ fi
 export CNITOOL=${CNITOOL:-$ROOT/target/tools/cnitool}
 if [ ! -x "$CNITOOL" ] && command -v go >/dev/null; then
   (build_cnitool) >"$work/go.log" 2>&1 || note "cnitool could not be built, its tests are left out: $(tail -n 1 "$work/go.log")"
+fi
+if ! command -v promtool >/dev/null; then
+  export PROMTOOL=$ROOT/target/tools/promtool
+  [ -x "$PROMTOOL" ] || [ "$(id -u)" != 0 ] || (unpack_promtool) >"$work/promtool.log" 2>&1 || note "promtool could not be had: $(tail -n 1 "$work/promtool.log")"
 fi
 good "ready"
 
