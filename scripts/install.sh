@@ -28,7 +28,8 @@ fi
 
 step "Installing into ${DESTDIR:-/} with prefix $PREFIX"
 for p in "${programs[@]}"; do [ -x "$BIN_DIR/$p" ] || die "$BIN_DIR/$p is missing: run scripts/build.sh"; done
-installed=$(mktemp) && trap 'rm -f "$installed"' EXIT
+installed=$(mktemp) || exit 1
+trap 'rm -f "$installed"' EXIT
 put() { # mode from to: a file of the program
   install -D -m "$1" "$2" "$DESTDIR$3" && echo "$3" >>"$installed"
 }
@@ -67,7 +68,8 @@ for plugin in $("$BIN_DIR/gantry-cni" --list); do
   ln -sfn "$PREFIX/bin/gantry-cni" "$DESTDIR/opt/cni/bin/$plugin" && echo "/opt/cni/bin/$plugin" >>"$installed"
 done
 
-docs=$(mktemp -d) && trap 'rm -rf "$installed" "$docs"' EXIT
+docs=$(mktemp -d) || exit 1
+trap 'rm -rf "$installed" "$docs"' EXIT
 "$from/man/generate" "$docs" "${programs[@]/#/$BIN_DIR/}"
 for page in "$docs"/*.8; do put 644 "$page" "$PREFIX/share/man/man8/$(basename "$page")"; done
 for c in "$docs"/completions/*; do put 644 "$c" "$PREFIX/share/bash-completion/completions/$(basename "$c")"; done

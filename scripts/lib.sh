@@ -30,7 +30,7 @@ need_packages() {
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || die "these packages are missing and there is no apt-get here: ${missing[*]}"
   note "installing ${missing[*]}"
-  local log; log=$(mktemp)
+  local log; log=$(mktemp) || exit 1
   if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
     die "apt-get could not install ${missing[*]}" "$log"
   fi

@@ -8,7 +8,8 @@ version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' "$RO
 case ${1:-} in -h|--help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit ;; --version) version=$2 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
 OUT=${OUT:-$ROOT/target}
 command -v dpkg-deb >/dev/null || die "dpkg-deb is missing: packages are made on Debian or Ubuntu"
-work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
 tree=$work/tree
 DESTDIR=$tree PREFIX=/usr "$ROOT/scripts/install.sh" >"$work/log" 2>&1 || die "scripts/install.sh failed" "$work/log"
 # dpkg keeps the lists of files itself, links to plugins belong to the maintainer scripts (another package may have some of

@@ -9,7 +9,8 @@ set -uo pipefail
 fast= node=1 vm=
 case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; --unit) node= ;; --vm) vm=1 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
 cd "$ROOT" || exit
-work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
 
 # Adds up what a run of cargo test printed. A test that found nothing to run on says `skipped: reason` and counts as such.

@@ -46,7 +46,7 @@ step "Demo image"
 if ! "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image ls 2>/dev/null | grep -q 'gantry.local/demo'; then
   rootfs=$(mktemp -d) || die "no temporary folder"
   mkdir -p "$rootfs"/{bin,tmp,srv} && chmod 1777 "$rootfs/tmp" && cp "$BIN_DIR/gantry-demo" "$rootfs/bin/gantry-demo"
-  archive=$(mktemp)
+  archive=$(mktemp) || exit 1
   "$BIN_DIR/gantry-cri" image build "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo \
     --env PATH=/bin --output "$archive" || die "cannot pack the demo image"
   "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image import "$archive" || die "cannot import the demo image" "$STATE/logs/gantry-cri.log"

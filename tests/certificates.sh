@@ -11,7 +11,7 @@ if [ -z "${GANTRY_CERTIFICATES_NS:-}" ]; then
   GANTRY_CERTIFICATES_NS=$ns nsenter --net="/run/netns/$ns" "$0" "$@"
   exit
 fi
-work=$(mktemp -d /var/tmp/gantry-certs.XXXXXX)
+work=$(mktemp -d /var/tmp/gantry-certs.XXXXXX) || exit 1
 export GANTRY_STATE=$work/state GANTRY_RUN=$work/run GANTRY_BIN_DIR=${GANTRY_BIN_DIR:-$root/target/gantry/bin}
 export GANTRY_NODE_NAME=joiner
 . "$root/scripts/lib.sh"

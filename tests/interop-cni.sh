@@ -12,7 +12,7 @@ if [ "${INTEROP_CNI:-}" != inside ]; then
   exec unshare --mount --propagation private "$0" "$@"
 fi
 mkdir -p /var/lib/cni && mount -t tmpfs none /var/lib/cni || exit 1
-work=$(mktemp -d /var/tmp/gantry-interop.XXXXXX) ns=gantry-cnitool-$$ daemon= serving=
+work=$(mktemp -d /var/tmp/gantry-interop.XXXXXX) ns=gantry-cnitool-$$ daemon= serving= || exit 1
 inside() { nsenter --net="/run/netns/$ns" "$@"; }
 finish() {
   [ -z "$serving" ] || kill "$serving"

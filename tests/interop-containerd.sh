@@ -4,7 +4,7 @@
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=${GANTRY_BIN_DIR:-$root/target/gantry/bin} crictl=${CRICTL:-crictl}
-work=$(mktemp -d /var/tmp/gantry-interop.XXXXXX) ns=gantry-interop-$$ daemon=
+work=$(mktemp -d /var/tmp/gantry-interop.XXXXXX) ns=gantry-interop-$$ daemon= || exit 1
 inside() { nsenter --net="/run/netns/$ns" "$@"; }
 cri() { inside "$crictl" -r "unix://$work/c.sock" -i "unix://$work/c.sock" -t 60s "$@"; }
 finish() {

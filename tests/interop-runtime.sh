@@ -5,7 +5,7 @@
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=${GANTRY_BIN_DIR:-$root/target/gantry/bin}
-work=$(mktemp -d /var/tmp/gantry-runtime.XXXXXX) group=gantry-runtime-$$ daemon= podman=()
+work=$(mktemp -d /var/tmp/gantry-runtime.XXXXXX) group=gantry-runtime-$$ daemon= podman=() || exit 1
 finish() {
   [ ${#podman[@]} = 0 ] || timeout 60 "${podman[@]}" rm -f -a -t 0 >/dev/null 2>&1
   [ -z "$daemon" ] || { kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null; }

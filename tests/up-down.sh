@@ -2,7 +2,7 @@
 # scripts/up.sh brings a pod up, again on what is there; scripts/down.sh leaves nothing. In a network namespace of its own.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-work=$(mktemp -d /var/tmp/gantry-up.XXXXXX)
+work=$(mktemp -d /var/tmp/gantry-up.XXXXXX) || exit 1
 ns=gantry-up-$$
 ip netns add "$ns" && ip -n "$ns" link set lo up || exit 1
 trap 'ip netns delete "$ns"; rm -rf --one-file-system "$work"' EXIT

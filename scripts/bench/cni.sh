@@ -12,7 +12,7 @@ case ${1:-} in -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;; esac
 need_root
 need_packages containernetworking-plugins iptables iproute2
 [ -x "$BIN_DIR/gantry-cni" ] || die "$BIN_DIR/gantry-cni is missing: run scripts/build.sh"
-work=$(mktemp -d) ns=gantry-cnibench-$$
+work=$(mktemp -d) ns=gantry-cnibench-$$ || exit 1
 ip netns add "$ns" && ip -n "$ns" link set lo up || die "cannot make a network namespace"
 trap 'for n in $(ip netns list | awk -v p="^$ns" "\$1 ~ p {print \$1}"); do ip netns delete "$n"; done; rm -rf "$work"' EXIT
 "$BIN_DIR/gantry-cni" install "$work/bin" >/dev/null || die "cannot install the plugins"

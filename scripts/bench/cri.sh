@@ -21,7 +21,7 @@ if [ -z "$driver" ]; then
   (cd "$ROOT" && cargo build --locked --release -p cri --example cri-bench) >&2 || die "the driver does not build"
   driver=${CARGO_TARGET_DIR:-$ROOT/target}/release/examples/cri-bench
 fi
-work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/gantry-cribench.XXXXXX") ns=gantry-cribench-$$ image=${IMAGE:-gantry.local/bench:1} pids=()
+work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/gantry-cribench.XXXXXX") ns=gantry-cribench-$$ image=${IMAGE:-gantry.local/bench:1} pids=() || exit 1
 finish() {
   local pid
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null; done

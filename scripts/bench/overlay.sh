@@ -12,7 +12,7 @@ case ${1:-} in -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;; esac
 need_root
 need_packages iperf3 iproute2 nftables
 [ -x "$BIN_DIR/gantry-overlay" ] || die "$BIN_DIR/gantry-overlay is missing: run scripts/build.sh"
-work=$(mktemp -d) ns=gantry-ovbench-$$
+work=$(mktemp -d) ns=gantry-ovbench-$$ || exit 1
 finish() {
   local pids; pids=$(jobs -p)
   [ -z "$pids" ] || { kill $pids 2>/dev/null; wait 2>/dev/null; }

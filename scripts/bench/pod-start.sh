@@ -11,7 +11,7 @@ case ${1:-} in -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;; esac
 need_root
 ns=gantry-bench-$$
 if [ -z "${BENCH_INSIDE:-}" ]; then
-  work=$(mktemp -d /var/tmp/gantry-bench.XXXXXX)
+  work=$(mktemp -d /var/tmp/gantry-bench.XXXXXX) || exit 1
   ip netns add "$ns" && ip -n "$ns" link set lo up || die "cannot make a network namespace"
   export BENCH_INSIDE=1 GANTRY_STATE=$work/state GANTRY_RUN=$work/run GANTRY_BIN_DIR=$BIN_DIR GANTRY_NODE_NAME=bench
   nsenter --net="/run/netns/$ns" "$0" "$@"; code=$?
