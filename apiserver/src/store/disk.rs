@@ -1,7 +1,7 @@
 //! The redb file: objects by key, events by revision, and the numbers that must survive.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,7 +17,9 @@ const HISTORY: TableDefinition<'_, u64, Row<'_>> = TableDefinition::new("history
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
 pub(super) struct Disk {
-    database: Database,
+    path: PathBuf,
+    /// None after a failure: redb refuses everything from then on, until the file is opened anew.
+    database: Option<Database>,
 }
 
 fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StoreError {
@@ -26,17 +28,55 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StoreError 
 
 impl Disk {
     pub(super) fn open(path: &Path) -> Result<(Self, State), StoreError> {
-        let database = Database::create(path)
-            .map_err(|error| StoreError::Disk(format!("open the store {}: {error}", path.display())))?;
-        let disk = Self { database };
+        let mut disk = Self { path: path.to_owned(), database: None };
+        disk.reopen()?;
         disk.commit(&[], 0)?;
         let state = disk.load()?;
         Ok((disk, state))
     }
 
+    /// Opens the file again where a failure (a full disk) has closed it. A transaction that was told as failed may be on
+    /// disk all the same: answers its events, those after `revision`.
+    pub(super) fn repair(&mut self, revision: u64) -> Result<Vec<Arc<Event>>, StoreError> {
+        if self.database.is_some() {
+            return Ok(Vec::new());
+        }
+        self.reopen()?;
+        let missed = self.events_after(revision);
+        if missed.is_err() {
+            self.database = None;
+        }
+        missed
+    }
+
+    fn events_after(&self, revision: u64) -> Result<Vec<Arc<Event>>, StoreError> {
+        let read = self.database()?.begin_read().map_err(failed("read the store"))?;
+        let history = read.open_table(HISTORY).map_err(failed("read history"))?;
+        let rows = history.range(revision + 1..).map_err(failed("read history"))?;
+        rows.map(|row| {
+            let (revision, value) = row.map_err(failed("read an event"))?;
+            let (kind, key, after, before_revision, before) = value.value();
+            let previous = if before.is_empty() { None } else { Some(entry(before_revision, before)?) };
+            let entry = entry(revision.value(), after)?;
+            Ok(Arc::new(Event { kind: kind_of(kind), key: key.to_owned(), entry, previous }))
+        })
+        .collect()
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        let database = Database::create(&self.path)
+            .map_err(|error| StoreError::Disk(format!("open the store {}: {error}", self.path.display())))?;
+        self.database = Some(database);
+        Ok(())
+    }
+
+    fn database(&self) -> Result<&Database, StoreError> {
+        self.database.as_ref().ok_or_else(|| StoreError::Disk(format!("the store {} is closed", self.path.display())))
+    }
+
     fn load(&self) -> Result<State, StoreError> {
         let mut state = State::default();
-        let read = self.database.begin_read().map_err(failed("read the store"))?;
+        let read = self.database()?.begin_read().map_err(failed("read the store"))?;
         let numbers = read.open_table(NUMBERS).map_err(failed("read the store's numbers"))?;
         let number = |name| -> Result<u64, StoreError> {
             Ok(numbers.get(name).map_err(failed("read the store's numbers"))?.map_or(0, |guard| guard.value()))
@@ -59,7 +99,7 @@ impl Disk {
                 _ if before.is_empty() => None,
                 _ => Some(entry(before_revision, before)?),
             };
-            let kind = [EventKind::Added, EventKind::Modified, EventKind::Deleted][usize::from(kind.min(2))];
+            let kind = kind_of(kind);
             let known = state.objects.get(key).filter(|now| now.revision == revision.value()).cloned();
             let entry = match known {
                 Some(known) => known,
@@ -71,8 +111,16 @@ impl Disk {
         Ok(state)
     }
 
-    pub(super) fn commit(&self, events: &[Arc<Event>], compact_to: u64) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(failed("begin a transaction"))?;
+    pub(super) fn commit(&mut self, events: &[Arc<Event>], compact_to: u64) -> Result<(), StoreError> {
+        let written = self.write(events, compact_to);
+        if written.is_err() {
+            self.database = None;
+        }
+        written
+    }
+
+    fn write(&self, events: &[Arc<Event>], compact_to: u64) -> Result<(), StoreError> {
+        let write = self.database()?.begin_write().map_err(failed("begin a transaction"))?;
         {
             let mut objects = write.open_table(OBJECTS).map_err(failed("open objects"))?;
             let mut history = write.open_table(HISTORY).map_err(failed("open history"))?;
@@ -103,6 +151,10 @@ impl Disk {
         }
         write.commit().map_err(failed("commit"))
     }
+}
+
+fn kind_of(number: u8) -> EventKind {
+    [EventKind::Added, EventKind::Modified, EventKind::Deleted][usize::from(number.min(2))]
 }
 
 fn entry(revision: u64, bytes: &[u8]) -> Result<Arc<Entry>, StoreError> {

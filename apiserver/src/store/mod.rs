@@ -95,13 +95,13 @@ impl Store {
     /// # Errors
     /// The file cannot be opened or read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let (disk, state) = disk::Disk::open(path)?;
+        let (mut disk, state) = disk::Disk::open(path)?;
         let state = Arc::new(RwLock::new(state));
         let (writer, requests) = std_mpsc::channel();
         let shared = Arc::clone(&state);
         std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || write_loop(&disk, &shared, &requests))
+            .spawn(move || write_loop(&mut disk, &shared, &requests))
             .map_err(|error| StoreError::Disk(format!("start the writer thread: {error}")))?;
         Ok(Self { state, writer })
     }
@@ -188,15 +188,28 @@ impl Store {
     }
 }
 
-fn write_loop(disk: &disk::Disk, shared: &RwLock<State>, requests: &std_mpsc::Receiver<Request>) {
+fn write_loop(disk: &mut disk::Disk, shared: &RwLock<State>, requests: &std_mpsc::Receiver<Request>) {
     while let Ok(first) = requests.recv() {
         let mut batch = vec![first];
         batch.extend(requests.try_iter().take(BATCH - 1));
-        write_batch(disk, shared, batch);
+        let known = shared.read().unwrap_or_else(std::sync::PoisonError::into_inner).revision;
+        match disk.repair(known) {
+            Ok(missed) => {
+                if !missed.is_empty() {
+                    shared.write().unwrap_or_else(std::sync::PoisonError::into_inner).publish(missed, 0);
+                }
+                write_batch(disk, shared, batch);
+            }
+            Err(error) => {
+                for request in batch {
+                    let _ = request.done.send(Err(StoreError::Disk(error.to_string())));
+                }
+            }
+        }
     }
 }
 
-fn write_batch(disk: &disk::Disk, shared: &RwLock<State>, batch: Vec<Request>) {
+fn write_batch(disk: &mut disk::Disk, shared: &RwLock<State>, batch: Vec<Request>) {
     let mut events: Vec<Arc<Event>> = Vec::new();
     let mut answers = Vec::new();
     let mut compact_to = 0;

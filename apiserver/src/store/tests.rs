@@ -61,3 +61,54 @@ fn stale_writes_are_refused_and_compacted_watches_are_gone() {
         assert!(store.watch("/", 2).unwrap().0.is_empty());
     });
 }
+
+#[test]
+fn a_full_disk_refuses_writes_only_as_long_as_it_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount =
+        |args: &[&str]| std::process::Command::new(args[0]).args(&args[1..]).output().is_ok_and(|o| o.status.success());
+    let folder = dir.path().to_str().unwrap();
+    if !mount(&["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder]) {
+        println!("skipped: cannot mount a small file system");
+        return;
+    }
+    let told = runtime().block_on(async {
+        let store = Store::open(&dir.path().join("db")).unwrap();
+        store.create("/kept", json!({"metadata": {}})).await.unwrap();
+        let (_, mut watch) = store.watch("/", 0).unwrap();
+        std::fs::write(dir.path().join("ballast"), vec![1; 3 << 20]).unwrap();
+        let big = json!({"metadata": {}, "data": "x".repeat(200_000)});
+        let mut made = Vec::new();
+        let mut full = false;
+        for n in 0..40 {
+            match store.create(&format!("/big/{n}"), big.clone()).await {
+                Ok(_) => made.push(n),
+                Err(StoreError::Disk(_)) => full = true,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(full, "the disk was not full: {made:?}");
+        // What is there can be read meanwhile.
+        assert!(store.get("/kept").is_some());
+        std::fs::remove_file(dir.path().join("ballast")).unwrap();
+        let after = store.create("/after", json!({"metadata": {}})).await.unwrap();
+        assert_eq!(store.revision(), after.revision);
+        let told =
+            std::iter::from_fn(|| watch.try_recv().ok()).map(|e| (e.key.clone(), e.entry.revision)).collect::<Vec<_>>();
+        let mut there: Vec<_> =
+            store.range("/", "", 0, 0).unwrap().items.into_iter().map(|(k, e)| (k, e.revision)).collect();
+        there.retain(|(key, _)| key != "/kept");
+        there.sort_by_key(|(_, revision)| *revision);
+        assert_eq!(told, there, "a watcher sees exactly what is stored, failed writes that reached the disk too");
+        drop(store);
+        let again = loop {
+            if let Ok(store) = Store::open(&dir.path().join("db")) {
+                break store;
+            }
+        };
+        assert_eq!(again.revision(), after.revision);
+        told
+    });
+    assert!(mount(&["umount", folder]));
+    assert!(told.iter().any(|(key, _)| key == "/after"));
+}
