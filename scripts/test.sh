@@ -3,7 +3,7 @@
 # Installs what they need. Ends with one line: N passed, N failed, N skipped.
 #
 # usage: test.sh [--fast|--unit|--vm]   --fast: no lints; --unit: no release programs, no node tests; --vm: tests in virtual machines too
-# env:   CRICTL  crictl to use (default: built where Go is found)
+# env:   CRICTL, CNITOOL, FLANNELD  programs to use (default: built where Go is found)
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 fast= node=1 vm=
@@ -45,17 +45,18 @@ run_tests() { # log cmd...
   grep -E '^skipped: |^test .* \.\.\. ignored' "$log" | sort | uniq -c | sed 's/^/    /'
 }
 
-# crictl is a Go module; a module of ours that requires it is what makes `go build` take its pinned version.
-build_crictl() {
-  mkdir -p "$work/crictl" && cd "$work/crictl" &&
-    printf 'module tools\ngo 1.24\nrequire sigs.k8s.io/cri-tools v1.36.0\n' >go.mod &&
-    GOFLAGS=-mod=mod go build -o "$CRICTL" sigs.k8s.io/cri-tools/cmd/crictl
+# Programs that are Go modules: a module of ours that requires one is what makes `go build` take its pinned version.
+build_go() { # program module version package
+  mkdir -p "$work/go-${1##*/}" && cd "$work/go-${1##*/}" && printf 'module tools\ngo 1.24\nrequire %s %s\n' "$2" "$3" >go.mod &&
+    GOFLAGS=-mod=mod go build -o "$1" "$4"
 }
 
-build_cnitool() {
-  mkdir -p "$work/cnitool" && cd "$work/cnitool" &&
-    printf 'module tools\ngo 1.24\nrequire github.com/containernetworking/cni v1.3.0\n' >go.mod &&
-    GOFLAGS=-mod=mod go build -o "$CNITOOL" github.com/containernetworking/cni/cnitool
+# A tool that tests use: as the variable says, else built where there is Go. tool VARIABLE PROGRAM MODULE VERSION PACKAGE
+tool() {
+  export "$1=${!1:-$ROOT/target/tools/$2}"
+  [ ! -x "${!1}" ] && command -v go >/dev/null || return 0
+  note "building $2"
+  (build_go "${!1}" "$3" "$4" "$5") >"$work/go.log" 2>&1 || note "$2 could not be built, its tests are left out: $(tail -n 1 "$work/go.log")"
 }
 
 # promtool alone: the package would start a server.
@@ -71,18 +72,10 @@ if [ "$(id -u)" = 0 ]; then
 else
   note "not root: tests that need root are skipped and counted"
 fi
-if [ -z "${CRICTL:-}" ] && ! command -v crictl >/dev/null; then
-  export CRICTL=$ROOT/target/tools/crictl
-  if [ ! -x "$CRICTL" ] && command -v go >/dev/null; then
-    note "building crictl"
-    (build_crictl) >"$work/go.log" 2>&1 ||
-      { note "crictl could not be built, its tests are skipped:"; tail -n 3 "$work/go.log" | sed 's/^/    | /'; }
-  fi
-fi
-export CNITOOL=${CNITOOL:-$ROOT/target/tools/cnitool}
-if [ ! -x "$CNITOOL" ] && command -v go >/dev/null; then
-  (build_cnitool) >"$work/go.log" 2>&1 || note "cnitool could not be built, its tests are left out: $(tail -n 1 "$work/go.log")"
-fi
+CRICTL=${CRICTL:-$(command -v crictl)}
+tool CRICTL crictl sigs.k8s.io/cri-tools v1.36.0 sigs.k8s.io/cri-tools/cmd/crictl
+tool CNITOOL cnitool github.com/containernetworking/cni v1.3.0 github.com/containernetworking/cni/cnitool
+tool FLANNELD flanneld github.com/flannel-io/flannel v0.26.7 github.com/flannel-io/flannel
 if ! command -v promtool >/dev/null; then
   export PROMTOOL=$ROOT/target/tools/promtool
   [ -x "$PROMTOOL" ] || [ "$(id -u)" != 0 ] || (unpack_promtool) >"$work/promtool.log" 2>&1 || note "promtool could not be had: $(tail -n 1 "$work/promtool.log")"
@@ -127,7 +120,7 @@ if [ -n "$node" ]; then
     need_packages containerd
     check "podman and containerd with gantry-run" ./tests/interop-runtime.sh
     command -v podman >/dev/null || { skipped=$((skipped + 1)); note "skipped: podman with gantry-run: there is no podman"; }
-    if [ -x "${CRICTL:-$(command -v crictl)}" ]; then
+    if [ -x "$CRICTL" ]; then
       need_packages containerd
       check "our CNI plugins under containerd" ./tests/interop-containerd.sh
       need_packages containernetworking-plugins iptables
@@ -136,8 +129,13 @@ if [ -n "$node" ]; then
       else
         skipped=$((skipped + 1)); note "skipped: CNI plugins under cnitool: there is no Go"
       fi
+      if [ -x "$FLANNELD" ]; then
+        check "a cluster of gantry-overlay and flanneld" ./tests/interop-flannel.sh
+      else
+        skipped=$((skipped + 1)); note "skipped: gantry-overlay beside flanneld: there is no Go"
+      fi
     else
-      skipped=$((skipped + 2)); note "skipped: our CNI plugins under containerd, and others' under gantry-cri: there is no crictl"
+      skipped=$((skipped + 3)); note "skipped: CNI plugins of ours and others' under other runtimes, and flanneld: there is no crictl"
     fi
   fi
 fi
