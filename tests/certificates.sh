@@ -13,7 +13,7 @@ if [ -z "${GANTRY_CERTIFICATES_NS:-}" ]; then
 fi
 work=$(mktemp -d /var/tmp/gantry-certs.XXXXXX) || exit 1
 export GANTRY_STATE=$work/state GANTRY_RUN=$work/run GANTRY_BIN_DIR=${GANTRY_BIN_DIR:-$root/target/gantry/bin}
-export GANTRY_NODE_NAME=joiner
+export GANTRY_NODE_NAME=joiner GANTRY_CGROUP_ROOT=/$GANTRY_CERTIFICATES_NS
 . "$root/scripts/lib.sh"
 . "$root/scripts/node.sh"
 BIN_DIR=$GANTRY_BIN_DIR
@@ -23,6 +23,7 @@ finish() {
   local code=$?
   [ "$code" = 0 ] || tail -n 30 "$STATE"/logs/*.log
   for name in kubelet gantry-cri gantry-apiserver; do stop_daemon "$name" 10; done
+  find /sys/fs/cgroup -depth -type d -path "*$GANTRY_CGROUP_ROOT*" -exec rmdir {} \; 2>/dev/null
   rm -rf --one-file-system "$work"
   exit "$code"
 }

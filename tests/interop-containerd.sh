@@ -11,6 +11,7 @@ finish() {
   [ -z "$daemon" ] || { kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null; }
   awk -v w="$work/" 'index($2, w)==1 {print $2}' /proc/self/mounts | sort -r | xargs -r umount
   ip netns delete "$ns"
+  find /sys/fs/cgroup -depth -type d -path "*/$ns*" -exec rmdir {} \; 2>/dev/null
   rm -rf --one-file-system "$work"
 }
 fail() { echo "$*"; tail -n 20 "$work/log"; exit 1; }
@@ -45,7 +46,7 @@ nsenter --net="/run/netns/$ns" containerd -c "$work/config.toml" >"$work/log" 2>
 daemon=$!
 for _ in $(seq 100); do ctr -a "$work/c.sock" version >/dev/null 2>&1 && break; sleep 0.2; done
 ctr -a "$work/c.sock" -n k8s.io images import "$work/pause.tar" >/dev/null || fail "containerd does not take the image"
-echo '{"metadata": {"name": "p", "namespace": "d", "uid": "u1"}, "port_mappings": [{"container_port": 80, "host_port": 8099}], "linux": {}}' >"$work/pod.json"
+echo '{"metadata": {"name": "p", "namespace": "d", "uid": "u1"}, "port_mappings": [{"container_port": 80, "host_port": 8099}], "linux": {"cgroup_parent": "/'"$ns"'"}}' >"$work/pod.json"
 id=$(cri runp "$work/pod.json") || fail "no pod"
 for _ in $(seq 50); do inside "$bin/gantry-demo" get http://127.0.0.1:8099/healthz >/dev/null 2>&1 && break; sleep 0.1; done
 inside "$bin/gantry-demo" get http://127.0.0.1:8099/healthz || fail "the host port does not lead to the pod"
