@@ -265,15 +265,8 @@ pub async fn run(api: Arc<Api>, policy: Policy) {
                 tracing::info!(request = name, failed, "answered a certificate signing request");
             }
         }
-        let Ok((past, mut events)) = api.store.watch(PREFIX, revision) else { continue };
-        if !past.is_empty() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            continue;
-        }
-        tokio::select! {
-            () = api.stop.cancelled() => return,
-            _ = events.recv() => {}
-            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        if !api.changed(PREFIX, revision).await {
+            return;
         }
     }
 }

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -144,15 +143,8 @@ pub async fn run(api: Arc<Api>, plan: Plan) {
                 tracing::info!(node = key, networks = ?chosen, "gave the node a pod network");
             }
         }
-        let Ok((past, mut events)) = api.store.watch("/core/nodes/", revision) else { continue };
-        if !past.is_empty() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            continue;
-        }
-        tokio::select! {
-            () = api.stop.cancelled() => return,
-            _ = events.recv() => {}
-            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        if !api.changed("/core/nodes/", revision).await {
+            return;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From a request to what it means: documents, or a verb on a resource; who may, and what is answered.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api_machinery::resource::{self, Resource};
 use api_machinery::status::{self, Status};
@@ -33,6 +34,24 @@ pub struct Api {
     pub kubelet_tls: Arc<rustls::ClientConfig>,
     /// Ends watches when the server stops.
     pub stop: tokio_util::sync::CancellationToken,
+}
+
+impl Api {
+    /// Waits until objects of a prefix are other than at `revision`, a minute at most; no when the server stops. For
+    /// controllers, between their passes.
+    pub(crate) async fn changed(&self, prefix: &str, revision: u64) -> bool {
+        let Ok((past, mut events)) = self.store.watch(prefix, revision) else { return true };
+        if !past.is_empty() {
+            // What the pass itself wrote makes one more pass, which then finds nothing to do.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            return true;
+        }
+        tokio::select! {
+            () = self.stop.cancelled() => false,
+            _ = events.recv() => true,
+            () = tokio::time::sleep(Duration::from_secs(60)) => true,
+        }
+    }
 }
 
 /// Who a connection's certificate says is asking.
