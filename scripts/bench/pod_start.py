@@ -1,77 +1,10 @@
-"""Creates pods through the API and times them; called by pod-start.sh, which has a node running."""
+"""Times pods from their creation on; called by pod-start.sh, which has a node running."""
 
-import datetime
-import glob
-import http.client
 import json
 import os
-import ssl
-import statistics
-import threading
 import time
-import urllib.parse
 
-state, programs = os.environ["STATE"], os.environ["BIN_DIR"]
-url = urllib.parse.urlparse(os.environ["API_URL"])
-tls = ssl.create_default_context(cafile=f"{state}/apiserver/pki/ca.crt")
-tls.load_cert_chain(f"{state}/bench.crt", f"{state}/bench.key")
-running, gone = {}, set()
-news = threading.Condition()
-
-
-def connect():
-    return http.client.HTTPSConnection(url.hostname, url.port, context=tls)
-
-
-def call(connection, method, path, body=None):
-    connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    text = answer.read()
-    if answer.status >= 300:
-        raise SystemExit(f"{method} {path}: {answer.status} {text.decode()}")
-    return json.loads(text)
-
-
-def watch():
-    connection = connect()
-    connection.request("GET", "/api/v1/namespaces/default/pods?watch=true")
-    for line in connection.getresponse():
-        event = json.loads(line)
-        name, pod = event["object"]["metadata"].get("name"), event["object"]
-        with news:
-            if event["type"] == "DELETED":
-                gone.add(name)
-            elif pod.get("status", {}).get("phase") == "Running":
-                running.setdefault(name, time.time())
-            news.notify_all()
-
-
-def wait(what, condition):
-    with news:
-        if not news.wait_for(condition, timeout=120):
-            raise SystemExit(f"{what}: not within 120 s")
-
-
-def spec(name):
-    return {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {"terminationGracePeriodSeconds": 0, "containers": [
-            {"name": "c", "image": "gantry.local/demo:latest", "imagePullPolicy": "Never", "args": ["count", "100000", "60000"]}]},
-    }
-
-
-def first_line(pod):
-    """When the container printed its first line, from its log."""
-    folder = f"{state}/pod-logs/default_{pod['metadata']['name']}_{pod['metadata']['uid']}/c"
-    for _ in range(400):
-        for log in glob.glob(f"{folder}/*.log"):
-            stamp = open(log).read(64).split(" ")[0]
-            if stamp.endswith("Z"):
-                whole, _, fraction = stamp[:-1].partition(".")
-                moment = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.timezone.utc)
-                return moment.timestamp() + float("0." + (fraction or "0"))
-        time.sleep(0.01)
-    raise SystemExit(f"no log line in {folder}")
+from pods import PODS, call, connect, delete, first_line, running, spec, spread, wait, watch, weight
 
 
 def start(names):
@@ -79,45 +12,17 @@ def start(names):
     connection, created, pods = connect(), {}, {}
     for name in names:
         created[name] = time.time()
-        pods[name] = call(connection, "POST", "/api/v1/namespaces/default/pods", spec(name))
+        pods[name] = call(connection, "POST", PODS, spec(name))
     wait("Running", lambda: all(n in running for n in names))
     return [(running[n] - created[n], first_line(pods[n]) - created[n]) for n in names]
 
 
-def delete(names):
-    connection = connect()
-    for name in names:
-        call(connection, "DELETE", f"/api/v1/namespaces/default/pods/{name}")
-    wait("deletion", lambda: all(n in gone for n in names))
-
-
-def weight(program):
-    """Sum of PSS and number of the processes of one of our programs, in KiB."""
-    total = count = 0
-    for process in glob.glob("/proc/[0-9]*"):
-        try:
-            if os.path.basename(os.readlink(f"{process}/exe")) != program or not os.readlink(f"{process}/exe").startswith(programs):
-                continue
-            pss = next(int(l.split()[1]) for l in open(f"{process}/smaps_rollup") if l.startswith("Pss:"))
-        except (OSError, StopIteration):
-            continue
-        total, count = total + pss, count + 1
-    return total, count
-
-
-def percentile(values, p):
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, round(p / 100 * (len(ordered) - 1)))]
-
-
 def summary(times):
-    ms = [[1000 * t for t in column] for column in zip(*times)]
-    return {"running_p50_ms": round(statistics.median(ms[0]), 1), "running_p99_ms": round(percentile(ms[0], 99), 1),
-            "first_line_p50_ms": round(statistics.median(ms[1]), 1), "first_line_p99_ms": round(percentile(ms[1], 99), 1)}
+    (p50, p99), (line50, line99) = (spread(column) for column in zip(*times))
+    return {"running_p50_ms": p50, "running_p99_ms": p99, "first_line_p50_ms": line50, "first_line_p99_ms": line99}
 
 
-threading.Thread(target=watch, daemon=True).start()
-time.sleep(1)
+watch()
 daemons = ["gantry-apiserver", "gantry-cri", "kubelet"]
 result = {"idle_kib": {d: weight(d)[0] for d in daemons}}
 sequential = []
