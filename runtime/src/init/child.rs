@@ -57,6 +57,8 @@ pub(crate) struct Container<'a> {
     pub(crate) no_pivot: bool,
     /// Whether the runtime has to do something with the new process before that does anything itself.
     pub(crate) waits: bool,
+    /// A mount namespace to copy instead of the host's, which this process is in then until it builds its root.
+    pub(crate) bare: Option<File>,
     /// Whether the runtime has something to do when the namespaces are made.
     pub(crate) attended: bool,
 }
@@ -112,8 +114,9 @@ fn set_up(job: &mut Job<'_>, c: &mut Container<'_>) -> Result<std::convert::Infa
             cgroup: c.cgroup,
             cgroup_namespace: c.namespaces.makes(Kind::Cgroup),
             user_namespace: c.namespaces.makes(Kind::User) || c.namespaces.joins(Kind::User).is_some(),
+            propagation: None,
         };
-        rootfs::build(&view)?
+        rootfs::build(view, c.bare.take().as_ref(), &proc)?
     } else {
         gantry_sys::root::Root::open(c.rootfs).context(|| format!("open {}", c.rootfs.display()))?
     };

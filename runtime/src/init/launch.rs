@@ -10,6 +10,7 @@ use gantry_sys::capability;
 use gantry_sys::namespaces::{Kind, enter};
 use gantry_sys::process::{Cloned, clone3, clone3_within, pidfd_send_signal, wait};
 
+use super::bare;
 use super::channel::{Channel, Message};
 use super::child::{self, Job};
 use super::devices;
@@ -156,13 +157,21 @@ fn start_child(
     // Ids are mapped from outside, and a process that has hidden itself is out of a user's reach.
     let waits = namespaces.makes(Kind::User) || namespaces.joins(Kind::User).is_some();
     let early = spec.hooks.as_ref().filter(|h| !h.prestart.is_empty() || !h.create_runtime.is_empty());
+    // A mount namespace beside a user namespace belongs to that one, and so must what it is a copy of.
+    let own_mounts = namespaces.makes(Kind::Mount) && !waits && !ask.no_pivot;
+    let bare = (own_mounts && bare::suits(spec, &container.state.bundle, &container.state.rootfs))
+        .then(|| container.folder.parent().and_then(bare::open))
+        .flatten();
     let attended = early.is_some() || !linux.net_devices.is_empty();
     let (ours, theirs) = Channel::pair()?;
     let state = container.public(Status::Creating);
     let entry = group.map(Cgroup::entry).transpose().context(|| "open the cgroup".to_owned())?;
     hide()?;
     // The cgroup namespace is made by the child, once it is in its cgroup.
-    let flags = namespaces.new & !(Kind::Cgroup.flag() | Kind::Time.flag());
+    let mut flags = namespaces.new & !(Kind::Cgroup.flag() | Kind::Time.flag());
+    if bare.is_some() {
+        flags &= !Kind::Mount.flag();
+    }
     let into = entry.as_ref().and_then(Entry::unified);
     // What a container makes beside a user namespace that it joins must belong to that one.
     let (mut users, joined): (Vec<_>, Vec<_>) = joined.into_iter().partition(|(kind, _)| *kind == Kind::User);
@@ -196,6 +205,7 @@ fn start_child(
                 state: &state,
                 no_pivot: ask.no_pivot,
                 waits,
+                bare,
                 attended,
             };
             child::become_container(job, parts)

@@ -2,14 +2,16 @@
 //!
 //! `launch` is the runtime's side: it makes the cgroup, clones, places the child and hears how it goes. `child` is what
 //! runs in the new process; `rootfs` and `identity` are its two large parts; `channel` is how both talk;
-//! `devices` moves network devices in.
+//! `mounts` makes what hangs in the root, and `bare` finds a place to hang it quickly; `devices` moves network devices in.
 
+mod bare;
 mod channel;
 mod child;
 mod devices;
 mod exec;
 mod identity;
 mod launch;
+mod mounts;
 mod procfs;
 mod rootfs;
 mod terminal;

@@ -2,22 +2,24 @@
 //!
 //! Every place inside the root is reached through [`Root`]: one openat2 that cannot leave it.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use gantry_cgroup::Version;
 use gantry_sys::mount::{self, Attributes};
+use gantry_sys::namespaces::{Kind, leave};
 use gantry_sys::root::{Root, kind};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
 
+use super::bare::Crossing;
+use super::mounts::{about, host_tree, make, put};
+use super::procfs::Procfs;
 use crate::error::{Context, Result};
 use crate::fail;
 use crate::plan::devices::{DEFAULT, LINKS, is_default};
-use crate::plan::mounts::{self, Plan, What, propagation_of};
-use crate::spec::{Device, Linux, Mount, Spec};
+use crate::plan::mounts::{self, What, propagation_of};
+use crate::spec::{Device, Linux, Spec};
 
 /// What the child needs to build the root.
 pub(crate) struct View<'a> {
@@ -31,12 +33,17 @@ pub(crate) struct View<'a> {
     pub(crate) cgroup_namespace: bool,
     /// Whether ids are mapped, so that device nodes cannot be made.
     pub(crate) user_namespace: bool,
+    /// How mounts taken from the host shall hear from it and tell it, where the namespace is no copy of the host's that was
+    /// told so as a whole.
+    pub(crate) propagation: Option<u64>,
 }
 
-/// Mounts the root over itself and everything into it; the caller enters it afterwards.
-pub(crate) fn build(view: &View<'_>) -> Result<Root> {
-    let propagation = view.linux.rootfs_propagation.as_deref().filter(|p| !p.is_empty());
-    let flags = match propagation {
+const PRIVATE: Attributes = Attributes { set: 0, clear: 0, propagation: libc::MS_PRIVATE };
+
+/// Mounts the root and everything into it in a mount namespace of this process's own; the caller enters it afterwards. With
+/// `bare` that namespace is still to be made, as a copy of that one; without, it is there, as a copy of the host's.
+pub(crate) fn build(mut view: View<'_>, bare: Option<&File>, proc: &Procfs) -> Result<Root> {
+    let flags = match view.linux.rootfs_propagation.as_deref().filter(|p| !p.is_empty()) {
         // Nothing that happens inside may reach the host unless asked for; what happens outside may come in.
         None => libc::MS_SLAVE | libc::MS_REC,
         Some(word) => match propagation_of(word) {
@@ -44,222 +51,59 @@ pub(crate) fn build(view: &View<'_>) -> Result<Root> {
             None => fail!("linux.rootfsPropagation: unknown propagation {word:?}"),
         },
     };
+    if let Some(bare) = bare {
+        view.propagation = Some(flags & !libc::MS_REC);
+        if let Some(root) = in_bare(&view, bare, proc)? {
+            return Ok(root);
+        }
+        view.propagation = None;
+        leave(Kind::Mount.flag()).context(|| "make a mount namespace".to_owned())?;
+    }
+    in_copy(&view, flags)
+}
+
+fn in_bare(view: &View<'_>, bare: &File, proc: &Procfs) -> Result<Option<Root>> {
+    let at_root = || format!("mount the root file system {}", view.rootfs.display());
+    let tree = host_tree(view, view.rootfs, true).context(at_root)?;
+    mount::set_attributes(tree.as_fd(), PRIVATE, false, None).context(at_root)?;
+    let made = view.spec.mounts.iter().map(|m| Ok((m, make(view, m).context(|| about(m))?)));
+    let made = made.collect::<Result<Vec<_>>>()?;
+    let crossing = Crossing::to(bare, proc).context(|| "make a mount namespace".to_owned())?;
+    let Some(crossing) = crossing else { return Ok(None) };
+    let root = crossing.hang(tree).context(at_root)?;
+    for (m, made) in made {
+        put(&root, m, made).context(|| about(m))?;
+    }
+    devices(view, &root, Some(&crossing))?;
+    Ok(Some(root))
+}
+
+fn in_copy(view: &View<'_>, flags: u64) -> Result<Root> {
     mount::set_propagation(Path::new("/"), flags).context(|| "set the propagation of /".to_owned())?;
     let at_root = || format!("mount the root file system {}", view.rootfs.display());
     let tree = mount::clone_tree(CWD, view.rootfs, true).context(at_root)?;
     // pivot_root refuses a root that shares its mounts with others, and one whose parent does: where sharing was asked
     // for, a private mount comes between.
-    let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
     if flags & libc::MS_SHARED != 0 {
         let between = mount::clone_tree(CWD, view.rootfs, false).context(at_root)?;
-        mount::set_attributes(between.as_fd(), private, false, None).context(at_root)?;
+        mount::set_attributes(between.as_fd(), PRIVATE, false, None).context(at_root)?;
         let place = Root::open(view.rootfs).context(at_root)?;
         mount::attach(between.as_fd(), place.as_fd()).context(at_root)?;
         let between = Root::open(view.rootfs).context(at_root)?;
-        mount::set_attributes(between.as_fd(), private, false, None).context(at_root)?;
+        mount::set_attributes(between.as_fd(), PRIVATE, false, None).context(at_root)?;
     }
     let place = Root::open(view.rootfs).context(at_root)?;
     mount::attach(tree.as_fd(), place.as_fd()).context(at_root)?;
     let root = Root::open(view.rootfs).context(at_root)?;
-    mount::set_attributes(root.as_fd(), private, false, None).context(at_root)?;
+    mount::set_attributes(root.as_fd(), PRIVATE, false, None).context(at_root)?;
     for m in &view.spec.mounts {
-        let what = m.kind.as_deref().or(m.source.as_ref().and_then(|s| s.to_str())).unwrap_or("bind");
-        one(view, &root, m).context(|| format!("mount {what} at {}", m.destination.display()))?;
+        make(view, m).and_then(|made| put(&root, m, made)).context(|| about(m))?;
     }
-    devices(view, &root)?;
+    devices(view, &root, None)?;
     Ok(root)
 }
 
-fn one(view: &View<'_>, root: &Root, m: &Mount) -> Result<()> {
-    let plan = mounts::plan(m);
-    match &plan.what {
-        What::Bind { recursive } => bind(view, root, m, &plan, *recursive),
-        What::Cgroup => cgroup(view, root, m, &plan),
-        What::New(fs) => {
-            let target = root.make_dir(&m.destination).context(|| "make the folder".to_owned())?;
-            if matches!(fs.as_str(), "proc" | "sysfs") {
-                // What is masked and write-protected below is found by path: a link in the image, which a container that
-                // shares it could exchange, would lead elsewhere (CVE-2019-19921, CVE-2023-27561).
-                root.place_without_links(&m.destination).context(|| "a link is no place for it".to_owned())?;
-            }
-            let tree = new(fs, m, &plan)?;
-            finish(&tree, &plan, true)?;
-            if plan.copy_up {
-                copy_up(&target, &tree)?;
-            }
-            mount::attach(tree.as_fd(), target.as_fd()).context(|| "attach".to_owned())?;
-            propagate(root, m, &plan)
-        }
-    }
-}
-
-fn new(fs: &str, m: &Mount, plan: &Plan) -> Result<OwnedFd> {
-    let source = m.source.as_ref().and_then(|s| s.to_str()).unwrap_or(fs);
-    let options: Vec<(&str, Option<&str>)> = plan.data.iter().map(|(k, v)| (k.as_str(), v.as_deref())).collect();
-    mount::new_filesystem(fs, Some(source), &options, plan.attributes.set).context(|| "make the file system".to_owned())
-}
-
-fn bind(view: &View<'_>, root: &Root, m: &Mount, plan: &Plan, recursive: bool) -> Result<()> {
-    let Some(source) = &m.source else { fail!("a bind mount needs a source") };
-    let source = view.bundle.join(source);
-    let tree = mount::clone_tree(CWD, &source, recursive).context(|| format!("source {}", source.display()))?;
-    let folder = kind(tree.as_fd()).context(|| format!("source {}", source.display()))? == FileType::Directory;
-    let target = if folder { root.make_dir(&m.destination) } else { root.make_file(&m.destination) };
-    let target = target.context(|| format!("make the {}", if folder { "folder" } else { "file" }))?;
-    if let Some(all) = plan.idmap {
-        idmap(&tree, m, view.linux, all)?;
-    }
-    finish(&tree, plan, false)?;
-    mount::attach(tree.as_fd(), target.as_fd()).context(|| "attach".to_owned())?;
-    propagate(root, m, plan)
-}
-
-/// Sets attributes of a mount that is not attached yet. A new file system got its own when it was made.
-fn finish(tree: &OwnedFd, plan: &Plan, new: bool) -> Result<()> {
-    let plain = Attributes { propagation: 0, ..plan.attributes };
-    if !new && plain != Attributes::default() {
-        mount::set_attributes(tree.as_fd(), plain, false, None).context(|| "set mount options".to_owned())?;
-    }
-    if plan.recursive != Attributes::default() {
-        mount::set_attributes(tree.as_fd(), plan.recursive, true, None)
-            .context(|| "set recursive mount options".to_owned())?;
-    }
-    Ok(())
-}
-
-fn propagate(root: &Root, m: &Mount, plan: &Plan) -> Result<()> {
-    for flags in &plan.propagation {
-        let fd = root.place(&m.destination).context(|| "find the mount".to_owned())?;
-        let attributes = Attributes { propagation: flags & !libc::MS_REC, ..Attributes::default() };
-        mount::set_attributes(fd.as_fd(), attributes, flags & libc::MS_REC != 0, None)
-            .context(|| "set propagation".to_owned())?;
-    }
-    Ok(())
-}
-
-/// Maps the ids of a tree through a user namespace that a helper process holds for a moment.
-fn idmap(tree: &OwnedFd, m: &Mount, linux: &Linux, all: bool) -> Result<()> {
-    let (uids, gids) = if m.uid_mappings.is_empty() {
-        (&linux.uid_mappings, &linux.gid_mappings)
-    } else {
-        (&m.uid_mappings, &m.gid_mappings)
-    };
-    if uids.is_empty() {
-        fail!("an idmapped mount needs uidMappings and gidMappings");
-    }
-    let namespace = super::identity::user_namespace(uids, gids)?;
-    let attributes = Attributes { set: mount::IDMAP, ..Attributes::default() };
-    mount::set_attributes(tree.as_fd(), attributes, all, Some(namespace.as_fd())).context(|| "map ids".to_owned())
-}
-
-/// Fills a tmpfs with what stands in the folder that it will cover. Every step is taken from an open folder and follows no
-/// link: another container could be exchanging them meanwhile.
-fn copy_up(from: &OwnedFd, tree: &OwnedFd) -> Result<()> {
-    fn open(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?)
-    }
-    fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-        for entry in rustix::fs::Dir::read_from(from)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-            let (uid, gid) = (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => {
-                    let source = open(from, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
-                    rustix::fs::mkdirat(to, name, Mode::from_raw_mode(0o700))?;
-                    let target = open(to, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
-                    copy(source.as_fd(), target.as_fd())?;
-                    rustix::fs::fchown(&target, uid, gid)?;
-                    rustix::fs::fchmod(&target, mode)?;
-                }
-                FileType::Symlink => {
-                    let target = rustix::fs::readlinkat(from, name, Vec::new())?;
-                    rustix::fs::symlinkat(target, to, name)?;
-                    rustix::fs::chownat(to, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
-                }
-                FileType::RegularFile => {
-                    let mut source = File::from(open(from, name, OFlags::RDONLY)?);
-                    let mut target = File::from(open(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?);
-                    io::copy(&mut source, &mut target)?;
-                    rustix::fs::fchown(&target, uid, gid)?;
-                    rustix::fs::fchmod(&target, mode)?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-    let readable = |fd: &OwnedFd| open(fd.as_fd(), c".", OFlags::RDONLY | OFlags::DIRECTORY);
-    readable(from).and_then(|from| copy(from.as_fd(), readable(tree)?.as_fd())).context(|| "tmpcopyup".to_owned())
-}
-
-/// The container's own part of the cgroup trees: one mount on version 2, one per hierarchy below a tmpfs otherwise.
-fn cgroup(view: &View<'_>, root: &Root, m: &Mount, plan: &Plan) -> Result<()> {
-    let host = crate::cgroups::host().context(|| "find the host's cgroups".to_owned())?;
-    let target = root.make_dir(&m.destination).context(|| "make the folder".to_owned())?;
-    if host.version() == Version::V2 {
-        if view.cgroup_namespace {
-            let tree = mount::new_filesystem("cgroup2", Some("cgroup"), &[], plan.attributes.set)
-                .context(|| "make the file system".to_owned())?;
-            return mount::attach(tree.as_fd(), target.as_fd()).context(|| "attach".to_owned());
-        }
-        let source = host.unified_mount().unwrap_or(Path::new("/sys/fs/cgroup")).join(relative(view.cgroup));
-        return own_part(&source, &target, plan);
-    }
-    let options = [("mode", Some("755")), ("size", Some("64k"))];
-    let flags = mount::NOSUID | mount::NODEV | mount::NOEXEC;
-    let tree = mount::new_filesystem("tmpfs", Some("tmpfs"), &options, flags).context(|| "make a tmpfs".to_owned())?;
-    mount::attach(tree.as_fd(), target.as_fd()).context(|| "attach".to_owned())?;
-    let mut done: Vec<PathBuf> = Vec::new();
-    for (controller, point) in host.v1_mounts() {
-        let Some(name) = point.file_name() else { continue };
-        let inside = m.destination.join(name);
-        let source = point.join(relative(view.cgroup));
-        if !done.contains(&inside) && source.is_dir() {
-            let place = root.make_dir(&inside).context(|| format!("make {}", inside.display()))?;
-            own_part(&source, &place, plan).context(|| controller.to_owned())?;
-            done.push(inside);
-        }
-        // `cpu` beside `cpu,cpuacct`, as programs look for it.
-        if name != controller && !controller.starts_with("name=") {
-            let target = name.to_string_lossy();
-            root.make_link(&m.destination.join(controller), &target).context(|| format!("link {controller}"))?;
-        }
-    }
-    if let Some(unified) = host.unified_mount() {
-        let source = unified.join(relative(view.cgroup));
-        if source.is_dir() {
-            let place = root.make_dir(&m.destination.join("unified")).context(|| "make unified".to_owned())?;
-            own_part(&source, &place, plan).context(|| "unified".to_owned())?;
-        }
-    }
-    if plan.attributes.set & mount::RDONLY != 0 {
-        let top = root.place(&m.destination).context(|| "find the mount".to_owned())?;
-        let read_only = Attributes { set: mount::RDONLY, ..Attributes::default() };
-        mount::set_attributes(top.as_fd(), read_only, false, None).context(|| "make it read-only".to_owned())?;
-    }
-    Ok(())
-}
-
-fn own_part(source: &Path, target: &OwnedFd, plan: &Plan) -> Result<()> {
-    let tree = mount::clone_tree(CWD, source, false).context(|| format!("source {}", source.display()))?;
-    let set = plan.attributes.set | mount::NOSUID | mount::NODEV | mount::NOEXEC;
-    let attributes = Attributes { set, ..Attributes::default() };
-    mount::set_attributes(tree.as_fd(), attributes, false, None).context(|| "set mount options".to_owned())?;
-    mount::attach(tree.as_fd(), target.as_fd()).context(|| "attach".to_owned())
-}
-
-fn relative(path: &Path) -> &Path {
-    path.strip_prefix("/").unwrap_or(path)
-}
-
-fn devices(view: &View<'_>, root: &Root) -> Result<()> {
+fn devices(view: &View<'_>, root: &Root, crossing: Option<&Crossing<'_>>) -> Result<()> {
     // A container whose /dev is the host's gets nothing made there.
     let bound = view
         .spec
@@ -271,7 +115,7 @@ fn devices(view: &View<'_>, root: &Root) -> Result<()> {
     }
     let dev = root.make_dir(Path::new("/dev")).context(|| "make /dev".to_owned())?;
     let umask = rustix::process::umask(Mode::empty());
-    let made = nodes(view, root, &dev);
+    let made = nodes(view, root, &dev, crossing);
     rustix::process::umask(umask);
     made?;
     for (path, target) in LINKS {
@@ -288,7 +132,11 @@ fn devices(view: &View<'_>, root: &Root) -> Result<()> {
     Ok(())
 }
 
-fn nodes(view: &View<'_>, root: &Root, dev: &OwnedFd) -> Result<()> {
+fn nodes(view: &View<'_>, root: &Root, dev: &OwnedFd, crossing: Option<&Crossing<'_>>) -> Result<()> {
+    let host = |path: &Path| match crossing {
+        Some(crossing) => crossing.host_tree(path),
+        None => mount::clone_tree(CWD, path, false),
+    };
     for (path, major, minor) in DEFAULT {
         let device = Device {
             path: path.into(),
@@ -299,18 +147,24 @@ fn nodes(view: &View<'_>, root: &Root, dev: &OwnedFd) -> Result<()> {
             ..Device::default()
         };
         let asked = view.linux.devices.iter().find(|d| d.path == device.path).unwrap_or(&device);
-        make_device(view, root, dev, asked).context(|| format!("make device {path}"))?;
+        make_device(view, root, dev, asked, host).context(|| format!("make device {path}"))?;
     }
     for device in view.linux.devices.iter().filter(|d| !is_default(d)) {
-        make_device(view, root, dev, device).context(|| format!("make device {}", device.path.display()))?;
+        make_device(view, root, dev, device, host).context(|| format!("make device {}", device.path.display()))?;
     }
     Ok(())
 }
 
-/// Makes a node; `dev` is the container's /dev, where most of them are.
-fn make_device(view: &View<'_>, root: &Root, dev: &OwnedFd, device: &Device) -> Result<()> {
+/// Makes a node; `dev` is the container's /dev, where most of them are. `host` copies what the host has at a path.
+fn make_device(
+    view: &View<'_>,
+    root: &Root,
+    dev: &OwnedFd,
+    device: &Device,
+    host: impl Fn(&Path) -> io::Result<OwnedFd>,
+) -> Result<()> {
     if view.user_namespace {
-        return bind_device(root, device);
+        return bind_device(root, device, host);
     }
     let file_type = match device.kind.as_str() {
         "b" => FileType::BlockDevice,
@@ -333,7 +187,7 @@ fn make_device(view: &View<'_>, root: &Root, dev: &OwnedFd, device: &Device) -> 
     match rustix::fs::mknodat(parent, name, file_type, mode, rustix::fs::makedev(major, minor)) {
         Ok(()) => {}
         Err(rustix::io::Errno::EXIST) => return Ok(()),
-        Err(rustix::io::Errno::PERM) => return bind_device(root, device),
+        Err(rustix::io::Errno::PERM) => return bind_device(root, device, host),
         Err(e) => return Err(e).context(|| "mknod".to_owned()),
     }
     let owner = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
@@ -346,8 +200,8 @@ fn make_device(view: &View<'_>, root: &Root, dev: &OwnedFd, device: &Device) -> 
 }
 
 /// Without the right to make nodes, the host's own node is shown instead.
-fn bind_device(root: &Root, device: &Device) -> Result<()> {
-    let tree = mount::clone_tree(CWD, &device.path, false).context(|| "the host's node".to_owned())?;
+fn bind_device(root: &Root, device: &Device, host: impl Fn(&Path) -> io::Result<OwnedFd>) -> Result<()> {
+    let tree = host(&device.path).context(|| "the host's node".to_owned())?;
     let target = root.make_file(&device.path).context(|| "make the file".to_owned())?;
     mount::attach(tree.as_fd(), target.as_fd()).context(|| "attach".to_owned())
 }
