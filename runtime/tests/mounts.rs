@@ -165,7 +165,7 @@ fn the_thread_whose_namespace_is_copied_is_found_once() {
     }
     let case = Case::new("true");
     assert_eq!(case.once().code, 0);
-    let memo = fs::read_to_string(case.path("state/kdevtmpfs~")).unwrap();
+    let memo = fs::read_to_string(case.path("state/.kdevtmpfs~")).unwrap();
     let (kernel, pid) = memo.rsplit_once(' ').unwrap();
     assert_eq!(kernel, fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -176,10 +176,10 @@ fn the_thread_whose_namespace_is_copied_is_found_once() {
     }
     // A memo that is wrong costs a search, no more.
     for wrong in [format!("{kernel} 1"), format!("{kernel} 999999999"), "x".to_owned(), String::new()] {
-        fs::write(case.path("state/kdevtmpfs~"), &wrong).unwrap();
+        fs::write(case.path("state/.kdevtmpfs~"), &wrong).unwrap();
         let ran = case.once();
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{wrong}");
-        assert_eq!(fs::read_to_string(case.path("state/kdevtmpfs~")).unwrap(), memo, "{wrong}");
+        assert_eq!(fs::read_to_string(case.path("state/.kdevtmpfs~")).unwrap(), memo, "{wrong}");
     }
     assert_eq!(case.run(&["list", "-q"]).out, "");
 }

@@ -19,8 +19,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::procfs::Procfs;
 use crate::spec::{Hooks, Spec};
 
-/// Where the thread's number is kept, beside the containers' folders: no container's id has this sign.
-const MEMO: &str = "kdevtmpfs~";
+/// Where the thread's number is kept, beside the containers' folders: hidden, and with a sign that no container's id has.
+const MEMO: &str = ".kdevtmpfs~";
 
 /// More mounts than these are made the other way: each is a descriptor until it is in its place.
 const MOST_MOUNTS: usize = 128;
