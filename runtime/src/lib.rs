@@ -1,12 +1,13 @@
 //! gantry-run: an OCI runtime with runc's command line.
 //!
 //! `cli` has one file a verb; `spec` is the configuration as data; `plan` decides (pure) what the container's parts become;
-//! `init` is the child's side and carries plans out; `state` is what stays on disk between two commands.
+//! `init` is the child's side and carries plans out; `criu` writes processes to files and makes them again; `state` is what stays on disk between two commands.
 //!
 //! The program is synchronous and single-threaded: the container's first process is a copy of it made by one clone3.
 
 mod cgroups;
 pub mod cli;
+mod criu;
 mod error;
 #[cfg(test)]
 mod fuzz;

@@ -40,7 +40,7 @@ pub(super) fn main(words: Vec<String>) -> Result<i32> {
         },
         "annotations": {
             "io.gantry.run.version": env!("CARGO_PKG_VERSION"),
-            "org.opencontainers.runc.checkpoint.enabled": "false",
+            "org.opencontainers.runc.checkpoint.enabled": "true",
         },
         "potentiallyUnsafeConfigAnnotations": [],
     });

@@ -1,6 +1,7 @@
 //! The command line: runc's, word for word. One file a verb; this one knows the global options and reports errors.
 
 mod args;
+mod checkpoint;
 mod create;
 mod delete;
 mod events;
@@ -12,6 +13,7 @@ mod kill;
 mod list;
 mod log;
 mod ps;
+mod restore;
 mod run;
 mod spec;
 mod start;
@@ -42,6 +44,8 @@ verbs:
   pause, resume    freeze a container, let it go on
   update ID        change limits
   events ID        print what a container uses, and word of the OOM killer
+  checkpoint ID    write a container's processes to files (needs criu)
+  restore ID       make a container whose processes are those of such files
   spec             write an example config.json
   features         print what this runtime can do, as JSON
 
@@ -53,6 +57,7 @@ global options:
   --debug                 the same as --log-level debug
   --systemd-cgroup        take cgroup paths as SLICE:PREFIX:NAME (needs systemd)
   --rootless BOOL|auto    accepted
+  --criu PROGRAM          the criu to use (default: the one on the path)
   --help, --version
 
 `gantry-run VERB --help` tells a verb's options.
@@ -63,6 +68,8 @@ pub(crate) struct Globals {
     pub(crate) store: Store,
     /// Whether systemd makes the cgroups.
     pub(crate) systemd: bool,
+    /// criu's program, where not the one on the path.
+    pub(crate) criu: Option<String>,
 }
 
 /// Runs the program; answers its exit code.
@@ -113,7 +120,11 @@ fn dispatch(words: Vec<String>) -> Result<i32> {
         crate::cgroups::require_systemd()?;
     }
     let root = PathBuf::from(words.value("root").unwrap_or("/run/gantry-run"));
-    let globals = Globals { store: Store::new(root), systemd: words.is_set("systemd-cgroup") };
+    let globals = Globals {
+        store: Store::new(root),
+        systemd: words.is_set("systemd-cgroup"),
+        criu: words.value("criu").map(str::to_owned),
+    };
     let rest = rest.to_vec();
     match verb.as_str() {
         "create" => create::main(&globals, rest),
@@ -131,7 +142,8 @@ fn dispatch(words: Vec<String>) -> Result<i32> {
         "spec" => spec::main(rest),
         "features" => features::main(rest),
         "events" => events::main(&globals, rest),
-        "checkpoint" | "restore" => Err(Error::new(format!("{verb}: this build cannot drive criu"))),
+        "checkpoint" => checkpoint::main(&globals, rest),
+        "restore" => restore::main(&globals, rest),
         other => Err(Error::new(format!("unknown verb {other:?}: gantry-run --help lists them"))),
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -137,6 +137,7 @@ fn set_up(job: &mut Job<'_>, c: &mut Container<'_>) -> Result<std::convert::Infa
     drop(root);
     let terminal = open_terminal(job, isolated)?;
     if isolated {
+        own_null()?;
         rootfs::restrict(&linux, c.spec.root.as_ref().is_some_and(|r| r.readonly))?;
     }
     prepare(job, &proc)?;
@@ -285,6 +286,38 @@ fn open_terminal(job: &mut Job<'_>, show: bool) -> Result<Option<OwnedFd>> {
     rustix::stdio::dup2_stdout(&terminal).context(what)?;
     rustix::stdio::dup2_stderr(&terminal).context(what)?;
     Ok(Some(terminal))
+}
+
+/// Standard descriptors that are the host's null device become the container's own: a checkpoint can name only what is inside.
+fn own_null() -> Result<()> {
+    let what = || "open the container's /dev/null".to_owned();
+    let is_null = |fd: BorrowedFd<'_>| {
+        rustix::fs::fstat(fd).is_ok_and(|s| {
+            FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice && s.st_rdev == rustix::fs::makedev(1, 3)
+        })
+    };
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let [input, output, error] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()].map(is_null);
+    if !(input || output || error) {
+        return Ok(());
+    }
+    let root = gantry_sys::root::Root::open(Path::new("/")).context(what)?;
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    // Where the image's is something else the host's does as well.
+    let Ok(own) = root.open_in(Path::new("/dev/null"), flags, Mode::empty()) else { return Ok(()) };
+    if !is_null(own.as_fd()) {
+        return Ok(());
+    }
+    if input {
+        rustix::stdio::dup2_stdin(&own).context(what)?;
+    }
+    if output {
+        rustix::stdio::dup2_stdout(&own).context(what)?;
+    }
+    if error {
+        rustix::stdio::dup2_stderr(&own).context(what)?;
+    }
+    Ok(())
 }
 
 /// The program's path, arguments and environment, looked up inside the container from its working folder.

@@ -19,4 +19,5 @@ mod terminal;
 #[cfg(test)]
 pub(crate) use channel::{Channel, Message};
 pub(crate) use exec::{Exec, exec};
-pub(crate) use launch::{Create, console, create};
+pub(crate) use launch::{Create, console, create, write_pid_file};
+pub(crate) use terminal::hand_over;
