@@ -81,6 +81,7 @@ pub fn load(daemon: &Arc<Daemon>) {
     for record in containers {
         let entry = Arc::new(Container::new(record));
         if let (None, Some(exit)) = (entry.record().exit, ExitRecord::read(&daemon.ledger.exit_file(&entry.id))) {
+            let _ = gantry_monitor::record::sync(&daemon.ledger.exit_file(&entry.id));
             let _ = entry.change(&daemon.ledger, |r| r.exit = Some(exit));
         }
         daemon.add_container(entry);

@@ -149,9 +149,16 @@ impl Images {
         self.store().unmount(container_id)
     }
 
-    /// Unmounts and deletes the snapshot, and layers that only it used. Unknown is fine. Blocking.
+    /// Unmounts the snapshot and removes it, and layers that only it used, for good; their files are deleted after that (see
+    /// [`Images::settled`]). Unknown is fine. Blocking, but short.
     pub fn remove_snapshot(&self, container_id: &str) -> Result<()> {
         self.store().remove_snapshot(container_id)
+    }
+
+    /// Waits until the files of all snapshots removed so far are deleted, at most `limit`; false when that is not enough.
+    /// Blocking.
+    pub fn settled(&self, limit: std::time::Duration) -> bool {
+        self.store().trash.settled(limit)
     }
 
     /// All snapshots, in order of id.

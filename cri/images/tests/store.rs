@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cri_images::build::{BuildConfig, LayerBlob, archive_from_rootfs, layer_gzip, write_archive};
 use cri_images::{Config, Digest, Error, Images, MountOptions};
@@ -143,6 +144,7 @@ async fn a_built_image_is_imported_mounted_and_removed() {
     images.remove_snapshot("c1").unwrap();
     images.remove_snapshot("c1").unwrap();
     assert!(!target.join("bin").exists(), "unmounted");
+    assert!(images.settled(Duration::from_secs(60)));
     assert_eq!(leftovers(&t.path().join("store")), Vec::<PathBuf>::new());
     assert_eq!((images.fs_usage().bytes, images.fs_usage().inodes), (0, 0));
 }
@@ -225,6 +227,7 @@ async fn whiteouts_and_opaque_directories_hide_lower_layers() {
     assert!(!m.join("keep").exists());
     images.remove_snapshot("v").unwrap();
     images.remove(&image.id).await.unwrap();
+    assert!(images.settled(Duration::from_secs(60)));
     assert_eq!(leftovers(&t.path().join("store")), Vec::<PathBuf>::new());
 }
 
@@ -326,6 +329,7 @@ async fn devices_fifos_and_nested_directories_unpack_and_vanish() {
     assert_eq!(n, value.len());
     images.remove_snapshot("d").unwrap();
     images.remove(&image.id).await.unwrap();
+    assert!(images.settled(Duration::from_secs(60)));
     assert_eq!(leftovers(&t.path().join("store")), Vec::<PathBuf>::new());
 }
 

@@ -1,7 +1,7 @@
 //! Exit records: how a container ended, on disk before anyone is told.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -17,21 +17,16 @@ pub struct ExitRecord {
     pub oom_killed: bool,
 }
 
-/// Writes `bytes` to `path` so that after a crash either the old or the new content is there, whole.
+/// Writes `bytes` to `path` so that whoever reads it finds either the old or the new content, whole. That it outlives a power
+/// failure is not waited for.
 ///
 /// # Errors
 /// The file system's.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_os_string();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&temporary, path)
-    };
-    let written = write();
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // A full disk leaves an empty file.
         let _ = fs::remove_file(&temporary);
@@ -40,17 +35,29 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 impl ExitRecord {
-    /// Writes the record.
+    /// Writes the record. The monitor's death does not take it away; [`sync`] makes it outlive a power failure, too.
     ///
     /// # Errors
     /// The file system's.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        write_atomically(path, &serde_json::to_vec(self)?)
+        replace(path, &serde_json::to_vec(self)?)
     }
 
     /// Reads a record; none when there is no (whole) file.
     pub fn read(path: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+}
+
+/// Waits until the record at `path` would outlive a power failure; one that is gone meanwhile is fine.
+///
+/// # Errors
+/// The file system's.
+pub fn sync(path: &Path) -> io::Result<()> {
+    match File::open(path) {
+        Ok(file) => file.sync_data(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
     }
 }
 
@@ -64,6 +71,8 @@ mod tests {
         let path = dir.path().join("x");
         let record = ExitRecord { code: 137, finished_at: 5, oom_killed: true };
         record.write(&path).unwrap();
+        sync(&path).unwrap();
+        sync(&dir.path().join("gone")).unwrap();
         assert_eq!(ExitRecord::read(&path), Some(record));
         fs::write(&path, b"{\"code\":").unwrap();
         assert_eq!(ExitRecord::read(&path), None);

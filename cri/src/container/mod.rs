@@ -24,7 +24,7 @@ use crate::daemon::{Container, Daemon, lock};
 use crate::events::emit;
 use crate::ledger::ContainerRecord;
 
-/// A container has ended: recorded once, then told.
+/// A container has ended: recorded once, then told. That its end outlives a power failure, too, is seen to after that.
 pub fn ended(daemon: &Arc<Daemon>, id: &str, exit: ExitRecord, reason: &str, message: &str) {
     let Ok(container) = daemon.container(id) else { return };
     if container.record().exit.is_some() {
@@ -40,6 +40,12 @@ pub fn ended(daemon: &Arc<Daemon>, id: &str, exit: ExitRecord, reason: &str, mes
     crate::nri::container_ended(daemon, &container);
     emit(daemon, id, &container.sandbox, cri::ContainerEventType::ContainerStoppedEvent);
     tracing::info!(container = id, code, "container ended");
+    let file = daemon.ledger.exit_file(id);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = gantry_monitor::record::sync(&file) {
+            tracing::warn!(file = %file.display(), %error, "an exit record would not outlive a power failure");
+        }
+    });
 }
 
 /// CRI state.

@@ -90,7 +90,6 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
     let record = sandbox.record();
     let options = options(&record);
     let config = record.config.0.clone();
-    let linux = config.linux.clone().unwrap_or_default();
     let (host_network, host_ipc) = (is_node(options.network), is_node(options.ipc));
     network::bandwidth(&config.annotations).map_err(Error::Invalid)?;
     let ids = users::wanted(&options).map_err(Error::Invalid)?;
@@ -104,6 +103,26 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
     tokio::task::spawn_blocking(move || files::make(&folder, &request, host_network, host_ipc, owner))
         .await?
         .map_err(Error::failed(format!("files of sandbox {}", record.id)))?;
+    // Neither needs the other, and neither is left half-way when the other fails.
+    let (connected, watched) = futures::join!(connect(daemon, sandbox, ids.as_ref()), monitors::spawn(daemon, sandbox));
+    connected.and(watched)?;
+    let user = ids.map(|_| users::path(daemon, &record.id));
+    if options.pid() == cri::NamespaceMode::Pod
+        && let Answer::Created { pid } = monitors::call(daemon, &record.id, Request::PidNamespace { user }).await?
+    {
+        sandbox.change(&daemon.ledger, |r| r.pid_init = Some(pid))?;
+    }
+    durable.await??;
+    sandbox.change(&daemon.ledger, |r| r.complete = true)
+}
+
+/// Makes the namespaces and attaches them to the network.
+async fn connect(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, ids: Option<&users::Ids>) -> Result<()> {
+    let record = sandbox.record();
+    let options = options(&record);
+    let config = &record.config.0;
+    let dir = daemon.sandbox_dir(&record.id);
+    let (host_network, host_ipc) = (is_node(options.network), is_node(options.ipc));
     let mut kinds = Vec::new();
     if !host_network {
         kinds.push((Kind::Network, dir.join("ns/net")));
@@ -113,15 +132,16 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
         kinds.push((Kind::Ipc, dir.join("ns/ipc")));
     }
     let hostname = (!host_network && !config.hostname.is_empty()).then(|| config.hostname.clone());
-    let sysctls: Vec<(String, String)> = linux.sysctls.into_iter().collect();
-    if let Some(ids) = &ids {
+    let sysctls: Vec<(String, String)> =
+        config.linux.iter().flat_map(|l| &l.sysctls).map(|(k, v)| (k.clone(), v.clone())).collect();
+    if let Some(ids) = ids {
         users::make(daemon, &record.id, ids, &kinds, hostname, sysctls).await?;
     } else if !kinds.is_empty() {
         tokio::task::spawn_blocking(move || create_pinned(&kinds, hostname.as_deref(), &sysctls))
             .await?
             .map_err(Error::failed(format!("namespaces of sandbox {}", record.id)))?;
     }
-    if let Some(list) = &list {
+    if let Some(list) = &record.cni_config {
         let netns = dir.join("ns/net");
         let result = cni::add(list, &network::attachment(daemon, &record, Some(&netns))).await?;
         let ips = cni::addresses(&result);
@@ -130,13 +150,5 @@ async fn make(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Result<()> {
             r.cni_result = Some(result);
         })?;
     }
-    monitors::spawn(daemon, sandbox).await?;
-    let user = ids.map(|_| users::path(daemon, &record.id));
-    if options.pid() == cri::NamespaceMode::Pod
-        && let Answer::Created { pid } = monitors::call(daemon, &record.id, Request::PidNamespace { user }).await?
-    {
-        sandbox.change(&daemon.ledger, |r| r.pid_init = Some(pid))?;
-    }
-    durable.await??;
-    sandbox.change(&daemon.ledger, |r| r.complete = true)
+    Ok(())
 }

@@ -244,6 +244,12 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.trash.close();
+    }
+}
+
 /// Keeps blobs and layers of a pull or import in progress from being collected.
 pub(crate) struct Lease {
     store: Arc<Store>,

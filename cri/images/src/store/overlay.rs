@@ -135,10 +135,11 @@ fn by_fd(dir: &Path, held: &mut Vec<OwnedFd>) -> Result<String, Errno> {
     Ok(name)
 }
 
-/// Detaches the mount at `target`; nothing mounted (or no such path) is fine.
-pub(crate) fn detach(target: &Path) -> Result<()> {
+/// Detaches the topmost mount at `target`; false when nothing is mounted there (or there is no such path).
+pub(crate) fn detach(target: &Path) -> Result<bool> {
     match unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOENT) => Ok(false),
         Err(e) => Err(Error::io("unmount", target, e)),
     }
 }
@@ -188,8 +189,8 @@ mod tests {
             assert_eq!(fs::read_to_string(target.join("f")).unwrap(), "lowest");
             assert_eq!(fs::read_to_string(target.join("g")).unwrap(), "top");
             fs::write(target.join("new"), "n").unwrap();
-            detach(&target).unwrap();
-            detach(&target).unwrap();
+            assert!(detach(&target).unwrap());
+            assert!(!detach(&target).unwrap());
             assert!(dir("upper").join("new").exists());
             mount(&overlay).unwrap();
             assert_eq!(fs::read_to_string(target.join("new")).unwrap(), "n");

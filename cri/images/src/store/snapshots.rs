@@ -1,6 +1,6 @@
 //! Snapshots on disk: `snapshots/<id>/{snapshot.json,fs,work}`.
 //!
-//! `snapshot.json` is written before anything is mounted and names where; a start finds every mount again by its source
+//! `snapshot.json` is written before anything is mounted and names where; a mount of a snapshot without one is found by its source
 //! in mountinfo, so neither file nor mount can get lost. None of it is flushed: after a power failure the containers are gone,
 //! and what is only half there is thrown away.
 
@@ -123,18 +123,20 @@ impl Store {
     pub(crate) fn mount(&self, id: &str, target: &Path, options: &MountOptions) -> Result<()> {
         fs::create_dir_all(target).map_err(|e| Error::io("create", target, e))?;
         let target = fs::canonicalize(target).map_err(|e| Error::io("resolve", target, e))?;
-        let snapshot = {
+        let (snapshot, known) = {
             let mut state = self.state();
             let snapshot = get_mut(&mut state, id)?;
-            if !snapshot.targets.contains(&target) {
+            let known = snapshot.targets.contains(&target);
+            if !known {
                 let mut next = snapshot.clone();
                 next.targets.push(target.clone());
                 self.snapshots.save(&next)?;
                 *snapshot = next;
             }
-            snapshot.clone()
+            (snapshot.clone(), known)
         };
-        if overlays(id)?.contains(&target) {
+        // The table of mounts is long on a busy node: it is read only where an earlier attempt may have come so far.
+        if known && overlays(id)?.contains(&target) {
             return Ok(());
         }
         let overlay = self.overlay(&snapshot, options)?;
@@ -171,7 +173,7 @@ impl Store {
     /// Unmounts a snapshot wherever it is mounted.
     pub(crate) fn unmount(&self, id: &str) -> Result<()> {
         check_id(id)?;
-        unmount_all(id)?;
+        self.detach_all(id)?;
         let mut state = self.state();
         if let Some(snapshot) = state.snapshots.get_mut(id)
             && !snapshot.targets.is_empty()
@@ -184,18 +186,42 @@ impl Store {
         Ok(())
     }
 
-    /// Unmounts and deletes a snapshot and what only it used.
+    /// Unmounts a snapshot and takes it, and what only it used, out of the store for good. Its files are deleted after that, by
+    /// the trash's own thread.
     pub(crate) fn remove_snapshot(&self, id: &str) -> Result<()> {
         check_id(id)?;
-        unmount_all(id)?;
+        self.detach_all(id)?;
         {
             let mut state = self.state();
             self.trash.take(&self.snapshots.path(id))?;
-            if state.snapshots.remove(id).is_some() {
+            if let Some(removed) = state.snapshots.remove(id)
+                && !state.images.contains_key(&removed.image_id)
+            {
                 self.collect(&mut state)?;
             }
         }
-        self.trash.empty()
+        self.trash.empty_soon();
+        Ok(())
+    }
+
+    /// Detaches a snapshot wherever it is mounted: its record says where, as that is written before a mount is made. Mounts of an
+    /// unknown one are looked for.
+    fn detach_all(&self, id: &str) -> Result<()> {
+        let known = self.state().snapshots.get(id).map(|s| s.targets.clone());
+        let Some(targets) = known else { return unmount_all(id) };
+        for target in &targets {
+            let mut stacked = 0;
+            while detach(target)? {
+                stacked += 1;
+                if stacked > MAX_STACKED {
+                    return Err(Error::Invalid(format!(
+                        "snapshot {id} is mounted again as often as it is unmounted at {}",
+                        target.display()
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Disk use of the writable directory.
@@ -228,6 +254,9 @@ fn get_mut<'a>(state: &'a mut State, id: &str) -> Result<&'a mut Snapshot> {
     state.snapshots.get_mut(id).ok_or_else(|| Error::NotFound { what: "snapshot", name: id.to_string() })
 }
 
+/// Mounts on one place before something must be wrong.
+const MAX_STACKED: usize = 16;
+
 /// Ids become folder names and mount sources.
 fn check_id(id: &str) -> Result<()> {
     let ok = !id.is_empty()
@@ -239,7 +268,7 @@ fn check_id(id: &str) -> Result<()> {
 
 /// Detaches every mount with this source, the newest first.
 fn unmount_all(id: &str) -> Result<()> {
-    for _ in 0..16 {
+    for _ in 0..MAX_STACKED {
         let points = overlays(id)?;
         if points.is_empty() {
             return Ok(());

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use gantry_cgroup::{Cgroup, Host};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::runtime::Started;
 use crate::log::{LogFile, Splitter, now};
 use crate::record::ExitRecord;
 
@@ -41,7 +42,20 @@ pub(super) struct Container {
     pub(super) log: LogFile,
     pub(super) exit_file: PathBuf,
     pub(super) exit: Option<ExitRecord>,
+    pub(super) deletion: Deletion,
     cgroup: Option<Cgroup>,
+}
+
+/// The runtime's `delete` of a container that has ended, which nobody waits for until it is asked for.
+#[derive(Default)]
+pub(super) enum Deletion {
+    /// Not begun, or it failed: whoever asks for it does it again and hears why.
+    #[default]
+    Open,
+    /// At work.
+    Running(Started),
+    /// Done.
+    Done,
 }
 
 /// Makes reads and writes of a descriptor return at once.
@@ -73,7 +87,20 @@ impl Container {
     ) -> io::Result<Self> {
         let cgroup = Host::detect().and_then(|host| host.cgroup(cgroup)).ok();
         let pidfd = Some(gantry_sys::process::pidfd_open(pid)?);
-        Ok(Self { pid, pidfd, bundle, terminal, input, sources, sinks: Vec::new(), log, exit_file, exit: None, cgroup })
+        Ok(Self {
+            pid,
+            pidfd,
+            bundle,
+            terminal,
+            input,
+            sources,
+            sinks: Vec::new(),
+            log,
+            exit_file,
+            exit: None,
+            deletion: Deletion::Open,
+            cgroup,
+        })
     }
 
     /// Whether its output may be read now: not while log lines wait for the disk.

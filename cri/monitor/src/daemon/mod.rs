@@ -17,8 +17,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::frame;
 use crate::protocol::{Answer, Request};
-use container::Container;
+use container::{Container, Deletion};
 use runtime::Runtime;
+
+/// The runtime's log of a deletion that nobody waits for, in the bundle.
+const DELETE_LOG: &str = "delete.json";
 
 /// How a monitor was started.
 #[derive(Debug)]
@@ -138,7 +141,11 @@ impl Monitor {
             }
         }
         for (id, container) in &self.containers {
-            if let Some(pidfd) = &container.pidfd {
+            let deletion = match &container.deletion {
+                Deletion::Running(started) => Some(&started.pidfd),
+                _ => None,
+            };
+            for pidfd in container.pidfd.iter().chain(deletion) {
                 tokens.push(Ready::Pid);
                 fds.push(PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
             }
@@ -266,6 +273,19 @@ impl Monitor {
             let record = container.ended(code, &mut self.buffer);
             let event = Answer::Exit { id: id.clone(), record };
             self.peers.retain(|_, p| !matches!(p.role, Role::Events) || frame::send(&p.stream, &event, &[]).is_ok());
+            // What it holds is let go of now, not when somebody asks for its removal.
+            let log = container.bundle.join(DELETE_LOG);
+            if matches!(container.deletion, Deletion::Open)
+                && let Ok(started) = self.runtime.start(&log, &["delete", "--force", id])
+            {
+                container.deletion = Deletion::Running(started);
+            }
+        }
+        for container in self.containers.values_mut() {
+            if matches!(&container.deletion, Deletion::Running(started) if started.pid == pid) {
+                let _ = std::fs::remove_file(container.bundle.join(DELETE_LOG));
+                container.deletion = if code == 0 { Deletion::Done } else { Deletion::Open };
+            }
         }
         let exec = self
             .peers

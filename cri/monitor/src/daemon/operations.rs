@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use gantry_sys::process::{self, Cloned};
 
-use super::container::{Container, Source, set_nonblocking};
-use super::runtime::{Console, Streams};
+use super::container::{Container, Deletion, Source, set_nonblocking};
+use super::runtime::{Console, Streams, ended_within};
 use super::{Monitor, Role};
 use crate::log::LogFile;
 use crate::protocol::{Answer, Create, Request};
@@ -138,21 +138,29 @@ impl Monitor {
             return Ok(Answer::Done);
         };
         let scratch = container.bundle.join("log.json");
-        self.runtime.run(&scratch, &["delete", "--force", id], Streams::null(), SLOW)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
+        let deadline = Instant::now() + SLOW;
+        while let Some(Container { deletion: Deletion::Running(started), .. }) = self.containers.get(id) {
+            if !ended_within(&started.pidfd, deadline.saturating_duration_since(Instant::now())) {
+                let _ = process::pidfd_send_signal(started.pidfd.as_fd(), nix::libc::SIGKILL);
+                return Err(format!("delete of container {id}: no end after {} s, killed", SLOW.as_secs()));
+            }
             self.reap();
-            let Some(container) = self.containers.get_mut(id) else { break };
-            if container.exit.is_some() {
-                container.drain(&mut self.buffer);
-                break;
-            }
-            if Instant::now() > deadline {
-                return Err(format!("container {id} (pid {}) does not die", container.pid));
-            }
-            std::thread::sleep(Duration::from_millis(5));
         }
-        self.containers.remove(id);
+        if !self.containers.get(id).is_some_and(|c| matches!(c.deletion, Deletion::Done)) {
+            self.runtime.run(&scratch, &["delete", "--force", id], Streams::null(), SLOW)?;
+            if let Some(container) = self.containers.get_mut(id) {
+                container.deletion = Deletion::Done;
+            }
+        }
+        if let Some(Container { pid, pidfd: Some(pidfd), .. }) = self.containers.get(id)
+            && !ended_within(pidfd, Duration::from_secs(10))
+        {
+            return Err(format!("container {id} (pid {pid}) does not die"));
+        }
+        self.reap();
+        if let Some(mut container) = self.containers.remove(id) {
+            container.drain(&mut self.buffer);
+        }
         Ok(Answer::Done)
     }
 

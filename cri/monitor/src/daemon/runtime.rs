@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -41,10 +41,33 @@ impl Runtime {
         streams: Streams,
         limit: Duration,
     ) -> Result<(), String> {
-        let _ = fs::remove_file(log);
         let verb = arguments.first().map(|a| a.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
         let failed = |why: String| format!("{} {verb}: {why}", self.name());
-        let mut child = Command::new(&self.program)
+        let mut child = self.spawn(log, arguments, streams)?;
+        let pid = i32::try_from(child.id()).unwrap_or(0);
+        let pidfd = gantry_sys::process::pidfd_open(pid).map_err(|e| failed(e.to_string()))?;
+        if !ended_within(&pidfd, limit) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed(format!("no end after {} s, killed", limit.as_secs())));
+        }
+        let status = child.wait().map_err(|e| failed(e.to_string()))?;
+        let said = if status.success() { None } else { Some(last_error(log).unwrap_or_else(|| status.to_string())) };
+        let _ = fs::remove_file(log);
+        said.map_or(Ok(()), |why| Err(failed(why)))
+    }
+
+    /// Starts one command, which is to be reaped like any other child, and does not wait for its end.
+    pub(super) fn start(&self, log: &Path, arguments: &[&str]) -> Result<Started, String> {
+        let child = self.spawn(log, arguments, Streams::null())?;
+        let pid = i32::try_from(child.id()).unwrap_or(0);
+        let pidfd = gantry_sys::process::pidfd_open(pid).map_err(|e| format!("watch process {pid}: {e}"))?;
+        Ok(Started { pid, pidfd })
+    }
+
+    fn spawn<A: AsRef<std::ffi::OsStr>>(&self, log: &Path, arguments: &[A], streams: Streams) -> Result<Child, String> {
+        let _ = fs::remove_file(log);
+        Command::new(&self.program)
             .arg("--root")
             .arg(&self.root)
             .arg("--log")
@@ -56,29 +79,33 @@ impl Runtime {
             .stdout(streams.output)
             .stderr(streams.error)
             .spawn()
-            .map_err(|e| format!("run {}: {e}", self.program.display()))?;
-        let pid = i32::try_from(child.id()).unwrap_or(0);
-        let pidfd = gantry_sys::process::pidfd_open(pid).map_err(|e| failed(e.to_string()))?;
-        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        loop {
-            match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
-                Err(nix::errno::Errno::EINTR) => continue,
-                Ok(0) => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Err(failed(format!("no end after {} s, killed", limit.as_secs())));
-                }
-                _ => break,
-            }
-        }
-        let status = child.wait().map_err(|e| failed(e.to_string()))?;
-        let said = if status.success() { None } else { Some(last_error(log).unwrap_or_else(|| status.to_string())) };
-        let _ = fs::remove_file(log);
-        said.map_or(Ok(()), |why| Err(failed(why)))
+            .map_err(|e| format!("run {}: {e}", self.program.display()))
     }
 
     fn name(&self) -> String {
         self.program.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+/// A command at work.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+}
+
+/// Waits for the end of a process; false at the time limit.
+pub(super) fn ended_within(pidfd: &OwnedFd, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up: with less than a millisecond left it would not wait at all.
+        let timeout = PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if Instant::now() >= deadline => return false,
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            _ => return true,
+        }
     }
 }
 
