@@ -1,7 +1,7 @@
 //! What a verb leaves to be done when its caller has the answer: the kernel takes some 20 ms to remove a device and 10 ms to
 //! forget what a transaction took away, and nobody needs to wait for either. A process of its own stays behind for that; it
-//! holds nothing of the container. When it is killed, a device remains that is down and out of its bridge, which GC, the
-//! next ADD and the end of the container's namespace take away.
+//! holds nothing of the container. When it is killed, a device remains that is down, which GC, the next ADD and the end of
+//! the container's namespace take away.
 
 use std::cell::RefCell;
 use std::fs::OpenOptions;

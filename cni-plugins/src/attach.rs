@@ -1,13 +1,15 @@
 //! What plugins that give a container a device share: veth pairs, addresses and routes inside, and looking at them again.
 
-use gantry_net::ip::{Route, add_address};
-use gantry_net::link::{self, Change, Kind};
+use std::time::{Duration, Instant};
+
+use gantry_net::ip::{self, Checked, Route, add_address, add_checked_address};
+use gantry_net::link::{self, Change, Ipv4Setting, Kind};
 use gantry_net::{Link, Socket};
 
 use crate::afterwards::{self, Later};
 use crate::ipam::delegate;
 use crate::netns::{Netns, set_sysctl};
-use crate::spec::{CniResult, Command, Context, Error, Interface, IpConfig, Request, Result, RouteConfig};
+use crate::spec::{CniResult, Code, Command, Context, Error, Interface, IpConfig, Request, Result, RouteConfig};
 
 /// The name of the host's end of a pair. It follows from the attachment, so that what a crash left is found again.
 pub fn host_name(request: &Request) -> String {
@@ -41,12 +43,13 @@ pub struct Made {
 }
 
 impl Made {
-    /// What cannot be undone now will be by the DEL that follows every failed ADD.
-    pub fn undo(self, request: &Request, socket: &mut Socket) {
+    /// What cannot be undone now will be by the DEL that follows every failed ADD. False when there was nothing.
+    pub fn undo(self, request: &Request, socket: &mut Socket) -> bool {
         let removed = self.pair.is_none_or(|index| socket.request(link::delete(index)).is_ok());
         if self.addresses && removed {
             let _ = delegate::pass(Command::Del, request);
         }
+        self.pair.is_some()
     }
 }
 
@@ -77,44 +80,109 @@ pub fn make_pair(request: &Request, netns: &Netns, socket: &mut Socket, name: &s
     link.ok_or_else(|| Error::internal(format!("{name} is gone as soon as it was made")))
 }
 
-/// Addresses and routes of the container's device, and up with it (unless `up` is false).
+/// What happens to the container's device besides addresses and routes.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// It is set up.
+    pub up: bool,
+    /// Neighbours learn at once who has an address that another device may have had before.
+    pub announce: bool,
+    /// IPv6 addresses are looked for on the link before they are used; see [`unique`].
+    pub check: bool,
+}
+
+impl Setup {
+    /// Up and announced: what a device on somebody else's network wants.
+    pub const fn announced() -> Self {
+        Self { up: true, announce: true, check: false }
+    }
+}
+
+/// Addresses and routes of the container's device.
 ///
 /// # Errors
 /// The kernel refuses; which address or route is told.
-pub fn configure(request: &Request, netns: &Netns, result: &CniResult, up: bool) -> Result<Link> {
+pub fn configure(request: &Request, netns: &Netns, result: &CniResult, setup: Setup) -> Result<Link> {
+    let has = |four: bool| result.ips.iter().any(|ip| ip.address.ip.is_ipv4() == four);
     let mut socket = netns.within(|| {
-        // Neighbours learn at once who has an address that another container had before.
-        for (family, name) in [("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")] {
-            if result.ips.iter().any(|ip| ip.address.ip.is_ipv4() == (family == "ipv4")) {
-                let _ = set_sysctl(&format!("net/{family}/conf/{}/{name}", request.ifname), "1");
-            }
+        if setup.announce && has(false) {
+            let _ = set_sysctl(&format!("net/ipv6/conf/{}/ndisc_notify", request.ifname), "1");
         }
         Socket::route().doing(|| "open a netlink socket in the container".into())
     })?;
-    let find = |socket: &mut Socket| -> Result<Link> {
-        let link = socket.link(&request.ifname).doing(|| format!("find {}", request.ifname))?;
-        link.ok_or_else(|| Error::internal(format!("{} is gone", request.ifname)))
-    };
-    let link = find(&mut socket)?;
-    let mut batch: Vec<_> = result.ips.iter().map(|ip| add_address(link.index, ip.address)).collect();
-    if up {
+    let link = socket.link(&request.ifname).doing(|| format!("find {}", request.ifname))?;
+    let mut link = link.ok_or_else(|| Error::internal(format!("{} is gone", request.ifname)))?;
+    let mut batch = Vec::new();
+    let announced = setup.announce && has(true);
+    if announced {
+        let ipv4 = &[Ipv4Setting::ArpNotify];
+        batch.push(link::change(link.index, &Change { ipv4, ..Change::default() }));
+    }
+    let add = if setup.check { add_checked_address } else { add_address };
+    batch.extend(result.ips.iter().map(|ip| add(link.index, ip.address)));
+    if setup.up {
         batch.push(link::change(link.index, &Change { up: Some(true), ..Change::default() }));
     }
     let addresses = result.ips.len();
     batch.extend(result.routes.iter().map(|r| route(r, &result.ips, link.index).add()));
     socket.batch(batch).map_err(|(index, error)| {
-        let what = match index.checked_sub(addresses) {
-            None => format!("add address {} to {}", result.ips[index].address, link.name),
-            Some(0) if up => format!("set {} up", link.name),
+        let what = match index.checked_sub(usize::from(announced)) {
+            None => format!("let {} announce its addresses", link.name),
+            Some(i) if i < addresses => format!("add address {} to {}", result.ips[i].address, link.name),
+            Some(i) if i == addresses && setup.up => format!("set {} up", link.name),
             Some(i) => {
-                let at = i - usize::from(up);
+                let at = i - addresses - usize::from(setup.up);
                 let dst = result.routes.get(at).map_or_else(String::new, |r| r.dst.to_string());
                 format!("add route {dst}")
             }
         };
         Error::internal(format!("{what}: {error}"))
     })?;
-    find(&mut socket)
+    if setup.up {
+        link.flags |= link::UP;
+    }
+    Ok(link)
+}
+
+/// Tells the neighbours again who has the container's addresses, now that what it sends arrives: the kernel does that when a
+/// device gets its hardware address.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn announce(netns: &Netns, container: &Link) -> Result<()> {
+    let mac = container.mac.as_slice().try_into().ok();
+    let again = link::change(container.index, &Change { mac, ..Change::default() });
+    netns.socket()?.request(again).doing(|| format!("announce the addresses of {}", container.name))
+}
+
+/// Waits until the container may use its addresses of IPv6.
+///
+/// # Errors
+/// Somebody else has one, or the kernel does not find out within ten seconds.
+pub fn unique(netns: &Netns, container: &Link) -> Result<()> {
+    let patience = Duration::from_secs(10);
+    let start = Instant::now();
+    let what = || format!("look for others that have the addresses of {}", container.name);
+    let mut changes = netns.within(|| Socket::subscribe(ip::CHANGES_OF_IPV6_ADDRESSES).doing(what))?;
+    let mut socket = netns.socket()?;
+    loop {
+        match socket.checked(container.index).doing(what)? {
+            Checked::Unique => return Ok(()),
+            Checked::Duplicate(ip) => {
+                return Err(Error::internal(format!(
+                    "another host on the link of {} has address {ip}",
+                    container.name
+                )));
+            }
+            Checked::Pending => {}
+        }
+        let left = patience.saturating_sub(start.elapsed());
+        if left.is_zero() || !changes.wait(left).doing(what)? {
+            let text = format!("{} still has tentative addresses after {patience:?}", container.name);
+            return Err(Error::new(Code::TryAgain, text));
+        }
+        changes.heard(|_| {}).doing(what)?;
+    }
 }
 
 /// A route as the kernel takes it; without a router it goes to that of the address.
@@ -143,8 +211,8 @@ pub fn remove_pair(request: &Request) -> Result<()> {
     };
     let mut host = Socket::route().doing(|| "open a netlink socket".into())?;
     if let Some(link) = host.link(&name).doing(|| format!("find {name}"))? {
-        // Down and out of its bridge it disturbs nobody any more, also not who gets its address next.
-        let off = Change { up: Some(false), master: Some(0), ..Change::default() };
+        // Down it disturbs nobody any more, also not who gets its address next: its bridge has forgotten what was behind it.
+        let off = Change { up: Some(false), ..Change::default() };
         return gone(host.request(link::change(link.index, &off)))
             .and_then(|()| afterwards::leave(Later::Remove(host, link.index)))
             .doing(|| format!("remove {name}"));

@@ -7,6 +7,7 @@
 pub mod afterwards;
 pub mod attach;
 pub mod dispatch;
+pub mod firewalld;
 pub mod install;
 pub mod ipam;
 pub mod netns;

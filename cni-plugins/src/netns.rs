@@ -114,6 +114,17 @@ pub fn read_small(path: &Path) -> Result<String> {
     io::Result::doing(read(), || format!("read {}", path.display()))
 }
 
+/// Lets the host forward packets of IPv4 or IPv6.
+///
+/// # Errors
+/// The sysctl is read-only.
+pub fn let_forward(socket: &mut Socket, four: bool) -> Result<()> {
+    if socket.forwards(four).unwrap_or(false) {
+        return Ok(());
+    }
+    set_sysctl(if four { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" }, "1")
+}
+
 /// Writes a sysctl of the current network namespace, unless it has the value already.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("gantry-monitor", &["gantry-cgroup", "gantry-sys"]),
         ("cri-images", &["gantry-sys"]),
         ("cri-streaming", &[]),
-        ("cni-plugins", &["gantry-net", "gantry-sys"]),
+        ("cni-plugins", &["gantry-dbus", "gantry-net", "gantry-sys"]),
         ("gantry-overlay", &["gantry-net", "gantry-sys", "gantry-telemetry"]),
         (
             "cri",

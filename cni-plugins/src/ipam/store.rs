@@ -40,6 +40,11 @@ impl Owner {
         content == self.text() || content == self.container
     }
 
+    /// Of a file that its list names: it is its own, or a crash left it empty.
+    fn may_take(&self, content: &str) -> bool {
+        content.is_empty() || self.wrote(content)
+    }
+
     fn read(content: &str) -> Option<Self> {
         let mut lines = content.trim().lines();
         let container = lines.next().filter(|c| !c.is_empty())?.trim().to_owned();
@@ -54,10 +59,11 @@ impl Store {
     /// The file system's.
     pub fn open(data: &Path, network: &str) -> io::Result<Self> {
         let folder = data.join(network);
-        let lock = match File::create(folder.join("lock")) {
+        let open = || File::options().write(true).create(true).truncate(false).open(folder.join("lock"));
+        let lock = match open() {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 fs::create_dir_all(folder.join(OWNERS))?;
-                File::create(folder.join("lock"))?
+                open()?
             }
             other => other?,
         };
@@ -101,7 +107,7 @@ impl Store {
             Ok(content) if !content.trim().is_empty() => {
                 let mut found = Vec::new();
                 for ip in content.lines().filter_map(|l| l.parse().ok()) {
-                    if fs::read_to_string(self.file(ip)).is_ok_and(|c| owner.wrote(&c)) {
+                    if fs::read_to_string(self.file(ip)).is_ok_and(|c| owner.may_take(&c)) {
                         found.push(ip);
                     }
                 }
@@ -131,26 +137,20 @@ impl Store {
 
     fn try_take(&self, owner: &Owner, ips: &[(usize, IpAddr)]) -> io::Result<()> {
         let list: String = ips.iter().map(|(_, ip)| format!("{ip}\n")).collect();
-        match self.write(&self.owner_file(owner), &list) {
+        match fs::write(self.owner_file(owner), &list) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 fs::create_dir_all(self.folder.join(OWNERS))?;
-                self.write(&self.owner_file(owner), &list)?;
+                fs::write(self.owner_file(owner), &list)?;
             }
             other => other?,
         }
         for (set, ip) in ips {
-            self.write(&self.file(*ip), &owner.text())?;
-            // Where it is wrong the search begins elsewhere, no more; so it needs no temporary file.
-            fs::write(self.folder.join(format!("last_reserved_ip.{set}")), ip.to_string())?;
+            // A crash leaves it empty: then the address is free, as nobody has been told of it.
+            fs::write(self.file(*ip), owner.text())?;
+            // Where it is wrong the search begins elsewhere, no more.
+            overwrite(&self.folder.join(format!("last_reserved_ip.{set}")), &ip.to_string())?;
         }
         Ok(())
-    }
-
-    /// Whole or not at all: a reader without our lock never sees an address without its owner.
-    fn write(&self, path: &Path, content: &str) -> io::Result<()> {
-        let fresh = self.folder.join(OWNERS).join(".new");
-        File::create(&fresh)?.write_all(content.as_bytes())?;
-        fs::rename(&fresh, path)
     }
 
     /// Takes addresses from their owner and forgets it.
@@ -159,7 +159,7 @@ impl Store {
     /// The file system's; not there is fine.
     pub fn release(&self, owner: &Owner, ips: &[IpAddr]) -> io::Result<()> {
         for ip in ips {
-            if fs::read_to_string(self.file(*ip)).is_ok_and(|c| owner.wrote(&c)) {
+            if fs::read_to_string(self.file(*ip)).is_ok_and(|c| owner.may_take(&c)) {
                 remove(&self.file(*ip))?;
             }
         }
@@ -201,6 +201,14 @@ impl Store {
         }
         Ok(all)
     }
+}
+
+/// Overwrites a file. It is not cut off first: some file systems write one that was to disk when it is closed.
+fn overwrite(path: &Path, content: &str) -> io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(content.as_bytes())?;
+    let length = content.len() as u64;
+    if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -6,11 +6,15 @@ use gantry_net::Socket;
 use serde::Deserialize;
 
 use super::Plugin;
+use crate::firewalld::{self, Firewalld};
 use crate::spec::{CniResult, Context, Error, Request, Result};
 use crate::table::{self, Part, Wanted, iptables};
 
 /// Where an administrator's own rules stand, unless the configuration names another chain.
 const ADMIN: &str = "CNI-ADMIN";
+
+/// The zone of firewalld that containers' addresses belong to, unless the configuration names another.
+const ZONE: &str = "trusted";
 
 /// The plugin.
 #[derive(Debug)]
@@ -31,11 +35,25 @@ enum Policy {
 #[serde(rename_all = "camelCase", default)]
 struct Written {
     backend: String,
+    firewalld_zone: String,
     iptables_admin_chain_name: String,
     ingress_policy: String,
 }
 
+/// Who keeps the rules that let containers' traffic through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backend {
+    /// firewalld where it runs, else we.
+    Whoever,
+    /// We, in nf_tables; a chain FORWARD of iptables lets the traffic through, too.
+    Own,
+    /// firewalld.
+    Firewalld,
+}
+
 struct Config {
+    backend: Backend,
+    zone: String,
     policy: Policy,
     admin: String,
 }
@@ -44,13 +62,12 @@ impl Config {
     fn read(request: &Request) -> Result<Self> {
         let written = Written::deserialize(&request.config.value)
             .map_err(|e| Error::config(format!("firewall configuration: {e}")))?;
-        match written.backend.as_str() {
-            "" | "iptables" | "nftables" => {}
-            "firewalld" => {
-                return Err(Error::config("backend firewalld is not supported: leave it out, or set it to nftables"));
-            }
+        let backend = match written.backend.as_str() {
+            "" => Backend::Whoever,
+            "iptables" | "nftables" => Backend::Own,
+            "firewalld" => Backend::Firewalld,
             other => return Err(Error::config(format!("unrecognized firewall backend {other:?}"))),
-        }
+        };
         let policy = match written.ingress_policy.as_str() {
             "" | "open" => Policy::Open,
             "same-bridge" => Policy::SameBridge,
@@ -69,7 +86,20 @@ impl Config {
         if matches!(admin.as_str(), "forward" | "prerouting" | "postrouting" | "output" | "host-ports") {
             return Err(Error::config(format!("iptablesAdminChainName: {admin:?} is a chain of the plugins")));
         }
-        Ok(Self { policy, admin })
+        let zone = if written.firewalld_zone.is_empty() { ZONE.to_owned() } else { written.firewalld_zone };
+        Ok(Self { backend, zone, policy, admin })
+    }
+
+    /// The firewalld that is to be asked.
+    fn firewalld(&self) -> Result<Option<Firewalld>> {
+        if self.backend == Backend::Own {
+            return Ok(None);
+        }
+        let running = Firewalld::running()?;
+        if running.is_none() && self.backend == Backend::Firewalld {
+            return Err(Error::internal("backend firewalld: it does not run, or is not on the system bus"));
+        }
+        Ok(running)
     }
 }
 
@@ -98,10 +128,13 @@ fn devices(result: &CniResult) -> Result<(String, Option<String>)> {
     Ok((bridge, port))
 }
 
-fn wanted(config: &Config, result: &CniResult) -> Result<Wanted> {
+/// What our tables hold; with firewalld only what the policy forbids.
+fn wanted(config: &Config, result: &CniResult, firewalld: bool) -> Result<Wanted> {
     let mut wanted = Wanted::default();
     let ips = ips(result);
-    ips.iter().for_each(|ip| wanted.pod(*ip, &config.admin));
+    if !firewalld {
+        ips.iter().for_each(|ip| wanted.pod(*ip, &config.admin));
+    }
     if config.policy != Policy::Open {
         let (bridge, port) = devices(result)?;
         let alone = config.policy == Policy::Isolated;
@@ -116,8 +149,12 @@ impl Plugin for Firewall {
         let config = Config::read(request)?;
         let result = previous(request)?;
         let owner = table::owner(request);
-        table::add(&owner, &wanted(&config, &result)?)?;
-        let accepted = iptables::retain(|other| other != owner).and_then(|()| iptables::accept(&owner, &ips(&result)));
+        let firewalld = config.firewalld()?;
+        table::add(&owner, &wanted(&config, &result, firewalld.is_some())?)?;
+        let accepted = match firewalld {
+            Some(mut firewalld) => firewalld.add(&owner, &config.zone, &ips(&result)),
+            None => iptables::retain(|other| other != owner).and_then(|()| iptables::accept(&owner, &ips(&result))),
+        };
         if accepted.is_err() {
             let _ = self.del(request);
         }
@@ -127,16 +164,26 @@ impl Plugin for Firewall {
     fn del(&self, request: &Request) -> Result<()> {
         let owner = table::owner(request);
         let own = table::retain(Part::Firewall, |other| other != owner).map(drop);
-        own.and(iptables::retain(|other| other != owner))
+        let accepted = iptables::retain(|other| other != owner);
+        own.and(accepted).and(firewalld::retain(|other| other != owner))
     }
 
     fn check(&self, request: &Request) -> Result<()> {
         let config = Config::read(request)?;
         let result = previous(request)?;
         let owner = table::owner(request);
-        let missing = table::missing(&owner, &wanted(&config, &result)?)?;
+        let firewalld = config.firewalld()?;
+        let missing = table::missing(&owner, &wanted(&config, &result, firewalld.is_some())?)?;
         if !missing.is_empty() {
             return Err(Error::internal(format!("nf_tables table lacks {}", missing.join(", "))));
+        }
+        if let Some(mut firewalld) = firewalld {
+            return match firewalld.missing(&config.zone, &ips(&result))? {
+                Some(ip) => {
+                    Err(Error::internal(format!("the address {ip} is not in firewalld's zone {}", config.zone)))
+                }
+                None => Ok(()),
+            };
         }
         if !iptables::stands(&owner, &ips(&result))? {
             return Err(Error::internal("the chain FORWARD of iptables does not let the container's traffic through"));
@@ -144,9 +191,14 @@ impl Plugin for Firewall {
         Ok(())
     }
 
+    fn status(&self, request: &Request) -> Result<()> {
+        Config::read(request)?;
+        firewalld::restore()
+    }
+
     fn gc(&self, request: &Request) -> Result<()> {
         let valid = table::valid(request)?;
         table::retain(Part::Firewall, &valid)?;
-        iptables::retain(&valid)
+        iptables::retain(&valid).and(firewalld::retain(&valid))
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Plugin;
-use crate::attach;
+use crate::attach::{self, Setup};
 use crate::ipam::delegate;
 use crate::netns::Netns;
 use crate::spec::{CniResult, Command, Context, Error, Request, Result};
@@ -110,7 +110,7 @@ impl Plugin for HostDevice {
         let layer3 = delegate::kind(request).is_some();
         let mut result = if layer3 { delegate::add(request)? } else { CniResult::default() };
         let moved = move_in(request, &mut socket, &netns, &device)
-            .and_then(|()| attach::configure(request, &netns, &result, true));
+            .and_then(|()| attach::configure(request, &netns, &result, Setup::announced()));
         match moved {
             Ok(container) => {
                 result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));

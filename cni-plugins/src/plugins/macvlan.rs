@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Plugin;
-use crate::attach;
+use crate::attach::{self, Setup};
 use crate::ipam::delegate;
 use crate::netns::Netns;
 use crate::spec::{CniResult, Command, Context, Error, Request, Result};
@@ -89,7 +89,7 @@ fn attach(request: &Request, config: &Config, netns: &Netns, made: &mut bool) ->
     let kind = Kind::Macvlan { parent: master.index, mode: config.mode()?, netns: netns.place() };
     let create = link::create(&request.ifname, &kind, Some(mtu.unwrap_or(master.mtu)), parse_mac(&config.mac));
     socket.request(create).doing(|| format!("make {} on {}", request.ifname, master.name))?;
-    let configured = attach::configure(request, netns, &result, true);
+    let configured = attach::configure(request, netns, &result, Setup::announced());
     let container = match configured {
         Ok(container) => container,
         Err(error) => {

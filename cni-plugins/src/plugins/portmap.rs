@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
+use gantry_net::link::{self, Change, Ipv4Setting};
 use gantry_net::nft::Expr;
 use gantry_net::{Prefix, Socket, conntrack};
 use serde::Deserialize;
 
 use super::{Plugin, field};
-use crate::netns::set_sysctl;
 use crate::spec::{CniResult, Context, Error, Request, Result};
 use crate::table::{self, HostPort, Part, Wanted, conditions};
 
@@ -140,6 +140,18 @@ fn previous(request: &Request) -> Result<CniResult> {
     request.config.previous.clone().ok_or_else(|| Error::config("must be called as chained plugin"))
 }
 
+fn route_localnet(device: &str) -> Result<()> {
+    let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
+    let link = socket.link(device).doing(|| format!("find {device}"))?;
+    let link = link.ok_or_else(|| Error::internal(format!("there is no device {device}")))?;
+    if link.ipv4_setting(Ipv4Setting::RouteLocalnet) == Some(1) {
+        return Ok(());
+    }
+    let ipv4 = &[Ipv4Setting::RouteLocalnet];
+    let change = link::change(link.index, &Change { ipv4, ..Change::default() });
+    socket.request(change).doing(|| format!("set route_localnet of {device}"))
+}
+
 impl Plugin for Portmap {
     fn add(&self, request: &Request) -> Result<CniResult> {
         let config = Config::read(request)?;
@@ -155,7 +167,7 @@ impl Plugin for Portmap {
         if config.snat && addresses(&result).iter().any(|a| a.ip.is_ipv4()) {
             // Connections of the host to itself leave by this device with a loopback address.
             if let Some(device) = result.interfaces.iter().find(|i| i.sandbox.is_empty()) {
-                set_sysctl(&format!("net/ipv4/conf/{}/route_localnet", device.name), "1")?;
+                route_localnet(&device.name)?;
             }
         }
         forget_flows(&config.udp())?;

@@ -6,9 +6,9 @@ use gantry_net::{Prefix, Socket};
 use serde::Deserialize;
 
 use super::Plugin;
-use crate::attach::{self, Made, Pair};
+use crate::attach::{self, Made, Pair, Setup};
 use crate::ipam::delegate;
-use crate::netns::{Netns, set_sysctl};
+use crate::netns::{Netns, let_forward};
 use crate::spec::{CniResult, Command, Context, Dns, Error, IpConfig, Request, Result, RouteConfig};
 use crate::table::{self, Part, Wanted};
 
@@ -95,11 +95,10 @@ fn attach(
         let mut route = Route::new(Prefix::host(ip.address.ip), None, host.index);
         route.link_scope = ip.address.ip.is_ipv4();
         batch.push(route.replace());
-        let forward = if ip.address.ip.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
-        set_sysctl(forward, "1")?;
+        let_forward(socket, ip.address.ip.is_ipv4())?;
     }
     socket.batch(batch).map_err(|(_, e)| Error::internal(format!("configure {name} on the host: {e}")))?;
-    let container = attach::configure(request, netns, &seen, true)?;
+    let container = attach::configure(request, netns, &seen, Setup { announce: false, ..Setup::announced() })?;
     result.ips.iter_mut().for_each(|ip| ip.interface = Some(1));
     result.interfaces = vec![attach::described(&host, ""), attach::described(&container, &netns.text())];
     if let Some(dns) = config.dns.clone() {
@@ -117,7 +116,7 @@ impl Plugin for Ptp {
         let mut made = Made::default();
         let added = attach(request, &config, &netns, &mut socket, &mut made);
         if added.is_err() {
-            made.undo(request, &mut socket);
+            let _ = made.undo(request, &mut socket);
         }
         added
     }

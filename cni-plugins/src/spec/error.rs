@@ -108,6 +108,12 @@ pub trait Context<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error>;
 }
 
+impl<T> Context<T> for gantry_dbus::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|e| Error::internal(format!("{}: {e}", what())))
+    }
+}
+
 impl<T> Context<T> for std::io::Result<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error> {
         self.map_err(|e| Error::internal(format!("{}: {e}", what())))

@@ -15,8 +15,9 @@ mod record;
 mod wanted;
 
 use std::io;
+use std::path::PathBuf;
 
-use gantry_net::nft::{Batch, Element, Expr, Rule};
+use gantry_net::nft::{Batch, Element, Expr, Rule, Table};
 use gantry_net::{Prefix, Socket};
 
 use self::chains::Chain;
@@ -84,9 +85,9 @@ pub fn valid(request: &Request) -> Result<impl Fn(&str) -> bool + use<>> {
 }
 
 /// Adds to a transaction what a group's table lacks: the table itself, and rules that somebody flushed.
-fn complete(socket: &mut Socket, batch: &mut Batch, group: Group, wanted: &Wanted) -> io::Result<()> {
+fn complete(socket: &mut Socket, batch: &mut Batch, group: Group, wanted: &Wanted, seen: &mut Seen) -> io::Result<()> {
     let table = group.table();
-    let rules = socket.nft_rules(table)?;
+    let rules = seen.rules(socket, group)?;
     let stand = |name: &str| rules.iter().filter(|r| r.chain == name).count();
     let mut admins: Vec<String> = match group {
         Group::Filter => rules.iter().filter(|r| r.chain == "forward").filter_map(Rule::jump).collect(),
@@ -124,8 +125,26 @@ fn complete(socket: &mut Socket, batch: &mut Batch, group: Group, wanted: &Wante
     }
     let mut needed: Vec<Chain> = wanted.chains.iter().filter(|(g, _)| *g == group).map(|(_, c)| c.clone()).collect();
     needed.extend(chains.iter().flatten().filter_map(|name| Chain::parse(name)).filter(|c| group_of(c) == group));
-    fill(batch, group, needed, &rules);
+    fill(batch, group, needed, rules);
     Ok(())
+}
+
+/// The rules of tables as they stood when a transaction began: each table is read once.
+#[derive(Debug, Default)]
+struct Seen(Vec<(Table<'static>, Vec<Rule>)>);
+
+impl Seen {
+    fn rules(&mut self, socket: &mut Socket, group: Group) -> io::Result<&[Rule]> {
+        let table = group.table();
+        let place = match self.0.iter().position(|(t, _)| *t == table) {
+            Some(place) => place,
+            None => {
+                self.0.push((table, socket.nft_rules(table)?));
+                self.0.len() - 1
+            }
+        };
+        Ok(&self.0[place].1)
+    }
 }
 
 fn group_of(chain: &Chain) -> Group {
@@ -233,11 +252,11 @@ pub fn restore() -> Result<()> {
 }
 
 /// All that is remembered, if a table is gone that something is wanted of (or, when nothing is wanted, any).
-fn lost(socket: &mut Socket, wanted: &Wanted, records: Option<&Records>) -> io::Result<Wanted> {
+fn lost(socket: &mut Socket, wanted: &Wanted, records: Option<&Records>, seen: &mut Seen) -> io::Result<Wanted> {
     let Some(records) = records else { return Ok(Wanted::default()) };
     let all = if wanted.is_empty() { records.all() } else { Wanted::default() };
     for group in GROUPS.into_iter().filter(|g| wanted.needs(*g) || all.needs(*g)) {
-        if socket.nft_rules(group.table())?.is_empty() && socket.nft_chains(group.table())?.is_empty() {
+        if seen.rules(socket, group)?.is_empty() && socket.nft_chains(group.table())?.is_empty() {
             return Ok(records.all());
         }
     }
@@ -248,7 +267,8 @@ fn lost(socket: &mut Socket, wanted: &Wanted, records: Option<&Records>) -> io::
 fn put(owner: &str, wanted: &Wanted, records: Option<&Records>) -> Result<()> {
     exclusively(|socket, generation| {
         let mut replace = false;
-        let mut whole = lost(socket, wanted, records)?;
+        let mut seen = Seen::default();
+        let mut whole = lost(socket, wanted, records, &mut seen)?;
         whole.elements.retain(|(_, set, e)| {
             e.comment != owner && !wanted.elements.iter().any(|(_, other, new)| other == set && new.key == e.key)
         });
@@ -261,7 +281,7 @@ fn put(owner: &str, wanted: &Wanted, records: Option<&Records>) -> Result<()> {
         loop {
             let mut batch = Batch::new();
             for group in GROUPS.into_iter().filter(|g| whole.needs(*g)) {
-                complete(socket, &mut batch, group, &whole)?;
+                complete(socket, &mut batch, group, &whole, &mut seen)?;
             }
             for (group, set, element) in &whole.elements {
                 if replace {
@@ -298,27 +318,39 @@ fn clear(socket: &mut Socket, batch: &mut Batch, group: Group, set: &str, key: &
     Ok(())
 }
 
-/// Removes the elements of `part` that an owner has. Where all that are `wanted` are there, and others have such elements too,
-/// nothing else is looked at: however many pods there are, this takes the same time. Returns the UDP ports of the host that
-/// lead nowhere now.
+/// The folder below /run with what must outlive a flush of the rules of this network namespace; none where the kernel does not
+/// tell namespaces apart.
+pub fn remembered() -> Option<PathBuf> {
+    record::folder()
+}
+
+/// Whether an owner may have elements of `part`: they are remembered, or nothing can be in this namespace.
+pub fn may_have(owner: &str, part: Part) -> bool {
+    Records::here().is_none_or(|records| records.has(part, owner))
+}
+
+/// Removes the elements of `part` that an owner has. Where all that are remembered (or else `wanted`) are there, and others
+/// have such elements too, nothing else is looked at: however many pods there are, this takes the same time. Returns the UDP
+/// ports of the host that lead nowhere now.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn release(owner: &str, part: Part, wanted: &Wanted) -> Result<Vec<u16>> {
+    let remembered = Records::here().and_then(|records| records.of(part, owner)).filter(|_| wanted.rules.is_empty());
+    let wanted = remembered.as_ref().unwrap_or(wanted);
     let quick = removing(|socket, generation| {
         let Some((batch, udp)) = known(socket, owner, part, wanted)? else { return Ok(None) };
         batch.commit_after(socket, Some(generation))?;
         Ok(Some(udp))
     });
-    match quick.doing(|| format!("change nf_tables table {TABLE}"))? {
-        Some(udp) => {
-            if let Some(records) = Records::here() {
-                records.forget(part, owner);
-            }
-            Ok(udp)
-        }
-        None => retain(part, |other| other != owner),
+    let udp = match quick.doing(|| format!("change nf_tables table {TABLE}"))? {
+        Some(udp) => udp,
+        None => remove(part, |other| other != owner)?,
+    };
+    if let Some(records) = Records::here() {
+        records.forget(part, owner);
     }
+    Ok(udp)
 }
 
 /// The removal of what is wanted, if it is there and leaves no chain and no table empty.
@@ -356,7 +388,15 @@ fn known(socket: &mut Socket, owner: &str, part: Part, wanted: &Wanted) -> io::R
 /// # Errors
 /// The kernel refuses.
 pub fn retain(part: Part, keep: impl Fn(&str) -> bool) -> Result<Vec<u16>> {
-    let removed = removing(|socket, generation| {
+    let removed = remove(part, &keep)?;
+    if let Some(records) = Records::here() {
+        records.retain(part, keep);
+    }
+    Ok(removed)
+}
+
+fn remove(part: Part, keep: impl Fn(&str) -> bool) -> Result<Vec<u16>> {
+    removing(|socket, generation| {
         let mut batch = Batch::new();
         let mut udp = Vec::new();
         for groups in [&[Group::Nat, Group::Filter][..], &[Group::Frames]] {
@@ -369,11 +409,7 @@ pub fn retain(part: Part, keep: impl Fn(&str) -> bool) -> Result<Vec<u16>> {
         batch.commit_after(socket, Some(generation))?;
         Ok(udp)
     })
-    .doing(|| format!("change nf_tables table {TABLE}"))?;
-    if let Some(records) = Records::here() {
-        records.retain(part, keep);
-    }
-    Ok(removed)
+    .doing(|| format!("change nf_tables table {TABLE}"))
 }
 
 /// The groups of one table.

@@ -25,6 +25,24 @@ struct Kept {
     owner: String,
     admin: Option<String>,
     elements: Vec<KeptElement>,
+    /// There were rules with conditions, too.
+    #[serde(default)]
+    conditional: bool,
+}
+
+impl Kept {
+    /// Adds the elements to what is wanted, each with its owner.
+    fn add_to(self, all: &mut Wanted) {
+        for e in self.elements {
+            let Some((group, set)) = place(&e.set) else { continue };
+            if let Some(chain) = e.jump.as_deref().and_then(Chain::parse) {
+                all.chains.push((group_of(&chain), chain));
+            }
+            let element =
+                Element { key: e.key, key_end: None, value: e.value, jump: e.jump, comment: self.owner.clone() };
+            all.elements.push((group, set, element));
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -35,6 +53,12 @@ struct KeptElement {
     jump: Option<String>,
 }
 
+/// Where this network namespace's are.
+pub(super) fn folder() -> Option<PathBuf> {
+    let cookie = gantry_sys::namespaces::network_cookie().ok()?;
+    Some(Path::new(FOLDER).join(cookie.to_string()))
+}
+
 /// The records of this network namespace; none where the kernel does not tell its cookie.
 pub(super) struct Records {
     folder: PathBuf,
@@ -42,8 +66,7 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn here() -> Option<Self> {
-        let cookie = gantry_sys::namespaces::network_cookie().ok()?;
-        Some(Self { folder: Path::new(FOLDER).join(cookie.to_string()) })
+        folder().map(|folder| Self { folder })
     }
 
     fn file(&self, part: &str, owner: &str) -> PathBuf {
@@ -67,7 +90,8 @@ impl Records {
             if elements.is_empty() {
                 continue;
             }
-            let kept = Kept { owner: owner.to_owned(), admin: wanted.admin.clone(), elements };
+            let conditional = part == Part::Ports && !wanted.rules.is_empty();
+            let kept = Kept { owner: owner.to_owned(), admin: wanted.admin.clone(), elements, conditional };
             let path = self.file(name, owner);
             let fresh = path.with_extension("new");
             let text = serde_json::to_vec(&kept)?;
@@ -81,6 +105,20 @@ impl Records {
             fs::rename(&fresh, &path)?;
         }
         Ok(())
+    }
+
+    /// Whether anything is remembered of an owner.
+    pub(super) fn has(&self, part: Part, owner: &str) -> bool {
+        PARTS.iter().any(|(p, name)| *p == part && self.file(name, owner).exists())
+    }
+
+    /// What one owner had; none when it is not remembered whole.
+    pub(super) fn of(&self, part: Part, owner: &str) -> Option<Wanted> {
+        let (_, name) = PARTS.iter().find(|(p, _)| *p == part)?;
+        let kept: Kept = serde_json::from_slice(&fs::read(self.file(name, owner)).ok()?).ok()?;
+        let mut wanted = Wanted::default();
+        (kept.owner == owner && !kept.conditional).then(|| kept.add_to(&mut wanted))?;
+        Some(wanted)
     }
 
     /// Forgets what one owner had.
@@ -125,22 +163,9 @@ impl Records {
     pub(super) fn all(&self) -> Wanted {
         let mut all = Wanted::default();
         for (_, name) in PARTS {
-            for kept in self.read(name).into_iter().filter_map(|(_, kept)| kept) {
-                all.admin = all.admin.or(kept.admin);
-                for e in kept.elements {
-                    let Some((group, set)) = place(&e.set) else { continue };
-                    if let Some(chain) = e.jump.as_deref().and_then(Chain::parse) {
-                        all.chains.push((group_of(&chain), chain));
-                    }
-                    let element = Element {
-                        key: e.key,
-                        key_end: None,
-                        value: e.value,
-                        jump: e.jump,
-                        comment: kept.owner.clone(),
-                    };
-                    all.elements.push((group, set, element));
-                }
+            for mut kept in self.read(name).into_iter().filter_map(|(_, kept)| kept) {
+                all.admin = all.admin.or(kept.admin.take());
+                kept.add_to(&mut all);
             }
         }
         all

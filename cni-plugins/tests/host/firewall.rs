@@ -96,7 +96,6 @@ fn the_administrators_chain_is_asked_and_kept() {
     assert!(net.get_within("out", "10.77.1.2:80", Duration::from_millis(500)).is_err());
     for (key, value) in [
         ("ingressPolicy", "odd"),
-        ("backend", "firewalld"),
         ("backend", "odd"),
         ("iptablesAdminChainName", "a b"),
         ("iptablesAdminChainName", "forward"),

@@ -1,6 +1,7 @@
 //! The real program on a real kernel: a host namespace with an uplink, containers, and someone outside.
 
 mod firewall;
+mod firewalld;
 mod garbage;
 mod good;
 mod net;

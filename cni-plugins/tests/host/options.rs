@@ -164,3 +164,49 @@ fn limits_are_kept_within_a_tenth_as_iperf3_measures() {
         assert!(within, "{from} to {to} stays below the limit of {limit} Mbit/s");
     }
 }
+
+/// An address that is asked for, under a hardware address or none.
+fn at(net: &Net, ip: &str, mac: Option<&str>) -> Value {
+    let config = with(net.bridge(), "runtimeConfig", json!({"ips": [ip], "mac": mac.unwrap_or_default()}));
+    with(config, "capabilities", json!({"ips": true, "mac": true}))
+}
+
+#[test]
+fn whoever_gets_an_address_next_is_reached_at_once() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
+    net.serve("b", 80);
+    let macs = [None, None, Some("02:00:00:00:00:b1"), Some("02:00:00:00:00:b2")];
+    for (round, mac) in macs.into_iter().enumerate() {
+        let config = at(&net, "10.77.0.50", mac);
+        let result = net.call("bridge", "ADD", "b", &config).unwrap();
+        let given = result["interfaces"][2]["mac"].as_str().unwrap();
+        assert_eq!(given, mac.unwrap_or("0a:58:0a:4d:00:32"), "round {round}");
+        let inside = sh(&format!("ip -n {} link show eth0", net.name("b")));
+        assert!(inside.contains(given), "{inside}");
+        // Both remember who had the address the last time.
+        for from in ["a", "host"] {
+            assert!(net.get(from, "10.77.0.50:80").is_ok(), "round {round}: from {from}");
+        }
+        net.call("bridge", "DEL", "b", &config).unwrap();
+    }
+}
+
+#[test]
+fn duplicate_addresses_are_found_where_that_is_wanted() {
+    let Some(net) = Net::new(&["a", "b"]) else { return };
+    let checked = |ip: &str| with(at(&net, ip, None), "enabledad", json!(true));
+    net.call("bridge", "ADD", "a", &checked("fd77::50")).unwrap();
+    let there = sh(&format!("ip -n {} -6 addr show dev eth0 scope global", net.name("a")));
+    assert!(there.contains("fd77::50/64") && !there.contains("tentative"), "{there}");
+    let taken = net.taken();
+    // The same address once more, of another network on the same bridge.
+    let mut other = checked("fd77::50");
+    other["name"] = json!("other");
+    other["ipam"]["ranges"] = json!([[{"subnet": "fd77::/64"}]]);
+    other["ipam"]["routes"] = json!([{"dst": "::/0"}]);
+    let error = net.call("bridge", "ADD", "b", &other).unwrap_err();
+    assert!(error["msg"].as_str().is_some_and(|m| m.contains("has address fd77::50")), "{error}");
+    assert_eq!(net.taken(), taken);
+    assert!(!net.nft().contains("other"), "{}", net.nft());
+}

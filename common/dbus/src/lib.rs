@@ -1,7 +1,7 @@
-//! A small synchronous D-Bus client, for systemd's manager and logind.
+//! A small synchronous D-Bus client, for systemd's manager, logind and firewalld.
 //!
 //! [`Connection`] opens a socket, calls methods and hears signals; [`Encoder`], [`Call`] and [`Message`] are the wire
-//! format, as much of it as these two need.
+//! format, as much of it as these need.
 
 mod connection;
 mod error;

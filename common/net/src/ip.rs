@@ -8,6 +8,8 @@ use crate::socket::Socket;
 
 const NEW_ADDRESS: u16 = 20;
 const DELETE_ADDRESS: u16 = 21;
+const NEW_CONFIGURATION: u16 = 80;
+const GET_CONFIGURATION: u16 = 82;
 const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
@@ -108,8 +110,13 @@ impl std::str::FromStr for Prefix {
 }
 
 fn address_message(kind: u16, flags: u16, index: u32, prefix: Prefix) -> Message {
-    let no_dad = if prefix.ip.is_ipv6() { 2 } else { 0 };
-    let mut fixed = vec![family(prefix.ip), prefix.length, no_dad, SCOPE_UNIVERSE];
+    checked_address_message(kind, flags, index, prefix, prefix.ip.is_ipv4())
+}
+
+fn checked_address_message(kind: u16, flags: u16, index: u32, prefix: Prefix, check: bool) -> Message {
+    const NO_CHECK: u8 = 2;
+    let address_flags = if check { 0 } else { NO_CHECK };
+    let mut fixed = vec![family(prefix.ip), prefix.length, address_flags, SCOPE_UNIVERSE];
     fixed.extend(index.to_ne_bytes());
     let mut message = Message::new(kind, flags, &fixed);
     let octets = octets(prefix.ip);
@@ -126,6 +133,26 @@ fn address_message(kind: u16, flags: u16, index: u32, prefix: Prefix) -> Message
 pub fn add_address(index: u32, prefix: Prefix) -> Message {
     address_message(NEW_ADDRESS, CREATE | EXCL, index, prefix)
 }
+
+/// The request that gives a device an address that is looked for on the link first (duplicate address detection, IPv6 only):
+/// until [`Socket::checked`] it is not used.
+pub fn add_checked_address(index: u32, prefix: Prefix) -> Message {
+    checked_address_message(NEW_ADDRESS, CREATE | EXCL, index, prefix, true)
+}
+
+/// What duplicate address detection has found out about a device's addresses of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checked {
+    /// It is not over.
+    Pending,
+    /// Nobody else has any of them.
+    Unique,
+    /// Somebody else has this one.
+    Duplicate(IpAddr),
+}
+
+/// `RTMGRP_IPV6_IFADDR`, for [`Socket::subscribe`]: what becomes of IPv6 addresses.
+pub const CHANGES_OF_IPV6_ADDRESSES: u32 = 0x100;
 
 /// The request that takes an address from a device.
 pub fn delete_address(index: u32, prefix: Prefix) -> Message {
@@ -290,6 +317,23 @@ impl Rule {
 }
 
 impl Socket {
+    /// Whether the host forwards packets of IPv4 or IPv6. Not from `/proc/sys/net`: there the kernel goes through the names of
+    /// all network namespaces, which on a node with many pods takes longer than all else.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn forwards(&mut self, four: bool) -> io::Result<bool> {
+        let mut message = Message::new(GET_CONFIGURATION, 0, &[if four { 2 } else { 10 }, 0, 0, 0]);
+        // NETCONFA_IFINDEX with NETCONFA_IFINDEX_ALL.
+        message.put(1, &(-1i32).to_ne_bytes());
+        let mut forwards = false;
+        self.query(message, |m| {
+            let forwarding = m.split(4).and_then(|(_, attributes)| u32_at(attributes.find(2)?, 0));
+            forwards |= m.kind == NEW_CONFIGURATION && forwarding.is_some_and(|f| f != 0);
+        })?;
+        Ok(forwards)
+    }
+
     /// The addresses of a device, or of all (`None`): device and address.
     ///
     /// # Errors
@@ -308,7 +352,12 @@ impl Socket {
 
     fn addresses_of(&mut self, family: u8, device: Option<u32>) -> io::Result<Vec<(u32, Prefix)>> {
         let mut found = Vec::new();
-        self.query(Message::new(GET_ADDRESS, DUMP, &[family, 0, 0, 0, 0, 0, 0, 0]), |m| {
+        let mut fixed = vec![family, 0, 0, 0];
+        fixed.extend(device.unwrap_or(0).to_ne_bytes());
+        if device.is_some() {
+            self.strict(true);
+        }
+        let asked = self.query(Message::new(GET_ADDRESS, DUMP, &fixed), |m| {
             let read = || {
                 let (fixed, attributes) = m.split(8)?;
                 let index = u32_at(fixed, 4)?;
@@ -317,8 +366,35 @@ impl Socket {
                 Some((index, Prefix::new(ip, fixed[1])?))
             };
             found.extend(read().filter(|(index, _)| device.is_none_or(|d| d == *index)));
+        });
+        if device.is_some() {
+            self.strict(false);
+        }
+        asked.map(|()| found)
+    }
+
+    /// How far duplicate address detection of a device's addresses is.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn checked(&mut self, device: u32) -> io::Result<Checked> {
+        const FAILED: u32 = 0x08;
+        const TENTATIVE: u32 = 0x40;
+        let mut state = Checked::Unique;
+        self.query(Message::new(GET_ADDRESS, DUMP, &[10, 0, 0, 0, 0, 0, 0, 0]), |m| {
+            let read = || {
+                let (fixed, attributes) = m.split(8)?;
+                let flags = attributes.find(8).and_then(|b| u32_at(b, 0)).unwrap_or(u32::from(fixed[2]));
+                let ip = attributes.find(1).and_then(address)?;
+                (u32_at(fixed, 4)? == device).then_some((ip, flags))
+            };
+            match (read(), state) {
+                (Some((ip, flags)), _) if flags & FAILED != 0 => state = Checked::Duplicate(ip),
+                (Some((_, flags)), Checked::Unique) if flags & TENTATIVE != 0 => state = Checked::Pending,
+                _ => {}
+            }
         })?;
-        Ok(found)
+        Ok(state)
     }
 
     /// All unicast routes of all tables but the kernel's own of local addresses.

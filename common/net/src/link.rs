@@ -29,7 +29,16 @@ const LINK_NETNS: u16 = 37;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 
+const MASK: u16 = 29;
+const SKIP_STATISTICS: u32 = 1 << 3;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const INET_CONF: u16 = 1;
+const INET6_ADDRESS_MODE: u16 = 8;
+
 const AF_BRIDGE: u8 = 7;
+/// `RTMGRP_LINK`, for [`Socket::subscribe`]: what becomes of links.
+pub const CHANGES: u32 = 1;
 /// `IFF_UP`.
 pub const UP: u32 = 1;
 /// `IFF_PROMISC`.
@@ -68,6 +77,18 @@ pub struct Link {
     pub alias: String,
     /// What only this kind has, as the kernel wrote it.
     pub data: Vec<u8>,
+    /// The settings below `/proc/sys/net/ipv4/conf/NAME`, by [`Ipv4Setting`].
+    pub ipv4: Vec<u8>,
+}
+
+/// A setting below `/proc/sys/net/ipv4/conf/NAME` (`IPV4_DEVCONF_*`). Over netlink the kernel does not go through the names of
+/// all network namespaces for it, as it does for a path below `/proc/sys/net`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv4Setting {
+    /// `arp_notify`: neighbours are told a new address.
+    ArpNotify = 22,
+    /// `route_localnet`: packets to 127.0.0.0/8 may come from and go to other hosts.
+    RouteLocalnet = 26,
 }
 
 impl Link {
@@ -79,6 +100,18 @@ impl Link {
     /// Whether it was set up.
     pub fn is_up(&self) -> bool {
         self.flags & UP != 0
+    }
+
+    /// A setting of IPv4; none where the kernel does not tell it.
+    pub fn ipv4_setting(&self, setting: Ipv4Setting) -> Option<u32> {
+        u32_at(&self.ipv4, 4 * (setting as usize - 1))
+    }
+
+    /// Whether packets pass: of some devices the kernel does not know it.
+    pub fn is_running(&self) -> bool {
+        const UNKNOWN: u8 = 0;
+        const RUNNING: u8 = 6;
+        matches!(self.state, UNKNOWN | RUNNING)
     }
 
     fn read(message: &Received<'_>) -> Option<Self> {
@@ -100,6 +133,10 @@ impl Link {
                     let info = Attributes(value);
                     link.kind = info.find(INFO_KIND).map(text).unwrap_or_default();
                     link.data = info.find(INFO_DATA).unwrap_or_default().to_vec();
+                }
+                AF_SPEC => {
+                    let four = Attributes(value).nested(AF_INET).find(INET_CONF);
+                    link.ipv4 = four.unwrap_or_default().to_vec();
                 }
                 _ => {}
             }
@@ -297,6 +334,10 @@ pub struct Change<'a> {
     pub queue: Option<u32>,
     /// Moves to this network namespace.
     pub netns: Option<BorrowedFd<'a>>,
+    /// The kernel makes no link-local IPv6 address by itself (`addr_gen_mode` none).
+    pub no_link_local: bool,
+    /// Settings of IPv4 that are switched on.
+    pub ipv4: &'a [Ipv4Setting],
 }
 
 /// The request that changes a device.
@@ -325,6 +366,24 @@ pub fn change(index: u32, change: &Change<'_>) -> Message {
     }
     if let Some(netns) = change.netns {
         message.put_u32(NETNS_FD, netns.as_raw_fd().cast_unsigned());
+    }
+    if change.no_link_local || !change.ipv4.is_empty() {
+        message.nest(AF_SPEC, |spec| {
+            if !change.ipv4.is_empty() {
+                spec.nest(AF_INET, |four| {
+                    four.nest(INET_CONF, |settings| {
+                        for setting in change.ipv4 {
+                            settings.put_u32(*setting as u16, 1);
+                        }
+                        settings
+                    })
+                });
+            }
+            if change.no_link_local {
+                spec.nest(AF_INET6, |six| six.put_u8(INET6_ADDRESS_MODE, 1));
+            }
+            spec
+        });
     }
     message
 }
@@ -386,7 +445,7 @@ impl Socket {
     /// The kernel's errno other than "no such device".
     pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
         let mut message = Message::new(GET, 0, &header(0, 0, 0));
-        message.put_text(NAME, name);
+        message.put_text(NAME, name).put_u32(MASK, SKIP_STATISTICS);
         self.one_link(message)
     }
 
@@ -395,7 +454,9 @@ impl Socket {
     /// # Errors
     /// The kernel's errno other than "no such device".
     pub fn link_by_index(&mut self, index: u32) -> io::Result<Option<Link>> {
-        self.one_link(Message::new(GET, 0, &header(index, 0, 0)))
+        let mut message = Message::new(GET, 0, &header(index, 0, 0));
+        message.put_u32(MASK, SKIP_STATISTICS);
+        self.one_link(message)
     }
 
     fn one_link(&mut self, message: Message) -> io::Result<Option<Link>> {

@@ -12,6 +12,7 @@ const DELETE: u16 = 29;
 const GET: u16 = 30;
 const AF_BRIDGE: u8 = 7;
 const PERMANENT: u16 = 0x80;
+const STALE: u16 = 0x04;
 const SELF: u8 = 2;
 const DESTINATION: u16 = 1;
 const MAC: u16 = 2;
@@ -47,14 +48,14 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 }
 
 impl Neighbour {
-    fn message(&self, kind: u16, flags: u16) -> Message {
+    fn message(&self, kind: u16, flags: u16, state: u16) -> Message {
         let (family, device, ip, mac, entry_flags) = match *self {
             Self::Arp { device, ip, mac } => (if ip.is_ipv4() { 2 } else { 10 }, device, ip, mac, 0),
             Self::Fdb { device, mac, to } => (AF_BRIDGE, device, to, mac, SELF),
         };
         let mut fixed = vec![family, 0, 0, 0];
         fixed.extend(device.to_ne_bytes());
-        fixed.extend(PERMANENT.to_ne_bytes());
+        fixed.extend(state.to_ne_bytes());
         fixed.extend([entry_flags, 0]);
         let mut message = Message::new(kind, flags, &fixed);
         message.put(DESTINATION, &octets(ip)).put(MAC, &mac);
@@ -63,12 +64,18 @@ impl Neighbour {
 
     /// The request that sets it, in the place of another one for the same address.
     pub fn replace(&self) -> Message {
-        self.message(NEW, CREATE | REPLACE)
+        self.message(NEW, CREATE | REPLACE, PERMANENT)
+    }
+
+    /// The request that sets it as something once heard, in the place of another one for the same address: it is used at once,
+    /// then verified, and forgotten when nobody uses it.
+    pub fn heard_of(&self) -> Message {
+        self.message(NEW, CREATE | REPLACE, STALE)
     }
 
     /// The request that removes it.
     pub fn delete(&self) -> Message {
-        self.message(DELETE, 0)
+        self.message(DELETE, 0, PERMANENT)
     }
 
     /// Reads a permanent entry from a message of the kernel.

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -180,13 +182,29 @@ impl Socket {
     pub fn heard(&mut self, mut each: impl FnMut(&Received<'_>)) -> io::Result<bool> {
         let mut whole = true;
         loop {
-            self.buffer.resize(BUFFER, 0);
-            match rustix::net::recv(&self.fd, self.buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok((n, _)) => Messages(&self.buffer[..n]).for_each(|m| each(&m)),
+            match self.fill(RecvFlags::DONTWAIT) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => Messages(&self.buffer[..n]).for_each(|m| each(&m)),
                 Err(rustix::io::Errno::NOBUFS) => whole = false,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Ok(whole),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Waits until something can be heard on a subscription. False when the time is over.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub fn wait(&self, limit: Duration) -> io::Result<bool> {
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = rustix::event::Timespec::try_from(left).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&left)) {
+                Ok(count) => return Ok(count > 0),
+                Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
         }
@@ -203,15 +221,14 @@ impl Socket {
     }
 
     fn receive(&mut self, end: Instant) -> io::Result<usize> {
-        self.buffer.resize(BUFFER, 0);
         loop {
             // Whatever comes, it is not the answer.
             if Instant::now() > end {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not end its answer over netlink"));
             }
-            match rustix::net::recv(&self.fd, self.buffer.as_mut_slice(), RecvFlags::empty()) {
-                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok((n, _)) => return Ok(n),
+            match self.fill(RecvFlags::empty()) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => return Ok(n),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer over netlink"));
@@ -219,6 +236,20 @@ impl Socket {
                 Err(e) => return Err(e.into()),
             }
         }
+    }
+
+    /// Receives one datagram into the buffer. Nobody zeroes it before: most answers touch one of its pages.
+    fn fill(&mut self, flags: RecvFlags) -> rustix::io::Result<usize> {
+        self.buffer.clear();
+        self.buffer.reserve(BUFFER);
+        rustix::net::recv(&self.fd, spare_capacity(&mut self.buffer), flags).map(|(n, _)| n)
+    }
+
+    /// The kernel looks at what dumps ask for, such as the device of an address dump, and refuses what it does not know.
+    /// Kernels before 4.20 cannot, and give everything.
+    pub(crate) fn strict(&mut self, on: bool) {
+        const GET_STRICT_CHK: i32 = 12;
+        let _ = gantry_sys::netlink::set_option(&self.fd, GET_STRICT_CHK, on);
     }
 
     /// Forgets what is left of an answer.

@@ -11,6 +11,7 @@ pub mod fd;
 pub mod kernel;
 pub mod mount;
 pub mod namespaces;
+pub mod netlink;
 pub mod process;
 pub mod pty;
 pub mod root;

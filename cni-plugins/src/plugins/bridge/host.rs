@@ -1,13 +1,15 @@
 //! The host's side: the bridge, its port, its gateway addresses.
 
 use std::io::Read;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use gantry_net::ip::{add_address, delete_address};
 use gantry_net::link::{self, BridgePort, Change, Kind};
-use gantry_net::{Link, Prefix, Socket};
+use gantry_net::{Link, Neighbour, Prefix, Socket};
 
 use super::config::Config;
-use crate::netns::set_sysctl;
+use crate::netns::{let_forward, set_sysctl};
 use crate::spec::{Context, Error, IpConfig, Result};
 
 /// The bridge of a name.
@@ -24,24 +26,32 @@ pub(super) fn existing(socket: &mut Socket, name: &str) -> Result<Link> {
 /// Finds the bridge, or makes it; it is up then.
 pub(super) fn ensure_bridge(socket: &mut Socket, config: &Config) -> Result<Link> {
     let name = &config.bridge;
-    if socket.link(name).doing(|| format!("find {name}"))?.is_none() {
-        let kind = Kind::Bridge { vlan_filtering: config.vlans() };
-        // An address of its own: otherwise it changes with the ports, and pods send to one that is gone.
-        let mac = random_mac().doing(|| "read random bytes".into())?;
-        match socket.request(link::create(name, &kind, config.mtu, Some(mac))) {
-            // Another ADD was faster.
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
-            other => other.doing(|| format!("make bridge {name}"))?,
-        }
-        // Pods configure their addresses by us, not by what some router announces.
-        let _ = set_sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
-    }
-    let bridge = existing(socket, name)?;
+    let there = socket.link(name).doing(|| format!("find {name}"))?.filter(|link| link.kind == "bridge");
+    let bridge = match there {
+        Some(bridge) => bridge,
+        None => make_bridge(socket, config)?,
+    };
     let promisc = config.promisc.then_some(true).filter(|_| bridge.flags & link::PROMISC == 0);
     if !bridge.is_up() || promisc.is_some() {
         let change = Change { up: Some(true), promisc, ..Change::default() };
         socket.request(link::change(bridge.index, &change)).doing(|| format!("set {name} up"))?;
     }
+    Ok(bridge)
+}
+
+fn make_bridge(socket: &mut Socket, config: &Config) -> Result<Link> {
+    let name = &config.bridge;
+    let kind = Kind::Bridge { vlan_filtering: config.vlans() };
+    // An address of its own: otherwise it changes with the ports, and pods send to one that is gone.
+    let mac = random_mac().doing(|| "read random bytes".into())?;
+    match socket.request(link::create(name, &kind, config.mtu, Some(mac))) {
+        // Another ADD was faster; or it is something else, which is found out next.
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+        other => other.doing(|| format!("make bridge {name}"))?,
+    }
+    let bridge = existing(socket, name)?;
+    // Pods configure their addresses by us, not by what some router announces.
+    let _ = set_sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
     Ok(bridge)
 }
 
@@ -53,10 +63,32 @@ fn random_mac() -> std::io::Result<[u8; 6]> {
     Ok(mac)
 }
 
+/// The hardware address that goes with an IP address in a container: whoever gets the address next has the same one, so what
+/// neighbours remember of it stays right and nothing needs to be announced to every port of the bridge.
+pub(super) fn mac_of(ip: IpAddr) -> [u8; 6] {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            [0x0a, 0x58, a, b, c, d]
+        }
+        IpAddr::V6(ip) => {
+            let hash = ip
+                .octets()
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+            let [.., a, b, c, d, e, f] = hash.to_be_bytes();
+            // Locally administered, of one station, and not of the kind above.
+            [a & 0xf0 | 0x06, b, c, d, e, f]
+        }
+    }
+}
+
 /// Makes the host's end of the pair a port of the bridge.
 pub(super) fn join(socket: &mut Socket, config: &Config, bridge: &Link, port: &Link, owner: &str) -> Result<()> {
-    let change = Change { up: Some(true), master: Some(bridge.index), alias: Some(owner), ..Change::default() };
-    let mut batch = vec![link::change(port.index, &change)];
+    // While it is down nobody is told. A port has no use for an address, which costs routes and messages to the container.
+    let before = Change { alias: Some(owner), no_link_local: true, ..Change::default() };
+    let up = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
+    let mut batch = vec![link::change(port.index, &before), link::change(port.index, &up)];
     if config.hairpin || config.isolated {
         let options = BridgePort { hairpin: config.hairpin.then_some(true), isolated: config.isolated.then_some(true) };
         batch.push(link::bridge_port(port.index, options));
@@ -73,6 +105,37 @@ pub(super) fn join(socket: &mut Socket, config: &Config, bridge: &Link, port: &L
     socket
         .batch(batch)
         .map_err(|(_, e)| Error::internal(format!("connect {} to bridge {}: {e}", port.name, bridge.name)))
+}
+
+/// Waits until the bridge forwards what the container sends: the kernel lets it when it comes to it, mostly at once.
+pub(super) fn forwarding(socket: &mut Socket, port: &Link) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let what = || format!("wait for {}", port.name);
+    let start = Instant::now();
+    let mut changes: Option<Socket> = None;
+    loop {
+        let now = socket.link_by_index(port.index).doing(what)?;
+        if now.ok_or_else(|| Error::internal(format!("{} is gone", port.name)))?.is_running() {
+            return Ok(());
+        }
+        // From before the next look: what changes after it is heard.
+        let Some(changes) = &mut changes else {
+            changes = Some(Socket::subscribe(link::CHANGES).doing(what)?);
+            continue;
+        };
+        let left = PATIENCE.saturating_sub(start.elapsed());
+        if left.is_zero() || !changes.wait(left).doing(what)? {
+            return Err(Error::internal(format!("{} passes nothing after {PATIENCE:?}", port.name)));
+        }
+        changes.heard(|_| {}).doing(what)?;
+    }
+}
+
+/// Tells the host which hardware address the container's addresses have: what it remembers of a container that had them
+/// before is replaced, and it need not ask all ports. Where it refuses, it has no use for the address.
+pub(super) fn acquaint(socket: &mut Socket, bridge: &Link, ips: &[IpConfig], mac: [u8; 6]) {
+    let known = ips.iter().map(|ip| Neighbour::Arp { device: bridge.index, ip: ip.address.ip, mac }.heard_of());
+    let _ = socket.batch(known.collect());
 }
 
 /// Gives the bridge the gateways' addresses and lets the host forward.
@@ -94,11 +157,7 @@ pub(super) fn gateway(socket: &mut Socket, config: &Config, bridge: &Link, ips: 
                 other => other.doing(|| format!("add gateway address {wanted} to {}", bridge.name))?,
             }
         }
-        if gateway.is_ipv4() {
-            set_sysctl("net/ipv4/ip_forward", "1")?;
-        } else {
-            set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        }
+        let_forward(socket, gateway.is_ipv4())?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use gantry_net::{Prefix, Socket, link};
 
 use self::config::Config;
 use super::Plugin;
-use crate::attach::{self, Made, Pair};
+use crate::attach::{self, Made, Pair, Setup};
 use crate::ipam::delegate;
 use crate::netns::Netns;
 use crate::spec::{CniResult, Command, Context, Error, Request, Result, RouteConfig};
@@ -24,8 +24,12 @@ impl Plugin for Bridge {
         let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
         let mut made = Made::default();
         let added = attach(request, &config, &netns, &mut socket, &mut made);
-        if added.is_err() {
-            made.undo(request, &mut socket);
+        if added.is_err() && made.undo(request, &mut socket) {
+            let owner = table::owner(request);
+            for part in [Part::Masquerade, Part::Spoofing] {
+                let there = table::may_have(&owner, part);
+                let _ = there.then(|| table::release(&owner, part, &Wanted::default()));
+            }
         }
         added
     }
@@ -88,7 +92,8 @@ fn attach(
     // Not before there are addresses: a configuration that gives none leaves no bridge.
     let bridge = &host::ensure_bridge(socket, config)?;
     let name = attach::host_name(request);
-    let pair = Pair { mtu: config.mtu, mac: config.mac };
+    let mac = config.mac.or(result.ips.first().map(|ip| host::mac_of(ip.address.ip)));
+    let pair = Pair { mtu: config.mtu, mac };
     let port = attach::make_pair(request, netns, socket, &name, &pair)?;
     made.pair = Some(port.index);
     host::join(socket, config, bridge, &port, &table::owner(request))?;
@@ -96,7 +101,11 @@ fn attach(
     if config.layer3 && config.gateway {
         host::gateway(socket, config, bridge, &result.ips)?;
     }
-    let container = attach::configure(request, netns, &result, config.enabled)?;
+    if let Some(mac) = mac.filter(|_| config.gateway) {
+        host::acquaint(socket, bridge, &result.ips, mac);
+    }
+    let setup = Setup { up: config.enabled, announce: config.mac.is_some(), check: config.check_addresses };
+    let container = attach::configure(request, netns, &result, setup)?;
     result.ips.iter_mut().for_each(|ip| ip.interface = Some(2));
     let bridge = host::existing(socket, &config.bridge)?;
     result.interfaces = vec![
@@ -105,6 +114,15 @@ fn attach(
         attach::described(&container, &netns.text()),
     ];
     table::add(&table::owner(request), &wanted(config, &result, &name))?;
+    if config.enabled {
+        host::forwarding(socket, &port)?;
+        if setup.announce {
+            attach::announce(netns, &container)?;
+        }
+        if setup.check {
+            attach::unique(netns, &container)?;
+        }
+    }
     Ok(result)
 }
 
@@ -148,10 +166,14 @@ fn default_routes(config: &Config, result: &mut CniResult) {
 fn detach(request: &Request, config: &Config) -> Result<()> {
     let owner = table::owner(request);
     let known = wanted(config, &request.config.previous.clone().unwrap_or_default(), &attach::host_name(request));
-    let masquerade = table::release(&owner, Part::Masquerade, &known).map(drop);
+    let release = |part: Part, configured: bool| {
+        let any = configured || table::may_have(&owner, part);
+        if any { table::release(&owner, part, &known).map(drop) } else { Ok(()) }
+    };
+    let masquerade = release(Part::Masquerade, config.masquerade);
     let device = attach::remove_pair(request);
     // Checked for as long as the device is there.
-    let sender = if device.is_ok() { table::retain(Part::Spoofing, |other| other != owner).map(drop) } else { Ok(()) };
+    let sender = if device.is_ok() { release(Part::Spoofing, config.check_sender) } else { Ok(()) };
     // Addresses last: nobody may get one that a device still has.
     let addresses = if device.is_ok() { delegate::pass(Command::Del, request) } else { Ok(()) };
     masquerade.and(device).and(sender).and(addresses)
