@@ -15,6 +15,7 @@ mod hooks;
 mod init;
 mod plan;
 mod protect;
+mod rdt;
 pub mod seccomp;
 pub mod spec;
 mod state;

@@ -40,6 +40,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         pid_file: words.value("pid-file").map(Path::new),
         preserved,
         no_pivot: words.is_set("no-pivot"),
+        resctrl: &globals.resctrl,
         systemd: globals.systemd,
     };
     init::create(&globals.store, ask).map(|_| 0)

@@ -10,6 +10,7 @@ use crate::cgroups;
 use crate::error::{Context, Error, Result};
 use crate::fail;
 use crate::hooks;
+use crate::rdt::Group;
 use crate::state::{Container, Status, Store};
 
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
@@ -52,6 +53,7 @@ pub(super) fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         note(end_first_process(&container));
         note(cgroups::remove(group.as_ref(), &container.state.place));
     }
+    note(container.state.rdt.as_ref().map_or(Ok(()), Group::remove));
     let hooks_of = container.state.hooks.clone();
     let state = container.public(Status::Stopped);
     // With something left to undo the container stays known, so that a second delete can finish the work.

@@ -33,7 +33,7 @@ pub(super) fn main(words: Vec<String>) -> Result<i32> {
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "memoryPolicy": {"modes": modes, "flags": flags},
             "netDevices": {"enabled": true},
             "mountExtensions": {"idmap": {"enabled": true}},

@@ -58,6 +58,7 @@ global options:
   --systemd-cgroup        take cgroup paths as SLICE:PREFIX:NAME (needs systemd)
   --rootless BOOL|auto    accepted
   --criu PROGRAM          the criu to use (default: the one on the path)
+  --resctrl DIR           where shares of caches and memory bandwidth are set (default /sys/fs/resctrl)
   --help, --version
 
 `gantry-run VERB --help` tells a verb's options.
@@ -66,6 +67,8 @@ global options:
 /// What every verb may use.
 pub(crate) struct Globals {
     pub(crate) store: Store,
+    /// Where resctrl is mounted.
+    pub(crate) resctrl: PathBuf,
     /// Whether systemd makes the cgroups.
     pub(crate) systemd: bool,
     /// criu's program, where not the one on the path.
@@ -95,6 +98,7 @@ fn dispatch(words: Vec<String>) -> Result<i32> {
         "systemd-cgroup",
         "rootless=",
         "criu=",
+        "resctrl=",
         "help,h",
         "version,v",
     ];
@@ -122,6 +126,7 @@ fn dispatch(words: Vec<String>) -> Result<i32> {
     let root = PathBuf::from(words.value("root").unwrap_or("/run/gantry-run"));
     let globals = Globals {
         store: Store::new(root),
+        resctrl: PathBuf::from(words.value("resctrl").unwrap_or(crate::rdt::USUAL)),
         systemd: words.is_set("systemd-cgroup"),
         criu: words.value("criu").map(str::to_owned),
     };

@@ -7,10 +7,11 @@ use super::args::Words;
 use crate::cgroups;
 use crate::error::{Context, Result};
 use crate::fail;
-use crate::plan::resources;
+use crate::plan::{rdt, resources};
+use crate::rdt::Group;
 use crate::spec::{BlockIo, Cpu, Memory, Pids, Resources, validate_resources};
 
-const OPTIONS: [&str; 18] = [
+const OPTIONS: [&str; 20] = [
     "resources,r=",
     "cpu-period=",
     "cpu-quota=",
@@ -26,6 +27,8 @@ const OPTIONS: [&str; 18] = [
     "memory-swap=",
     "pids-limit=",
     "blkio-weight=",
+    "l3-cache-schema=",
+    "mem-bw-schema=",
     "kernel-memory=",
     "kernel-memory-tcp=",
     "help,h",
@@ -46,12 +49,16 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     }
     let asked = asked(&words)?;
     let Some(group) = cgroups::find(&container.state.place.cgroup)? else { fail!("this host has no cgroups") };
+    let shares = shares(&words, container.state.rdt.as_ref())?;
     let mut limits = resources::plan(Some(&asked))?;
     // Devices change only when they are named: the rules of `create` stay.
     if asked.devices.is_empty() {
         limits.devices = None;
     }
     cgroups::update(&group, &container.state.place, &limits)?;
+    if let Some(group) = &container.state.rdt {
+        group.write(&shares)?;
+    }
     let old = container.state.resources.take().unwrap_or_default();
     container.state.resources = Some(merged(old, asked));
     container.save().map(|()| 0)
@@ -106,6 +113,23 @@ fn merged(old: Resources, new: Resources) -> Resources {
         rdma: old.rdma.into_iter().chain(new.rdma).collect(),
         unified: old.unified.into_iter().chain(new.unified).collect(),
     }
+}
+
+/// Lines for the container's group of resctrl, which it must have from its start.
+fn shares(words: &Words, group: Option<&Group>) -> Result<Vec<String>> {
+    let (l3, bandwidth) = (words.value("l3-cache-schema"), words.value("mem-bw-schema"));
+    let option = if l3.is_some() { "--l3-cache-schema" } else { "--mem-bw-schema" };
+    let lines = rdt::lines(l3, bandwidth);
+    if bandwidth.is_some_and(|line| !line.starts_with("MB:")) {
+        fail!("--mem-bw-schema: {:?} is no line that starts with MB:", bandwidth.unwrap_or_default());
+    }
+    for line in &lines {
+        rdt::line(line).context(|| option.to_owned())?;
+    }
+    if !lines.is_empty() && group.is_none() {
+        fail!("{option}: the container was made without linux.intelRdt");
+    }
+    Ok(lines)
 }
 
 fn asked(words: &Words) -> Result<Resources> {

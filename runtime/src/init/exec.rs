@@ -80,6 +80,13 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
         if let Some(warning) = super::identity::set_oom_score(ask.process, pid)? {
             crate::cli::warn(&warning);
         }
+        match container.state.rdt.as_ref().map(|group| group.join(pid)) {
+            // Whoever owns the group may have taken it away.
+            Some(Err(e)) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(|| "linux.intelRdt: join the container's group".to_owned());
+            }
+            _ => {}
+        }
         say_go(&ours)?;
         hear(&ours, linux.seccomp.as_ref(), container)?;
         write_pid_file(ask.pid_file, pid)?;

@@ -21,7 +21,9 @@ use crate::cgroups::{self, Place};
 use crate::error::{Context, Error, Result};
 use crate::fail;
 use crate::hooks;
+use crate::plan::rdt::plan as plan_rdt;
 use crate::plan::{capabilities, namespaces, resources};
+use crate::rdt::{self, Group};
 use crate::seccomp;
 use crate::spec::{Bundle, Linux, Process, Seccomp, Spec};
 use crate::state::{Container, Status, Store, process_start};
@@ -34,6 +36,8 @@ pub(crate) struct Create<'a> {
     pub(crate) pid_file: Option<&'a Path>,
     pub(crate) preserved: i32,
     pub(crate) no_pivot: bool,
+    /// Where resctrl is mounted.
+    pub(crate) resctrl: &'a Path,
     /// Whether `linux.cgroupsPath` names a unit of systemd.
     pub(crate) systemd: bool,
 }
@@ -53,6 +57,9 @@ pub(crate) fn create(store: &Store, mut ask: Create<'_>) -> Result<Container> {
         fail!("root.path {}: not a directory", root.display());
     }
     own_network_only(&linux)?;
+    if linux.intel_rdt.is_some() {
+        rdt::require(ask.resctrl)?;
+    }
     let limits = resources::plan(linux.resources.as_ref())?;
     let filter = filter_of(linux.seccomp.as_ref())?;
     let place = Place::find(linux.cgroups_path.as_ref(), ask.id, ask.systemd)?;
@@ -71,6 +78,7 @@ pub(crate) fn create(store: &Store, mut ask: Create<'_>) -> Result<Container> {
                 let _ = group.kill();
             }
             let _ = cgroups::remove(group.as_ref(), &place);
+            let _ = container.state.rdt.as_ref().map(Group::remove);
         }
         started
     })();
@@ -220,6 +228,13 @@ fn start_child(
         container.state.pid = pid;
         container.state.start_time = process_start(pid).unwrap_or(0);
         container.save()?;
+        if let Some(asked) = &linux.intel_rdt {
+            let plan = plan_rdt(asked, ask.id);
+            Group::set_up(ask.resctrl, &plan, ask.id, pid, |group| {
+                container.state.rdt = Some(group.clone());
+                container.save()
+            })?;
+        }
         if let Some(warning) = identity::set_oom_score(process, pid)? {
             crate::cli::warn(&warning);
         }

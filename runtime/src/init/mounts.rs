@@ -53,7 +53,7 @@ pub(super) fn make(view: &View<'_>, m: &Mount) -> Result<Made> {
         What::Bind { recursive } => bind(view, m, &plan, *recursive)?,
         What::Cgroup => Tree::Cgroup(cgroup(view, &plan)?),
         What::New(fs) => {
-            let tree = new(fs, m, &plan)?;
+            let tree = new(fs, m, &plan, view.linux)?;
             finish(&tree, &plan, true)?;
             Tree::New(tree)
         }
@@ -98,10 +98,16 @@ pub(super) fn host_tree(view: &View<'_>, path: &Path, recursive: bool) -> io::Re
     Ok(tree)
 }
 
-fn new(fs: &str, m: &Mount, plan: &Plan) -> Result<OwnedFd> {
+fn new(fs: &str, m: &Mount, plan: &Plan, linux: &Linux) -> Result<OwnedFd> {
     let source = m.source.as_ref().and_then(|s| s.to_str()).unwrap_or(fs);
-    let options: Vec<(&str, Option<&str>)> = plan.data.iter().map(|(k, v)| (k.as_str(), v.as_deref())).collect();
-    mount::new_filesystem(fs, Some(source), &options, plan.attributes.set).context(|| "make the file system".to_owned())
+    let mut options: Vec<(&str, Option<&str>)> = plan.data.iter().map(|(k, v)| (k.as_str(), v.as_deref())).collect();
+    // The kernel's own views have labels of the policy's.
+    let label = linux.mount_label.as_deref().filter(|label| !label.is_empty());
+    let label =
+        label.filter(|_| !matches!(fs, "proc" | "sysfs" | "mqueue") && options.iter().all(|(k, _)| *k != "context"));
+    options.extend(label.map(|label| ("context", Some(label))));
+    mount::new_filesystem(fs, Some(source), &options, plan.attributes.set)
+        .context(|| format!("make the file system{}", if label.is_some() { " with linux.mountLabel" } else { "" }))
 }
 
 fn bind(view: &View<'_>, m: &Mount, plan: &Plan, recursive: bool) -> Result<Tree> {

@@ -5,4 +5,5 @@ pub(crate) mod devices;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod process;
+pub(crate) mod rdt;
 pub(crate) mod resources;

@@ -66,9 +66,22 @@ pub struct NetDevice {
     pub name: String,
 }
 
-/// Shares of processor caches and memory bandwidth, which this runtime does not set: what is in it does not matter.
+/// Shares of processor caches and memory bandwidth.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct IntelRdt {}
+#[serde(rename_all = "camelCase", default)]
+pub struct IntelRdt {
+    /// The group of resctrl; one with the container's name without it, the root for `/`.
+    #[serde(rename = "closID")]
+    pub clos_id: Option<String>,
+    /// Lines for caches, `L3:0=ff`.
+    pub l3_cache_schema: Option<String>,
+    /// The line for memory bandwidth, `MB:0=50`.
+    pub mem_bw_schema: Option<String>,
+    /// Lines of any kind, written last.
+    pub schemata: Vec<String>,
+    /// Whether the container is counted by itself.
+    pub enable_monitoring: bool,
+}
 
 /// A range of ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -15,6 +15,7 @@ pub(crate) use clock::now;
 use crate::cgroups::{self, Place};
 use crate::error::{Context, Result};
 use crate::fail;
+use crate::rdt::Group;
 use crate::spec::{Bundle, Hooks, Resources, Spec, VERSION};
 
 /// The folder of all containers of one `--root`.
@@ -57,6 +58,9 @@ pub(crate) struct State {
     /// The limits that hold now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) resources: Option<Resources>,
+    /// Its group of resctrl.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rdt: Option<Group>,
     /// Whether all its processes are in a PID namespace of its own, and so end with the first.
     #[serde(default)]
     pub(crate) own_pids: bool,
@@ -141,6 +145,7 @@ impl Store {
             annotations: spec.annotations.clone(),
             hooks: spec.hooks.clone(),
             resources: linux.resources.clone(),
+            rdt: None,
             own_pids: linux.namespaces.iter().any(|n| n.kind == "pid" && n.path.is_none()),
         };
         let container = Container { folder, state, lock: Some(lock) };

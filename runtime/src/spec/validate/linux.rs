@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::{absolute, plain_text, resources, seccomp, sysctl};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fail;
 use crate::plan::mounts::propagation_of;
 use crate::plan::namespaces::kind_of;
 use crate::plan::process::{memory_flags_of, memory_mode_of, numbers_of};
-use crate::spec::{Device, IdMapping, Linux, MemoryPolicy, Spec};
+use crate::plan::rdt::line;
+use crate::spec::{Device, IdMapping, IntelRdt, Linux, MemoryPolicy, Spec};
 
 /// Checks everything about Linux.
 ///
@@ -48,8 +49,8 @@ pub(super) fn linux(spec: &Spec) -> Result<()> {
         memory_policy(policy)?;
     }
     net_devices(&linux)?;
-    if linux.intel_rdt.is_some() {
-        fail!("linux.intelRdt: Intel RDT (shares of caches and memory bandwidth) is not supported");
+    if let Some(rdt) = &linux.intel_rdt {
+        intel_rdt(rdt)?;
     }
     if let Some(r) = &linux.resources {
         resources::resources("linux.resources", r)?;
@@ -73,6 +74,34 @@ fn memory_policy(policy: &MemoryPolicy) -> Result<()> {
         (false, false) => fail!("{field}.nodes: {} has no nodes", policy.mode),
         _ => Ok(()),
     }
+}
+
+/// A group's name is one part of a path, and none of the kernel's own; each line is as the kernel reads it.
+fn intel_rdt(rdt: &IntelRdt) -> Result<()> {
+    let field = "linux.intelRdt";
+    if let Some(clos) = rdt.clos_id.as_deref().filter(|clos| !matches!(*clos, "" | "/")) {
+        let taken = matches!(clos, "." | ".." | "info" | "mon_groups" | "mon_data");
+        if taken || clos.len() > 255 || clos.contains(['/', '\n', '\0']) {
+            fail!("{field}.closID: {clos:?} is no name of a group");
+        }
+    }
+    let check = |name: &str, text: &str| line(text).map(drop).map_err(|e| Error::new(format!("{field}.{name}: {e}")));
+    for text in rdt.l3_cache_schema.iter().flat_map(|schema| schema.lines()) {
+        check("l3CacheSchema", text)?;
+    }
+    if let Some(schema) = rdt.mem_bw_schema.as_deref().filter(|schema| !schema.is_empty()) {
+        if !schema.starts_with("MB:") || schema.contains('\n') {
+            fail!("{field}.memBwSchema: {schema:?} is no line that starts with MB:");
+        }
+        check("memBwSchema", schema)?;
+    }
+    for (i, text) in rdt.schemata.iter().enumerate() {
+        if text.contains('\n') {
+            fail!("{field}.schemata[{i}]: more than one line");
+        }
+        check(&format!("schemata[{i}]"), text)?;
+    }
+    Ok(())
 }
 
 /// Devices to move: names that the kernel takes, no two with one name in the container.
