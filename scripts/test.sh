@@ -93,6 +93,18 @@ run_tests "$work/unit.log" timeout 1500 cargo test --locked --workspace --exclud
 run_tests "$work/workspace.log" cargo test --locked -p gantry-tests --lib --test workspace --no-fail-fast
 note "$passed passed, $failed failed, $skipped skipped so far"
 
+if [ -z "$fast" ]; then
+  step "Fuzz targets"
+  if [ "$(id -u)" = 0 ] || command -v g++ >/dev/null; then
+    # Always the same inputs: what counts here is that those that once found a fault pass and that the targets run; looking for
+    # new ones takes hours, not seconds.
+    check "fuzz targets, 3 s each" timeout 420 ./scripts/fuzz.sh --seconds 3 --seed 1
+    grep -E ' runs .* edges | FAULT ' "$work/check.log" | sed 's/^ */      /'
+  else
+    skipped=$((skipped + 1)); note "skipped: fuzz targets: there is no g++"
+  fi
+fi
+
 if [ -n "$node" ]; then
   step "Release programs"
   check "scripts/build.sh" ./scripts/build.sh

@@ -8,6 +8,9 @@ pub mod afterwards;
 pub mod attach;
 pub mod dispatch;
 pub mod firewalld;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod install;
 pub mod ipam;
 pub mod netns;

@@ -11,6 +11,9 @@ mod criu;
 mod error;
 #[cfg(test)]
 mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hooks;
 mod init;
 mod plan;

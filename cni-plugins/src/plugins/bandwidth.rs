@@ -202,6 +202,14 @@ impl Plugin for Bandwidth {
     }
 }
 
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    read(request)?;
+    assert!(shaper_name(request).len() < 16 && reference_name(request).len() < 16);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -202,3 +202,11 @@ impl Plugin for Firewall {
         iptables::retain(&valid).and(firewalld::retain(&valid))
     }
 }
+
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    let config = Config::read(request)?;
+    let open = Config { policy: Policy::Open, ..config };
+    wanted(&open, &previous(request)?, false).map(drop)
+}

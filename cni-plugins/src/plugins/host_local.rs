@@ -213,3 +213,16 @@ fn resolv_conf(path: &str) -> Result<Dns> {
     }
     Ok(dns)
 }
+
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    let config = Config::read(request)?;
+    for set in &config.sets {
+        let last = config.asked.first().copied().or_else(|| set.candidates(None).next().map(|(ip, _)| ip));
+        for (ip, range) in set.candidates(last).take(300) {
+            assert!(range.contains(ip) && ip != range.gateway, "{ip} of {set}");
+        }
+    }
+    Ok(())
+}

@@ -144,3 +144,9 @@ impl Plugin for Macvlan {
         delegate::pass(Command::Gc, request)
     }
 }
+
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    Config::read(request).map(drop)
+}

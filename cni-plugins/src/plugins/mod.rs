@@ -85,6 +85,26 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     PLUGINS.iter().map(|(n, _)| *n)
 }
 
+/// As far as a plugin decides on a request before it looks at anything.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn planned(name: &str, request: &Request) -> Result<()> {
+    match name {
+        "bandwidth" => bandwidth::planned(request),
+        "bridge" => bridge::planned(request),
+        "firewall" => firewall::planned(request),
+        "host-device" => host_device::planned(request),
+        "host-local" => host_local::planned(request),
+        "macvlan" => macvlan::planned(request),
+        "portmap" => portmap::planned(request),
+        "ptp" => ptp::planned(request),
+        "sbr" => sbr::planned(request),
+        "static" => static_ipam::planned(request),
+        "tuning" => tuning::planned(request),
+        "vxlan" | "flannel" => vxlan::planned(request),
+        _ => Ok(()),
+    }
+}
+
 /// A field of a configuration that has a type of its own.
 ///
 /// # Errors

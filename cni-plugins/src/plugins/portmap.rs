@@ -203,6 +203,15 @@ impl Plugin for Portmap {
     }
 }
 
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    let config = Config::read(request)?;
+    config.wanted(&previous(request)?);
+    config.udp();
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

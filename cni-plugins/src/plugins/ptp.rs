@@ -161,3 +161,12 @@ impl Plugin for Ptp {
         delegate::pass(Command::Gc, request)
     }
 }
+
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    let config = Config::read(request)?;
+    let previous = request.config.previous.clone().unwrap_or_default();
+    wanted(&config, &inside(&previous)?);
+    Ok(())
+}

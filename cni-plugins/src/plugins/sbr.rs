@@ -148,6 +148,14 @@ impl Plugin for Sbr {
     }
 }
 
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    Config::read(request)?;
+    let previous = request.config.previous.clone().unwrap_or_default();
+    own(request, &previous).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

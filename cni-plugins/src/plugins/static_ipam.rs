@@ -84,3 +84,9 @@ impl Plugin for Static {
         }
     }
 }
+
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    read(request).map(drop)
+}

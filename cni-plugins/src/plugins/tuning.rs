@@ -183,6 +183,12 @@ impl Plugin for Tuning {
     }
 }
 
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    Config::read(request).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -223,6 +223,19 @@ impl Plugin for Vxlan {
     }
 }
 
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    let config = Config::read(request)?;
+    // The file of the node's network, as a text of the same input.
+    let text = request.config.value["subnetFile"].as_str().unwrap_or_default();
+    let subnets = Subnets::parse(text).map_err(Error::config)?;
+    let value = delegate(&config, &request.config.name, &request.config.version.to_string(), None, &subnets);
+    let kind = value["type"].as_str().unwrap_or_default().to_owned();
+    plugin(&value)?;
+    super::planned(&kind, &passed(request, value)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

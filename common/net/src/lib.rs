@@ -4,6 +4,9 @@
 //! A socket speaks to the network namespace in which its thread was when it was opened, and keeps to it.
 
 pub mod conntrack;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ip;
 pub mod link;
 pub mod message;

@@ -269,29 +269,38 @@ fn errno(message: &Received<'_>) -> Option<io::Error> {
     (code < 0).then(|| io::Error::from_raw_os_error(-code))
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Socket {
+    /// A socket to something that is not the kernel, which answers within this time.
+    pub(crate) fn over(fd: OwnedFd, limit: Duration) -> Self {
+        set_socket_timeout(&fd, Timeout::Recv, Some(limit)).expect("a socket takes a time-out");
+        Self { fd, sequence: 0, buffer: Vec::new(), limit }
+    }
+
+    /// A socket whose kernel answers with these datagrams, whatever is asked, and ends then. The other end comes along.
+    pub(crate) fn answered<'a>(datagrams: impl IntoIterator<Item = &'a [u8]>) -> (Self, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC;
+        let (own, kernel) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a socket pair");
+        for datagram in datagrams {
+            rustix::net::send(&kernel, datagram, SendFlags::empty()).expect("there is room");
+        }
+        rustix::net::shutdown(&kernel, rustix::net::Shutdown::Write).expect("it can be ended");
+        (Self::over(own, Duration::from_secs(1)), kernel)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nft::Batch;
 
     /// A socket to something that is not the kernel.
     fn pair(limit: Duration) -> (Socket, OwnedFd) {
         let flags = SocketFlags::CLOEXEC;
         let (own, kernel) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        set_socket_timeout(&own, Timeout::Recv, Some(limit)).unwrap();
-        (Socket { fd: own, sequence: 0, buffer: Vec::new(), limit }, kernel)
-    }
-
-    /// A socket whose kernel answers with these datagrams, whatever is asked, and ends then.
-    fn answered(datagrams: &[Vec<u8>]) -> (Socket, OwnedFd) {
-        let (socket, kernel) = pair(Duration::from_secs(1));
-        for datagram in datagrams {
-            rustix::net::send(&kernel, datagram, SendFlags::empty()).unwrap();
-        }
-        rustix::net::shutdown(&kernel, rustix::net::Shutdown::Write).unwrap();
-        (socket, kernel)
+        (Socket::over(own, limit), kernel)
     }
 
     /// Bytes that often are messages: right lengths and sequence numbers, wrong anything else.
@@ -335,32 +344,9 @@ mod tests {
 
         #[test]
         fn whatever_the_kernel_answers_every_reader_ends(datagrams in prop::collection::vec(datagram(), 0..4)) {
-            let readers: &[fn(&mut Socket)] = &[
-                |s| drop(s.links()),
-                |s| drop(s.addresses(None)),
-                |s| drop(s.routes()),
-                |s| drop(s.all_routes()),
-                |s| drop(s.rules()),
-                |s| drop(s.neighbours(1)),
-                |s| drop(s.nft_elements("t", "s")),
-                |s| drop(s.nft_rules("t").map(|rules| rules.iter().map(crate::nft::Rule::jump).count())),
-                |s| drop(s.nft_chains("t")),
-                |s| drop(s.nft_generation()),
-                |s| drop(s.links().map(|l| l.iter().map(crate::link::Vxlan::of).count())),
-                |s| drop(crate::conntrack::forget_udp(s, &[53])),
-                |s| drop(s.batch(vec![crate::link::delete(1), crate::link::delete(2)])),
-                |s| drop({
-                    let mut batch = Batch::new();
-                    batch.delete_table("t");
-                    batch.commit(s)
-                }),
-                |s| drop(s.heard(|m| {
-                    let _ = (crate::link::Link::heard(m), crate::ip::Route::heard(m), crate::Neighbour::heard(m));
-                })),
-            ];
-            for read in readers {
+            for read in crate::fuzzing::READERS {
                 let start = Instant::now();
-                let (mut socket, _kernel) = answered(&datagrams);
+                let (mut socket, _kernel) = Socket::answered(datagrams.iter().map(Vec::as_slice));
                 read(&mut socket);
                 prop_assert!(start.elapsed() < Duration::from_secs(10));
             }

@@ -8,6 +8,9 @@ mod config;
 mod digest;
 mod error;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod hostile_tests;
 mod image;

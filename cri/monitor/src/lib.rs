@@ -7,6 +7,9 @@
 pub mod client;
 pub mod daemon;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod log;
 pub mod namespaces;
 pub mod protocol;

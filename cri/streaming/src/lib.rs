@@ -3,6 +3,9 @@
 //! [`Server`] listens where the kubelet can reach it, hands out single-use addresses and serves each once. What a session
 //! does is the caller's: it implements [`Runtime`] and gets plain byte streams, whichever protocol the client spoke.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod hostile_tests;
 mod idle;

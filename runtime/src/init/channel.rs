@@ -91,15 +91,16 @@ impl Channel {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl From<OwnedFd> for Channel {
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    impl From<OwnedFd> for Channel {
-        fn from(socket: OwnedFd) -> Self {
-            Self { socket }
-        }
-    }
 
     #[test]
     fn last_words_are_heard_of_one_who_did_not_listen() {

@@ -16,7 +16,7 @@ mod procfs;
 mod rootfs;
 mod terminal;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use channel::{Channel, Message};
 pub(crate) use exec::{Exec, exec};
 pub(crate) use launch::{Create, console, create, write_pid_file};

@@ -24,6 +24,8 @@ const OFFSET_ARCH: u32 = 4;
 const KILL_PROCESS: u32 = 0x8000_0000;
 const ERRNO: u32 = 0x0005_0000;
 const ENOSYS: u32 = ERRNO | 38;
+/// Instructions that the kernel takes (`BPF_MAXINSNS`).
+const LONGEST: usize = 4096;
 /// What a tracer makes a call into that shall not be made.
 const NO_CALL: u32 = u32::MAX;
 
@@ -97,8 +99,11 @@ pub fn compile_for(machine: &Machine, profile: &Seccomp) -> Result<Vec<Instructi
     code.load(OFFSET_ARCH);
     let mut code = code.reversed;
     code.reverse();
-    if code.len() > 4096 {
-        return Err(Error::new(format!("linux.seccomp: {} instructions are more than the kernel's 4096", code.len())));
+    if code.len() > LONGEST {
+        return Err(Error::new(format!(
+            "linux.seccomp: {} instructions are more than the kernel's {LONGEST}",
+            code.len()
+        )));
     }
     Ok(code)
 }
@@ -113,8 +118,16 @@ fn answers(profile: &Seccomp, default: u32) -> Result<Vec<Answer<'_>>> {
         if verdict == default {
             continue;
         }
-        for row in rule.names.iter().filter_map(|name| row_of(name)) {
+        let mut rows: Vec<usize> = rule.names.iter().filter_map(|name| row_of(name)).collect();
+        // A name that is there again says nothing new, and would multiply with the conditions.
+        rows.sort_unstable();
+        rows.dedup();
+        for row in rows {
             answers[row].extend(alternatives(&rule.args).map(|c| (Conditions::Arguments(c), verdict)));
+            if answers[row].len() > LONGEST {
+                let name = TABLE[row].0;
+                return Err(Error::new(format!("linux.seccomp: more than {LONGEST} conditions on {name}")));
+            }
         }
     }
     Ok(answers)
@@ -504,6 +517,18 @@ mod tests {
             ..Seccomp::default()
         };
         assert!(compile_for(&X86_64, &profile).unwrap().len() < 4096);
+    }
+
+    #[test]
+    fn a_profile_that_multiplies_is_refused_before_it_fills_the_memory() {
+        // Names times conditions: as text this is a megabyte, as rules it would be gigabytes.
+        let names = vec!["read"; 20_000];
+        let again = rule_for(&names, "SCMP_ACT_ALLOW", vec![arg("SCMP_CMP_EQ", 1, 0); 4000]);
+        let code = compile_for(&X86_64, &profile(vec![again.clone()]));
+        assert!(code.unwrap_err().to_string().contains("instructions are more than"));
+        let error = compile_for(&X86_64, &profile(vec![again.clone(), again])).unwrap_err();
+        assert!(error.to_string().contains("conditions on read"), "{error}");
+        assert!(compile_for(&X86_64, &profile(vec![rule_for(&names, "SCMP_ACT_ALLOW", Vec::new())])).is_ok());
     }
 
     #[test]

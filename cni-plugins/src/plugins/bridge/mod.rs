@@ -178,3 +178,14 @@ fn detach(request: &Request, config: &Config) -> Result<()> {
     let addresses = if device.is_ok() { delegate::pass(Command::Del, request) } else { Ok(()) };
     masquerade.and(device).and(sender).and(addresses)
 }
+
+/// As far as a request is decided on before anything is looked at.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn planned(request: &Request) -> Result<()> {
+    let config = Config::read(request)?;
+    let mut previous = request.config.previous.clone().unwrap_or_default();
+    wanted(&config, &previous, &attach::host_name(request));
+    default_routes(&config, &mut previous);
+    config.vlans();
+    Ok(())
+}

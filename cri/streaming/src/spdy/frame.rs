@@ -182,13 +182,30 @@ pub(crate) fn ping(id: u32) -> Vec<u8> {
     control(6, 0, &[&id.to_be_bytes()])
 }
 
-fn control(kind: u32, flags: u8, parts: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn control(kind: u32, flags: u8, parts: &[&[u8]]) -> Vec<u8> {
     let length: usize = parts.iter().map(|p| p.len()).sum();
     let mut frame = Vec::with_capacity(8 + length);
     frame.extend_from_slice(&(0x8003_0000 | kind).to_be_bytes());
     frame.extend_from_slice(&(u32::from(flags) << 24 | length as u32).to_be_bytes());
     parts.iter().for_each(|p| frame.extend_from_slice(p));
     frame
+}
+
+/// Packs header blocks as a client does, all of a connection with one dictionary that grows.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) struct HeaderBlocks(Encoder);
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl HeaderBlocks {
+    pub(crate) fn new() -> Self {
+        Self(Encoder::new().expect("the dictionary is right"))
+    }
+
+    pub(crate) fn pack(&mut self, plain: &[u8]) -> Vec<u8> {
+        let mut block = Vec::with_capacity(plain.len() + 4096);
+        self.0.deflate.compress_vec(plain, &mut block, FlushCompress::Sync).expect("memory is compressed");
+        block
+    }
 }
 
 #[cfg(test)]
@@ -198,7 +215,7 @@ pub(super) mod tests {
 
     /// A client's SYN_STREAM frames, sharing one compression as a connection does.
     pub(crate) fn syn_streams(all: &[(u32, &[(&str, &str)])]) -> Vec<u8> {
-        let mut encoder = Encoder::new().unwrap();
+        let mut blocks = HeaderBlocks::new();
         let mut bytes = Vec::new();
         for (stream, headers) in all {
             let mut plain = (headers.len() as u32).to_be_bytes().to_vec();
@@ -206,9 +223,7 @@ pub(super) mod tests {
                 plain.extend_from_slice(&(text.len() as u32).to_be_bytes());
                 plain.extend_from_slice(text.as_bytes());
             }
-            let mut block = Vec::with_capacity(4096);
-            encoder.deflate.compress_vec(&plain, &mut block, FlushCompress::Sync).unwrap();
-            bytes.extend(control(1, 0, &[&stream.to_be_bytes(), &[0; 6], &block]));
+            bytes.extend(control(1, 0, &[&stream.to_be_bytes(), &[0; 6], &blocks.pack(&plain)]));
         }
         bytes
     }

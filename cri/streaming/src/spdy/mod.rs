@@ -7,6 +7,8 @@ mod frame;
 pub(crate) use connection::{Connection, Stream, Writer};
 
 #[cfg(test)]
-pub(crate) use frame::tests::syn_streams;
+pub(crate) use frame::ping;
 #[cfg(test)]
-pub(crate) use frame::{data, ping};
+pub(crate) use frame::tests::syn_streams;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use frame::{HeaderBlocks, control, data};
