@@ -23,6 +23,8 @@ struct Config {
     mtu: u32,
     mac: String,
     link_in_container: bool,
+    /// Broadcasts that wait for delivery.
+    bcqueuelen: u32,
 }
 
 impl Config {
@@ -86,7 +88,8 @@ fn attach(request: &Request, config: &Config, netns: &Netns, made: &mut bool) ->
     if layer3 && result.ips.is_empty() {
         return Err(Error::internal("IPAM plugin returned missing IP config"));
     }
-    let kind = Kind::Macvlan { parent: master.index, mode: config.mode()?, netns: netns.place() };
+    let queue = (config.bcqueuelen > 0).then_some(config.bcqueuelen);
+    let kind = Kind::Macvlan { parent: master.index, mode: config.mode()?, queue, netns: netns.place() };
     let create = link::create(&request.ifname, &kind, Some(mtu.unwrap_or(master.mtu)), parse_mac(&config.mac));
     socket.request(create).doing(|| format!("make {} on {}", request.ifname, master.name))?;
     let configured = attach::configure(request, netns, &result, Setup::announced());

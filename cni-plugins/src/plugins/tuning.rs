@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gantry_net::link::{self, ALLMULTI, Change, PROMISC, mac_text, parse_mac};
 use gantry_net::{Link, Socket};
@@ -11,10 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Plugin, field};
-use crate::netns::{Netns, set_sysctl};
+use crate::netns::{Netns, read_small, set_sysctl};
 use crate::spec::{CniResult, Code, Context, Error, Request, Result};
 
 const DATA: &str = "/run/cni/tuning";
+/// Where an administrator says which sysctls configurations may set, each line a pattern.
+const ALLOWED: &str = "/etc/cni/tuning/allowlist.conf";
 
 /// The plugin.
 #[derive(Debug)]
@@ -88,6 +90,29 @@ fn sysctl_name(name: &str, ifname: &str) -> Result<String> {
     if whole { Ok(placed) } else { Err(Error::config(format!("invalid net sysctl key: \"{name}\""))) }
 }
 
+/// Asks the administrator's list, if there is one. What was set before it was written can still be given back.
+fn ask_administrator(request: &Request) -> Result<()> {
+    let wanted = field::<BTreeMap<String, String>>(&request.config.value, "sysctl")?;
+    if wanted.is_empty() || !Path::new(ALLOWED).exists() {
+        return Ok(());
+    }
+    let list = read_small(Path::new(ALLOWED))?;
+    wanted.keys().try_for_each(|name| permitted(&list, name))
+}
+
+/// Whether an administrator's list has a sysctl, as the configuration writes it. Patterns match anywhere in a name.
+fn permitted(list: &str, name: &str) -> Result<()> {
+    let lines: Vec<_> = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    for line in &lines {
+        let pattern = regex_lite::Regex::new(line).map_err(|e| Error::config(format!("{ALLOWED}: {line:?}: {e}")))?;
+        if pattern.is_match(name) {
+            return Ok(());
+        }
+    }
+    let text = format!("Sysctl {name} is not allowed. Only the following sysctls are allowed: [{}]", lines.join(" "));
+    Err(Error::config(text).details(format!("{ALLOWED} decides")))
+}
+
 fn find(request: &Request, socket: &mut Socket) -> Result<Link> {
     let link = socket.link(&request.ifname).doing(|| format!("find {}", request.ifname))?;
     link.ok_or_else(|| Error::internal(format!("there is no {} in the container", request.ifname)))
@@ -119,6 +144,7 @@ fn set(socket: &mut Socket, link: &Link, device: &Device) -> Result<()> {
 impl Plugin for Tuning {
     fn add(&self, request: &Request) -> Result<CniResult> {
         let config = Config::read(request)?;
+        ask_administrator(request)?;
         let mut result = request.config.previous.clone().ok_or_else(|| Error::config("required prevResult missing"))?;
         let netns = Netns::open(request)?;
         netns.within(|| config.sysctl.iter().try_for_each(|(name, value)| set_sysctl(name, value)))?;
@@ -192,6 +218,21 @@ pub(super) fn planned(request: &Request) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_administrator_says_which_sysctls_may_be_set() {
+        let list = "# what pods may have\n^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$\n\nnet.core";
+        for (name, allowed) in [
+            ("net.ipv4.conf.IFNAME.arp_filter", true),
+            ("net.ipv4.conf.eth0.arp_filter", false),
+            ("net.core.somaxconn", true),
+            ("net.ipv4.ip_forward", false),
+        ] {
+            assert_eq!(permitted(list, name).is_ok(), allowed, "{name}");
+        }
+        assert!(permitted("", "net.core.somaxconn").is_err(), "an empty list allows nothing");
+        assert!(permitted("[", "net.core.somaxconn").unwrap_err().to_string().contains("allowlist.conf"));
+    }
 
     #[test]
     fn only_sysctls_of_the_network_are_taken() {

@@ -17,7 +17,7 @@ impl Checked<'_> {
     fn fails(&self, what: &str, codes: &[u64], call: impl FnOnce() -> Result<Value, Value>) {
         let start = Instant::now();
         let error = call().expect_err(what);
-        // A second is what a user is promised; tests run on machines with more to do.
+        // A second is what a user is promised, which `Net::call` enforces for the work; on a busy machine that waits.
         assert!(start.elapsed() < Duration::from_secs(8), "{what} took {:?}", start.elapsed());
         let code = error["code"].as_u64().unwrap_or_else(|| panic!("{what}: no error object but {error}"));
         assert!(codes.contains(&code), "{what}: {error}");

@@ -7,6 +7,7 @@ mod good;
 mod net;
 mod options;
 mod ports;
+mod versions;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -118,7 +118,9 @@ impl Net {
         input: &str,
         variables: &[(&str, &str)],
     ) -> Result<Value, Value> {
-        let mut child = Command::new("nsenter")
+        // However much the machine has to do: a plugin works for less than a second. One that needs more is killed.
+        let mut child = Command::new("prlimit")
+            .args(["--cpu=1", "nsenter"])
             .arg(format!("--net=/run/netns/{}", self.name("host")))
             .arg(self.bin().join(plugin))
             .env("CNI_COMMAND", command)

@@ -203,6 +203,8 @@ pub enum Kind<'a> {
         parent: u32,
         /// 1 private, 2 vepa, 4 bridge, 8 passthru.
         mode: u32,
+        /// Broadcasts that wait for delivery; the kernel's choice without.
+        queue: Option<u32>,
         /// The network namespace in which it is made.
         netns: BorrowedFdKey<'a>,
     },
@@ -303,9 +305,13 @@ pub fn create(name: &str, kind: &Kind<'_>, mtu: Option<u32>, mac: Option<[u8; 6]
                 IpAddr::V6(ip) => data.put(VXLAN_LOCAL6, &ip.octets()),
             }
         }),
-        Kind::Macvlan { mode, .. } => {
-            info.put_text(INFO_KIND, "macvlan").nest(INFO_DATA, |data| data.put_u32(1, *mode))
-        }
+        Kind::Macvlan { mode, queue, .. } => info.put_text(INFO_KIND, "macvlan").nest(INFO_DATA, |data| {
+            data.put_u32(1, *mode);
+            if let Some(queue) = queue {
+                data.put_u32(7, *queue);
+            }
+            data
+        }),
         Kind::Ifb => info.put_text(INFO_KIND, "ifb"),
     });
     message
