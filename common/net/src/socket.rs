@@ -266,7 +266,8 @@ impl AsFd for Socket {
 
 fn errno(message: &Received<'_>) -> Option<io::Error> {
     let code = u32_at(message.body, 0)?.cast_signed();
-    (code < 0).then(|| io::Error::from_raw_os_error(-code))
+    // The smallest number has no opposite; a kernel that answers it has failed all the same.
+    (code < 0).then(|| io::Error::from_raw_os_error(code.checked_neg().unwrap_or(i32::MAX)))
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -350,6 +351,20 @@ mod tests {
                 read(&mut socket);
                 prop_assert!(start.elapsed() < Duration::from_secs(10));
             }
+        }
+    }
+
+    #[test]
+    fn any_number_below_zero_is_an_error() {
+        for code in [-17, i32::MIN] {
+            let mut answer = [0; 20];
+            answer[..2].copy_from_slice(&20u16.to_ne_bytes());
+            answer[4..6].copy_from_slice(&ERROR.to_ne_bytes());
+            answer[8..12].copy_from_slice(&1u32.to_ne_bytes());
+            answer[16..].copy_from_slice(&code.to_ne_bytes());
+            let (mut socket, _kernel) = Socket::answered([&answer[..]]);
+            let error = socket.request(crate::link::delete(1)).unwrap_err();
+            assert!(code != -17 || error.kind() == io::ErrorKind::AlreadyExists, "{error}");
         }
     }
 
