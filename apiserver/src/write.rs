@@ -55,6 +55,9 @@ fn object(call: &Call, bytes: &Bytes) -> Result<(Value, Vec<String>), Status> {
 
 fn check(call: &Call, value: &mut Value, mut strict: Vec<String>) -> Result<Vec<String>, Status> {
     let gvk = call.resource.gvk();
+    if let Some(why) = schema::too_deep(value) {
+        return Err(status::bad_request(why));
+    }
     strict.extend(schema::unknown_fields(gvk, value));
     let mode = call.query.get("fieldValidation");
     if mode == "Strict" && !strict.is_empty() {

@@ -34,6 +34,9 @@ pub mod csr;
 pub mod defaults;
 pub mod discovery;
 pub mod fieldselector;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod openapi;
 pub mod parts;
 pub mod patch;

@@ -17,7 +17,7 @@ pub use duplicates::duplicate_fields;
 pub use keys::Merge;
 pub(crate) use keys::find as merge_of;
 pub(crate) use roots::definitions;
-pub use walk::{prune, type_errors, unknown_fields};
+pub use walk::{prune, too_deep, type_errors, unknown_fields};
 
 use crate::resource::Gvk;
 

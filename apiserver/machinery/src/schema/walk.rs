@@ -15,6 +15,23 @@ pub fn unknown_fields(gvk: Gvk<'_>, value: &Value) -> Vec<String> {
     out
 }
 
+/// Levels of lists and objects that an object may have.
+const LEVELS: usize = 100;
+
+/// Why an object nests too deep to be kept: what is stored is read again by a parser that ends at 128 levels, and carries
+/// its managers' fields, which are some levels deeper.
+pub fn too_deep(value: &Value) -> Option<String> {
+    fn deeper(value: &Value, left: usize) -> bool {
+        match value {
+            Value::Array(_) | Value::Object(_) if left == 0 => true,
+            Value::Array(list) => list.iter().any(|v| deeper(v, left - 1)),
+            Value::Object(map) => map.values().any(|v| deeper(v, left - 1)),
+            _ => false,
+        }
+    }
+    deeper(value, LEVELS).then(|| format!("the object is nested more than {LEVELS} levels deep"))
+}
+
 fn scoped(path: &mut String, step: &str, then: impl FnOnce(&mut String)) {
     let length = path.len();
     if !step.starts_with('[') && !path.is_empty() {
