@@ -1,7 +1,8 @@
 //! The daemon's memory: sandboxes and containers by id, each with its own lock; there is no global one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cri_images::Images;
@@ -27,6 +28,8 @@ pub struct Sandbox {
     pub rate: Mutex<Rate>,
     /// Why it could not be removed; empty when nobody tried or nothing is wrong.
     pub fault: Mutex<String>,
+    /// Its record is removed, and must not come back; changed under the record's lock.
+    forgotten: AtomicBool,
     record: Mutex<SandboxRecord>,
 }
 
@@ -50,6 +53,8 @@ pub struct Container {
     pub fault: Mutex<String>,
     /// Deleting what it has on the disk, which takes longer than anyone waited.
     pub deleting: Mutex<Option<tokio::task::JoinHandle<Vec<String>>>>,
+    /// Its record is removed, and must not come back; changed under the record's lock.
+    forgotten: AtomicBool,
     record: Mutex<ContainerRecord>,
 }
 
@@ -76,6 +81,8 @@ pub struct Daemon {
     pub containers: RwLock<HashMap<String, Arc<Container>>>,
     /// Creations in progress, by the name of what is created.
     names: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Ids of what is being made: it has a record already, and is not known yet.
+    making: Mutex<HashSet<String>>,
     /// The exec/attach/port-forward server.
     pub streaming: std::sync::OnceLock<cri_streaming::Server>,
     /// Pod CIDR as told by the kubelet.
@@ -116,6 +123,7 @@ impl Sandbox {
             turn: tokio::sync::Mutex::new(()),
             rate: Mutex::new(Rate::since(record.created_at)),
             fault: Mutex::default(),
+            forgotten: AtomicBool::new(false),
             record: Mutex::new(record),
         }
     }
@@ -133,9 +141,12 @@ impl Sandbox {
     /// Changes the record, on disk first.
     ///
     /// # Errors
-    /// The record cannot be written; nothing has changed then.
+    /// The record is removed or cannot be written; nothing has changed then.
     pub fn change(&self, ledger: &Ledger, change: impl FnOnce(&mut SandboxRecord)) -> Result<()> {
         let mut record = lock(&self.record);
+        if self.forgotten.load(Ordering::Relaxed) {
+            return Err(Error::NotFound(format!("pod sandbox {}", self.id)));
+        }
         let mut next = record.clone();
         change(&mut next);
         ledger.put_sandbox(&next).map_err(Error::failed(format!("record sandbox {}", self.id)))?;
@@ -148,9 +159,23 @@ impl Sandbox {
     pub fn change_anyway(&self, ledger: &Ledger, change: impl FnOnce(&mut SandboxRecord)) {
         let mut record = lock(&self.record);
         change(&mut record);
+        if self.forgotten.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = ledger.put_sandbox(&record) {
             tracing::warn!(sandbox = %self.id, %error, "a change is not recorded");
         }
+    }
+
+    /// Removes its record for good: whoever still changes it, as the follower of a monitor that ends, does not bring it back.
+    ///
+    /// # Errors
+    /// The file system's; nothing has changed then.
+    pub fn forget(&self, ledger: &Ledger) -> std::io::Result<()> {
+        let _record = lock(&self.record);
+        ledger.remove_sandbox(&self.id)?;
+        self.forgotten.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -167,6 +192,7 @@ impl Container {
             layer: Mutex::default(),
             fault: Mutex::default(),
             deleting: Mutex::default(),
+            forgotten: AtomicBool::new(false),
             record: Mutex::new(record),
         }
     }
@@ -184,9 +210,12 @@ impl Container {
     /// Changes the record, on disk first.
     ///
     /// # Errors
-    /// The record cannot be written; nothing has changed then.
+    /// The record is removed or cannot be written; nothing has changed then.
     pub fn change(&self, ledger: &Ledger, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
         let mut record = lock(&self.record);
+        if self.forgotten.load(Ordering::Relaxed) {
+            return Err(Error::NotFound(format!("container {}", self.id)));
+        }
         let mut next = record.clone();
         change(&mut next);
         ledger.put_container(&next).map_err(Error::failed(format!("record container {}", self.id)))?;
@@ -199,9 +228,23 @@ impl Container {
     pub fn change_anyway(&self, ledger: &Ledger, change: impl FnOnce(&mut ContainerRecord)) {
         let mut record = lock(&self.record);
         change(&mut record);
+        if self.forgotten.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = ledger.put_container(&record) {
             tracing::warn!(container = %self.id, %error, "a change is not recorded");
         }
+    }
+
+    /// Removes its record for good: whoever still changes it, as the follower of a monitor that ends, does not bring it back.
+    ///
+    /// # Errors
+    /// The file system's; nothing has changed then.
+    pub fn forget(&self, ledger: &Ledger) -> std::io::Result<()> {
+        let _record = lock(&self.record);
+        ledger.remove_container(&self.id)?;
+        self.forgotten.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// CRI state.
@@ -225,6 +268,7 @@ impl Daemon {
             sandboxes: RwLock::default(),
             containers: RwLock::default(),
             names: Mutex::default(),
+            making: Mutex::default(),
             streaming: std::sync::OnceLock::new(),
             pod_cidr: Mutex::default(),
             network: tokio::sync::Mutex::default(),
@@ -349,6 +393,11 @@ impl Daemon {
         answer
     }
 
+    /// Ids of what is being made just now.
+    pub fn being_made(&self) -> HashSet<String> {
+        lock(&self.making).clone()
+    }
+
     /// The turn of those who create something with this name, so that a retry joins the first.
     pub async fn name_turn(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
@@ -360,10 +409,49 @@ impl Daemon {
     }
 }
 
+/// Says that something is being made, as long as it lives.
+pub struct Making(Arc<Daemon>, String);
+
+impl Making {
+    /// From now on this id is being made.
+    pub fn new(daemon: &Arc<Daemon>, id: &str) -> Self {
+        lock(&daemon.making).insert(id.to_owned());
+        Self(daemon.clone(), id.to_owned())
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        lock(&self.0.making).remove(&self.1);
+    }
+}
+
 fn find<T>(map: &HashMap<String, Arc<T>>, id: &str) -> Option<Arc<T>> {
     if let Some(found) = map.get(id) {
         return Some(found.clone());
     }
     let mut matching = map.iter().filter(|(key, _)| !id.is_empty() && key.starts_with(id));
     matching.next().filter(|_| matching.next().is_none()).map(|(_, v)| v.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forgotten_record_does_not_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        let sandbox = Sandbox::new(serde_json::from_value(serde_json::json!({
+            "id": "a", "config": "", "handler": "", "created_at": 1, "boot": "b", "complete": true, "stopped": false, "ips": [],
+            "cni_config": null, "cni_result": null, "pid_init": null}))
+        .unwrap());
+        sandbox.change(&ledger, |r| r.doomed = true).unwrap();
+        assert_eq!(ledger.sandboxes().0.len(), 1);
+        sandbox.forget(&ledger).unwrap();
+        // As the follower of the pod's monitor does when it sees that go.
+        sandbox.change_anyway(&ledger, |r| r.stopped = true);
+        assert!(matches!(sandbox.change(&ledger, |r| r.stopped = true), Err(Error::NotFound(_))));
+        assert!(ledger.sandboxes().0.is_empty());
+    }
 }

@@ -27,6 +27,8 @@ struct Host {
     runtime: Vec<String>,
     /// Mount points.
     mounts: Vec<PathBuf>,
+    /// Ids with a record in the ledger.
+    records: Vec<String>,
 }
 
 /// What the daemon knows: what it has in memory, and the records of what it is making just now.
@@ -34,6 +36,8 @@ struct Host {
 struct Known {
     sandboxes: HashSet<String>,
     containers: HashSet<String>,
+    /// Of these, and of what is being made, there are records.
+    recorded: HashSet<String>,
 }
 
 /// Something that belongs to nothing.
@@ -44,6 +48,7 @@ enum Finding {
     Monitor(String),
     Runtime(String),
     Mount(PathBuf),
+    Record(String),
 }
 
 impl Finding {
@@ -53,6 +58,7 @@ impl Finding {
             Self::Bundle(id) => format!("bundle of container {id}, which is not known"),
             Self::Monitor(name) => format!("socket of monitor {name}, whose sandbox is not known"),
             Self::Runtime(id) => format!("runtime state of container {id}, which is not known"),
+            Self::Record(id) => format!("record {id}, which the daemon does not have"),
             Self::Mount(path) => format!("mount {} of nothing that is known", path.display()),
         }
     }
@@ -77,6 +83,7 @@ fn compare(host: &Host, known: &Known, state: &Path) -> Vec<Finding> {
             found.push(Finding::Mount(mount.clone()));
         }
     }
+    found.extend(unknown(&host.records, &known.recorded).into_iter().map(Finding::Record));
     found.extend(sandboxes.into_iter().map(Finding::Sandbox));
     found.extend(bundles.into_iter().map(Finding::Bundle));
     let orphan = |name: &&String| !known.sandboxes.iter().any(|id| id.starts_with(name.as_str()));
@@ -99,18 +106,24 @@ fn look(daemon: &Daemon) -> io::Result<Host> {
     let table = fs::read_to_string("/proc/self/mounts")?;
     let points = table.lines().filter_map(|l| l.split(' ').nth(1)).map(PathBuf::from);
     let sockets = names(&state.join("m"));
+    let (sandboxes, containers) = (daemon.ledger.sandboxes().0, daemon.ledger.containers().0);
     Ok(Host {
         sandboxes: names(&state.join("sandboxes")),
         containers: names(&state.join("containers")),
         monitors: sockets.iter().filter_map(|n| n.strip_suffix(".sock")).map(str::to_owned).collect(),
         runtime: names(&daemon.config.runtime_root),
         mounts: points.filter(|p| p.starts_with(state)).collect(),
+        // Unreadable ones are told elsewhere, and nobody knows whether they are of use.
+        records: sandboxes.into_iter().map(|r| r.id).chain(containers.into_iter().map(|r| r.id)).collect(),
     })
 }
 
 fn known(daemon: &Daemon) -> Known {
     let (sandboxes, containers) = (daemon.ledger.sandboxes().0, daemon.ledger.containers().0);
+    let in_memory = daemon.all_sandboxes().into_iter().map(|s| s.id.clone());
+    let in_memory = in_memory.chain(daemon.all_containers().into_iter().map(|c| c.id.clone()));
     Known {
+        recorded: in_memory.chain(daemon.being_made()).collect(),
         sandboxes: daemon
             .all_sandboxes()
             .iter()
@@ -220,6 +233,7 @@ fn remove(daemon: &Daemon, finding: &Finding) -> io::Result<()> {
             }
             gone(fs::remove_dir_all(folder))
         }
+        Finding::Record(id) => daemon.ledger.remove_sandbox(id).and_then(|()| daemon.ledger.remove_container(id)),
         Finding::Bundle(id) => gone(fs::remove_dir_all(daemon.bundle(id))),
         Finding::Monitor(name) => gone(fs::remove_file(daemon.config.state.join("m").join(format!("{name}.sock")))),
         Finding::Runtime(id) => {
@@ -241,12 +255,14 @@ mod tests {
     fn only_what_belongs_to_nothing_is_found() {
         let set = |ids: &[&str]| ids.iter().map(|s| (*s).to_owned()).collect::<HashSet<_>>();
         let list = |ids: &[&str]| ids.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-        let known = Known { sandboxes: set(&["aaaa"]), containers: set(&["cccc"]) };
+        let known =
+            Known { sandboxes: set(&["aaaa"]), containers: set(&["cccc"]), recorded: set(&["aaaa", "cccc", "made"]) };
         let host = Host {
             sandboxes: list(&["aaaa", "bbbb"]),
             containers: list(&["cccc", "dddd"]),
             monitors: list(&["aa", "bb"]),
             runtime: list(&["cccc", "eeee"]),
+            records: list(&["aaaa", "made", "left"]),
             mounts: ["sandboxes/aaaa/ns/net", "containers/cccc/rootfs", "containers/dddd/rootfs", "other"]
                 .iter()
                 .map(|p| Path::new("/run/x").join(p))
@@ -255,6 +271,7 @@ mod tests {
         let found = compare(&host, &known, Path::new("/run/x"));
         let wanted = [
             Finding::Mount("/run/x/containers/dddd/rootfs".into()),
+            Finding::Record("left".into()),
             Finding::Sandbox("bbbb".into()),
             Finding::Bundle("dddd".into()),
             Finding::Monitor("bb".into()),

@@ -124,6 +124,20 @@ impl Ledger {
         Ok(Self { root: root.to_path_buf() })
     }
 
+    /// Removes what a killed daemon left half written, and ends of containers that are forgotten. For a start only: what is
+    /// being written looks the same.
+    pub fn tidy(&self) {
+        for kind in ["sandboxes", "containers"] {
+            for path in fs::read_dir(self.root.join(kind)).into_iter().flatten().flatten().map(|e| e.path()) {
+                let half = path.to_string_lossy().ends_with(".json.tmp");
+                let orphan = path.extension().is_some_and(|e| e == "exit") && !path.with_extension("json").exists();
+                if half || orphan {
+                    let _ = fs::remove_file(&path);
+                }
+            }
+        }
+    }
+
     fn file(&self, kind: &str, id: &str) -> PathBuf {
         self.root.join(kind).join(format!("{id}.json"))
     }
@@ -265,5 +279,24 @@ mod tests {
         assert!(!dir.path().join("sandboxes/empty.json").exists());
         ledger.remove_sandbox("a").unwrap();
         ledger.remove_sandbox("a").unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_goes_and_ends_of_known_containers_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        let names = [
+            "sandboxes/a.json.tmp",
+            "containers/b.json.tmp",
+            "containers/c.exit",
+            "containers/d.json",
+            "containers/d.exit",
+        ];
+        for name in names {
+            fs::write(dir.path().join(name), "{").unwrap();
+        }
+        ledger.tidy();
+        let left: Vec<_> = names.into_iter().filter(|n| dir.path().join(n).exists()).collect();
+        assert_eq!(left, ["containers/d.json", "containers/d.exit"]);
     }
 }

@@ -11,6 +11,7 @@ use crate::{container, monitors, reaper, sandbox};
 
 /// Takes over what an earlier run left.
 pub async fn run(daemon: &Arc<Daemon>) {
+    daemon.ledger.tidy();
     load(daemon);
     for entry in daemon.all_sandboxes() {
         let record = entry.record();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::life::release;
 use super::log_path;
-use crate::daemon::{Container, Daemon, Sandbox, new_id, now};
+use crate::daemon::{Container, Daemon, Making, Sandbox, new_id, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::{ContainerRecord, Wire};
@@ -72,6 +72,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
         config: Wire(config),
     };
     let container = Arc::new(Container::new(record));
+    let _making = Making::new(daemon, &id);
     container.change(&daemon.ledger, |_| {})?;
     let durable = daemon.record_synced(&id);
     let mut made = make(daemon, &sandbox, &container, &image).await;
@@ -104,7 +105,7 @@ async fn undo(daemon: &Arc<Daemon>, container: &Arc<Container>, error: Error) ->
         tracing::warn!(container = %container.id, %fault, "undo of a failed container");
     }
     if faults.is_empty() {
-        let _ = daemon.ledger.remove_container(&container.id);
+        let _ = container.forget(&daemon.ledger);
     } else {
         // Shown, so that whoever removes the pod or tries again lets go of the rest.
         daemon.add_container(container.clone());

@@ -238,7 +238,7 @@ async fn let_go(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     if !faults.is_empty() {
         return Err(Error::Failed(format!("remove container {}: {}", container.id, faults.join("; "))));
     }
-    daemon.ledger.remove_container(&container.id).map_err(Error::failed("forget the container"))?;
+    container.forget(&daemon.ledger).map_err(Error::failed("forget the container"))?;
     nri::container_removed(daemon, &container, || daemon.drop_container(&container.id)).await;
     emit(daemon, &container.id, &container.sandbox, cri::ContainerEventType::ContainerDeletedEvent);
     tracing::info!(container = %container.id, "container removed");

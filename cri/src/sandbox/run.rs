@@ -8,7 +8,7 @@ use proto::cri;
 
 use super::{files, network, options, release, users};
 use crate::cni;
-use crate::daemon::{Daemon, Sandbox, new_id, now};
+use crate::daemon::{Daemon, Making, Sandbox, new_id, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::{SandboxRecord, Wire};
@@ -45,6 +45,7 @@ pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: S
         doomed: false,
     };
     let sandbox = Arc::new(Sandbox::new(record));
+    let _making = Making::new(daemon, &sandbox.id);
     let result = make(daemon, &sandbox).await;
     let result = match result {
         Ok(()) => {
@@ -76,7 +77,7 @@ async fn undo(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>, error: Error) -> Err
         tracing::warn!(sandbox = %sandbox.id, %fault, "undo of a failed sandbox");
     }
     if faults.is_empty() {
-        let _ = daemon.ledger.remove_sandbox(&sandbox.id);
+        let _ = sandbox.forget(&daemon.ledger);
     } else {
         // Shown as not ready, so that whoever removes old sandboxes tries again to let go of the rest.
         sandbox.change_anyway(&daemon.ledger, |r| r.stopped = true);

@@ -216,7 +216,7 @@ async fn let_go(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     if !faults.is_empty() {
         return Err(Error::Failed(format!("remove sandbox {}: {}", sandbox.id, faults.join("; "))));
     }
-    daemon.ledger.remove_sandbox(&sandbox.id).map_err(Error::failed("forget the sandbox"))?;
+    sandbox.forget(&daemon.ledger).map_err(Error::failed("forget the sandbox"))?;
     nri::pod_removed(daemon, &sandbox, || daemon.drop_sandbox(&sandbox.id)).await;
     emit(daemon, &sandbox.id, &sandbox.id, cri::ContainerEventType::ContainerDeletedEvent);
     tracing::info!(sandbox = %sandbox.id, "sandbox removed");

@@ -282,7 +282,15 @@ pub fn container(name: &str, script: &str) -> cri::ContainerConfig {
 
 /// A pod with one running container: their ids.
 pub async fn start_pod(client: &mut Client, name: &str, script: &str) -> Result<(String, String), tonic::Status> {
-    let config = pod(name);
+    start_configured(client, pod(name), script).await
+}
+
+/// As [`start_pod`], a pod as configured.
+pub async fn start_configured(
+    client: &mut Client,
+    config: cri::PodSandboxConfig,
+    script: &str,
+) -> Result<(String, String), tonic::Status> {
     let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
     let sandbox = client.run_pod_sandbox(ask).await?.into_inner().pod_sandbox_id;
     let ask = cri::CreateContainerRequest {
