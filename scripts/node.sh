@@ -57,6 +57,7 @@ state = "$RUN/cri"
 runtime_root = "$RUN/run"
 cni_conf_dir = "$STATE/cni/net.d"
 cni_bin_dirs = ["$CNI_BIN"]
+nri_socket = "$RUN/nri.sock"
 EOF
   # A node to try things on: how full its disk is, is its owner's affair; pods go only when nothing is left.
   put "$STATE/kubelet.yaml" <<EOF
