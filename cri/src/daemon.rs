@@ -45,6 +45,8 @@ pub struct Container {
     pub turn: tokio::sync::Mutex<()>,
     /// Told when it ends.
     pub ended: Notify,
+    /// It was sent its stop signal: a call that is tried again does not send it twice.
+    pub asked_to_end: AtomicBool,
     /// How much of the processors it uses.
     pub rate: Mutex<Rate>,
     /// What its writable layer held when it was last walked.
@@ -91,6 +93,8 @@ pub struct Daemon {
     pub network: tokio::sync::Mutex<Option<NetworkAnswer>>,
     /// The configuration as it is now, see [`Daemon::settings`].
     current: RwLock<Arc<Config>>,
+    /// Pulls that are going on.
+    pub pulls: crate::pulls::Pulls,
     /// NRI plugins.
     pub nri: crate::nri::Nri,
     /// Removals that are tried again.
@@ -188,6 +192,7 @@ impl Container {
             created_at: record.created_at,
             turn: tokio::sync::Mutex::new(()),
             ended: Notify::new(),
+            asked_to_end: AtomicBool::new(false),
             rate: Mutex::new(Rate::since(record.created_at)),
             layer: Mutex::default(),
             fault: Mutex::default(),
@@ -272,6 +277,7 @@ impl Daemon {
             streaming: std::sync::OnceLock::new(),
             pod_cidr: Mutex::default(),
             network: tokio::sync::Mutex::default(),
+            pulls: crate::pulls::Pulls::default(),
             nri: crate::nri::Nri::default(),
             reaper: crate::reaper::Reaper::default(),
             current: RwLock::new(current),

@@ -20,6 +20,7 @@ pub mod monitors;
 pub mod nri;
 pub mod oci;
 pub mod prometheus;
+pub mod pulls;
 pub mod reaper;
 pub mod reconcile;
 pub mod sandbox;

@@ -4,13 +4,16 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::registry::Registry;
 use common::{Client, Daemon, remove_pod, start_pod};
 use nix::sys::signal::Signal;
 use proto::cri;
+use proto::cri::image_service_client::ImageServiceClient;
 
 /// Pod lives; more with `GANTRY_STORM_CYCLES`.
 const CYCLES: usize = 25;
@@ -73,6 +76,29 @@ async fn life(socket: &std::path::Path, name: &str) -> Result<(), String> {
     }
 }
 
+/// Pulls an image and removes it, over and over: the daemon dies while it downloads and while it unpacks. Answers how often it went
+/// well.
+async fn pulls(socket: PathBuf, name: String, over: Arc<AtomicBool>) -> usize {
+    let address = format!("unix://{}", socket.display());
+    let mut client = ImageServiceClient::new(tonic::transport::Endpoint::new(address).unwrap().connect_lazy());
+    let mut good = 0;
+    while !over.load(Ordering::SeqCst) {
+        let image = Some(cri::ImageSpec { image: name.clone(), ..Default::default() });
+        let ask = cri::PullImageRequest { image: image.clone(), ..Default::default() };
+        let pulled = client.pull_image(ask).await.is_ok();
+        let removed = client.remove_image(cri::RemoveImageRequest { image }).await.is_ok();
+        good += usize::from(pulled && removed);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let image = Some(cri::ImageSpec { image: name, ..Default::default() });
+    let end = Instant::now() + PATIENCE;
+    while let Err(e) = client.remove_image(cri::RemoveImageRequest { image: image.clone() }).await {
+        assert!(Instant::now() < end, "the image is not removed: {e}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    good
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_whatever_is_killed() {
     let Some(mut daemon) = Daemon::start() else { return };
@@ -86,6 +112,8 @@ async fn nothing_is_left_whatever_is_killed() {
 
     let socket = daemon.path("cri.sock");
     let over = Arc::new(AtomicBool::new(false));
+    let registry = Registry::start(daemon.init(), 3, 1 << 20, daemon.path("no-gate"));
+    let puller = tokio::spawn(pulls(socket.clone(), registry.image.clone(), over.clone()));
     let pods = {
         let (socket, over) = (socket.clone(), over.clone());
         tokio::spawn(async move {
@@ -124,7 +152,10 @@ async fn nothing_is_left_whatever_is_killed() {
     }
     let faults = pods.await.unwrap();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    eprintln!("{cycles} pods, {kills} kills");
+    let pulled = puller.await.unwrap();
+    let log = daemon.log();
+    assert!(!log.contains("panicked"), "the daemon panicked");
+    eprintln!("{cycles} pods, {kills} kills, {pulled} pulls that went well");
 
     let mut client = daemon.client().await;
     let alive = common::state(&mut client, &kept).await;

@@ -31,10 +31,10 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
     let _turn = daemon.name_turn(&format!("{}_{}_{}", sandbox.id, metadata.name, metadata.attempt)).await;
     let same = |c: &Arc<Container>| c.with(|r| r.config.0.metadata.as_ref() == Some(&metadata));
     if let Some(existing) = daemon.containers_of(&sandbox.id).into_iter().find(same) {
-        if existing.record().complete {
+        if existing.with(|r| r.complete && !r.doomed) {
             return Ok(existing.id.clone());
         }
-        // What an earlier try could not let go of.
+        // What an earlier try or a removal could not let go of.
         super::remove(daemon, &existing.id).await?;
     }
     let pod = sandbox.record();

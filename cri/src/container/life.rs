@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gantry_cgroup::{HugepageLimit, Resources};
@@ -69,7 +70,7 @@ async fn wait(container: &Container, limit: Duration) -> bool {
     tokio::time::timeout(limit, ended).await.is_ok()
 }
 
-/// Asks a container to end and kills it after `grace` seconds.
+/// Asks a container to end, once, and kills it after `grace` seconds. Of several calls the one with the least patience kills.
 ///
 /// # Errors
 /// It does not even die by SIGKILL.
@@ -80,8 +81,13 @@ pub async fn stop(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: i64) 
     let record = container.record();
     let kill = |signal| Request::Kill { id: record.id.clone(), signal, all: false };
     if record.started_at > 0 && grace > 0 {
-        let asked = monitors::call(daemon, &record.sandbox, kill(signal_number(&record.stop_signal))).await;
-        if asked.is_ok() && wait(container, Duration::from_secs(grace.unsigned_abs())).await {
+        let mut asked = true;
+        if !container.asked_to_end.swap(true, Ordering::Relaxed) {
+            let signal = signal_number(&record.stop_signal);
+            asked = monitors::call(daemon, &record.sandbox, kill(signal)).await.is_ok();
+            container.asked_to_end.store(asked, Ordering::Relaxed);
+        }
+        if asked && wait(container, Duration::from_secs(grace.unsigned_abs())).await {
             return Ok(());
         }
     }
@@ -230,6 +236,10 @@ pub(crate) async fn try_remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
 async fn let_go(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Ok(container) = daemon.container(id) else { return Ok(()) };
     let _turn = container.turn.lock().await;
+    // Whoever had the turn before may have removed it.
+    if daemon.container(&container.id).is_err() {
+        return Ok(());
+    }
     // What was never made whole has no end that could be told: it is let go of by force.
     if container.record().complete {
         stop(daemon, &container, 0).await?;

@@ -15,7 +15,7 @@ use crate::ledger::{SandboxRecord, Wire};
 use crate::oci::spec::is_node;
 use crate::{monitors, nri};
 
-/// Makes a sandbox, or answers the one that has the same metadata already.
+/// Makes a sandbox, or answers the one that has the same metadata already and is ready.
 ///
 /// # Errors
 /// What failed; nothing is left then.
@@ -26,7 +26,8 @@ pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: S
     }
     let name = format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt);
     let _turn = daemon.name_turn(&name).await;
-    let same = |s: &Arc<Sandbox>| s.with(|r| r.complete && r.config.0.metadata.as_ref() == Some(&metadata));
+    let usable = |r: &SandboxRecord| r.complete && !r.stopped && !r.doomed;
+    let same = |s: &Arc<Sandbox>| s.with(|r| usable(r) && r.config.0.metadata.as_ref() == Some(&metadata));
     if let Some(existing) = daemon.all_sandboxes().into_iter().find(same) {
         return Ok(existing.id.clone());
     }

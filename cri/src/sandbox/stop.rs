@@ -212,6 +212,10 @@ async fn let_go(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
             break turn;
         }
     };
+    // Whoever had the turn before may have removed it.
+    if daemon.sandbox(&sandbox.id).is_err() {
+        return Ok(());
+    }
     let faults = release(daemon, &sandbox).await;
     if !faults.is_empty() {
         return Err(Error::Failed(format!("remove sandbox {}: {}", sandbox.id, faults.join("; "))));

@@ -80,8 +80,7 @@ impl ImageService for Service {
             registry_token: a.registry_token,
         });
         let name = r.image.unwrap_or_default().image;
-        let image = self.daemon.images.pull(&name, auth, None).await.map_err(Error::from)?;
-        Ok(Response::new(cri::PullImageResponse { image_ref: image.id }))
+        Ok(Response::new(cri::PullImageResponse { image_ref: crate::pulls::pull(&self.daemon, name, auth).await? }))
     }
 
     async fn remove_image(

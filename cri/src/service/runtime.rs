@@ -216,7 +216,8 @@ impl RuntimeService for Service {
     async fn stop_container(&self, r: Request<cri::StopContainerRequest>) -> Answer<cri::StopContainerResponse> {
         let r = r.into_inner();
         if let Ok(found) = self.daemon.container(&r.container_id) {
-            container::stop(&self.daemon, &found, r.timeout).await?;
+            let daemon = self.daemon.clone();
+            self.detached(async move { container::stop(&daemon, &found, r.timeout).await }).await?;
         }
         Ok(Response::new(cri::StopContainerResponse {}))
     }

@@ -2,6 +2,8 @@
 //! them when the test ends.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod registry;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -101,6 +103,11 @@ impl Daemon {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The folder of the programs.
+    pub fn programs(&self) -> &Path {
+        &self.programs
     }
 
     fn configure(&self, more: &str) {
