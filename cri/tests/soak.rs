@@ -14,6 +14,9 @@ use common::{Client, Daemon, remove_pod};
 use futures::StreamExt;
 use proto::cri;
 
+/// Control groups are counted for the whole process: one test at a time.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A number of the environment.
 fn option(name: &str, otherwise: usize) -> usize {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
@@ -212,6 +215,7 @@ async fn remove_all(client: &Client, pods: &[(String, String)], at_once: usize) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_pods_stand_are_told_quickly_and_go_without_a_trace() {
+    let _turn = TURN.lock().await;
     let Some(mut daemon) = Daemon::start() else { return };
     let count = option("GANTRY_SOAK_PODS", 16);
     let client = daemon.client().await.max_decoding_message_size(64 << 20);
@@ -292,6 +296,7 @@ async fn many_pods_stand_are_told_quickly_and_go_without_a_trace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_that_are_asked_for_at_once_all_come_up() {
+    let _turn = TURN.lock().await;
     let Some(daemon) = Daemon::start() else { return };
     let count = option("GANTRY_SOAK_AT_ONCE", 12);
     let client = daemon.client().await;
@@ -319,6 +324,7 @@ async fn pods_that_are_asked_for_at_once_all_come_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lives_one_after_another_leave_the_daemon_as_it_was() {
+    let _turn = TURN.lock().await;
     let Some(daemon) = Daemon::start() else { return };
     let cycles = option("GANTRY_SOAK_CYCLES", 40).max(20);
     let limit = Duration::from_secs(option("GANTRY_SOAK_SECONDS", 3600) as u64);
