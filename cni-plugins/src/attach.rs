@@ -60,24 +60,21 @@ impl Made {
 pub fn make_pair(request: &Request, netns: &Netns, socket: &mut Socket, name: &str, wanted: &Pair) -> Result<Link> {
     let veth = Kind::Veth { peer: &request.ifname, netns: netns.place(), mac: wanted.mac };
     let create = link::create(name, &veth, wanted.mtu, None);
-    if let Err(error) = socket.request(create.clone()) {
-        let text = || format!("make veth pair {name} and {} in {}", request.ifname, netns.text());
-        if error.raw_os_error() != Some(libc::EEXIST) {
-            return Err(error).doing(text);
-        }
-        // Left by an ADD or a DEL that was killed (or does not wait for the end), unless the container uses it.
-        let old = socket.link(name).doing(text)?;
-        let there = netns.socket()?.link(&request.ifname).doing(text)?;
-        if there.is_some() && old.as_ref().is_none_or(Link::is_up) {
-            return Err(Error::internal(format!("container already has a device {}", request.ifname)));
-        }
-        if let Some(old) = old {
-            Later::Remove(Socket::route().doing(text)?, old.index).do_now().doing(text)?;
-        }
-        socket.request(create).doing(text)?;
+    let text = || format!("make veth pair {name} and {} in {}", request.ifname, netns.text());
+    match socket.make(create.clone(), name) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        made => return made.doing(text),
     }
-    let link = socket.link(name).doing(|| format!("find {name}"))?;
-    link.ok_or_else(|| Error::internal(format!("{name} is gone as soon as it was made")))
+    // Left by an ADD or a DEL that was killed (or does not wait for the end), unless the container uses it.
+    let old = socket.link(name).doing(text)?;
+    let there = netns.socket()?.link(&request.ifname).doing(text)?;
+    if there.is_some() && old.as_ref().is_none_or(Link::is_up) {
+        return Err(Error::internal(format!("container already has a device {}", request.ifname)));
+    }
+    if let Some(old) = old {
+        Later::Remove(Socket::route().doing(text)?, old.index).do_now().doing(text)?;
+    }
+    socket.make(create, name).doing(text)
 }
 
 /// What happens to the container's device besides addresses and routes.

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::message::{Attributes, CREATE, DUMP, EXCL, Message, Received, text, u32_at};
+use crate::message::{Attributes, CREATE, DUMP, ECHO, EXCL, Message, Received, text, u32_at};
 use crate::socket::Socket;
 
 const NEW: u16 = 16;
@@ -453,6 +453,22 @@ impl Socket {
         let mut message = Message::new(GET, 0, &header(0, 0, 0));
         message.put_text(NAME, name).put_u32(MASK, SKIP_STATISTICS);
         self.one_link(message)
+    }
+
+    /// Makes a device by a request of [`create`], and answers how it is. Linux before 6.2 does not tell: then it is looked for.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn make(&mut self, mut request: Message, name: &str) -> io::Result<Link> {
+        request.add_flags(ECHO);
+        let mut made = None;
+        self.query(request, |m| {
+            made = made.take().or_else(|| Link::read(m).filter(|l| m.kind == NEW && l.name == name))
+        })?;
+        match made {
+            Some(link) => Ok(link),
+            None => self.link(name)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV)),
+        }
     }
 
     /// The device of an index, if there is one.

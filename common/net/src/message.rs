@@ -12,6 +12,8 @@ pub const HEADER: usize = 16;
 pub const REQUEST: u16 = 1;
 /// `NLM_F_ACK`: the kernel answers also when all is well.
 pub const ACK: u16 = 4;
+/// `NLM_F_ECHO`: the kernel tells who asked what became of it.
+pub const ECHO: u16 = 8;
 /// `NLM_F_DUMP`: all objects.
 pub const DUMP: u16 = 0x300;
 /// `NLM_F_CREATE`.
