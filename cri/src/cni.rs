@@ -287,6 +287,32 @@ pub fn addresses(result: &Value) -> Vec<String> {
         .collect()
 }
 
+/// A network's configuration, and behind NUL bytes what its plugins answer, as far as they are read here.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn understood(data: &[u8]) {
+    let mut parts = data.split(|b| *b == 0);
+    let value = serde_json::from_slice::<Value>(parts.next().unwrap_or_default());
+    let list = value.ok().and_then(|value| as_list(value).ok());
+    let capabilities: Map<String, Value> = Map::from_iter([("portMappings".to_owned(), json!([{"hostPort": 80}]))]);
+    let mut previous = None;
+    for (index, output) in parts.enumerate().take(8) {
+        for command in ["ADD", "CHECK"] {
+            match answer(command, output) {
+                Err(why) => assert!(!why.is_empty()),
+                Ok(result) => {
+                    assert!(addresses(&result).iter().all(|ip| ip.parse::<IpAddr>().is_ok()));
+                    previous = Some(result);
+                }
+            }
+        }
+        if let Some(list) = list.as_ref().filter(|l| l["plugins"].as_array().is_some_and(|p| index < p.len())) {
+            let config = plugin_config(list, index, previous.as_ref(), &capabilities);
+            assert_eq!(config["name"], list["name"]);
+            let _ = at_least(list, (1, 1));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

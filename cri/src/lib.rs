@@ -13,6 +13,9 @@ pub mod daemon;
 pub mod error;
 pub mod events;
 pub mod fsck;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hangup;
 pub mod ledger;
 pub mod metrics;

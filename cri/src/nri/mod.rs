@@ -9,6 +9,8 @@ mod adjust;
 mod adjust_tests;
 mod convert;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod plugin;
 mod updates;
 mod wire;
