@@ -32,7 +32,7 @@ pub(crate) struct Exec<'a> {
 /// Starts the process; answers its process id.
 pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
     let linux = ask.spec.linux();
-    let filter = filter_of(linux.seccomp.as_ref())?;
+    let filter = filter_of(linux.seccomp.as_ref(), container.store())?;
     let caps = capabilities_of(ask.process);
     let ignored = gantry_sys::signal::ignored();
     let init = pidfd_open(container.state.pid).context(|| "open the container's first process".to_owned())?;

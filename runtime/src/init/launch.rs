@@ -61,7 +61,7 @@ pub(crate) fn create(store: &Store, mut ask: Create<'_>) -> Result<Container> {
         rdt::require(ask.resctrl)?;
     }
     let limits = resources::plan(linux.resources.as_ref())?;
-    let filter = filter_of(linux.seccomp.as_ref())?;
+    let filter = filter_of(linux.seccomp.as_ref(), store.root())?;
     let place = Place::find(linux.cgroups_path.as_ref(), ask.id, ask.systemd)?;
     place.require_free()?;
     let mut container = store.reserve(ask.id, &ask.bundle, &rootfs, &place)?;
@@ -103,9 +103,9 @@ fn own_network_only(linux: &Linux) -> Result<()> {
     Ok(())
 }
 
-/// The compiled filter of a profile.
-pub(crate) fn filter_of(profile: Option<&Seccomp>) -> Result<Option<Filter>> {
-    let compiled = |p: &Seccomp| Ok(Filter { code: seccomp::compile(p)?, flags: seccomp::flags(p)? });
+/// The compiled filter of a profile; `store`, the containers' folder, keeps it.
+pub(crate) fn filter_of(profile: Option<&Seccomp>, store: &Path) -> Result<Option<Filter>> {
+    let compiled = |p: &Seccomp| Ok(Filter { code: seccomp::compiled(store, p)?, flags: seccomp::flags(p)? });
     profile.map(compiled).transpose()
 }
 
@@ -168,7 +168,7 @@ fn start_child(
     // A mount namespace beside a user namespace belongs to that one, and so must what it is a copy of.
     let own_mounts = namespaces.makes(Kind::Mount) && !waits && !ask.no_pivot;
     let bare = (own_mounts && bare::suits(spec, &container.state.bundle, &container.state.rootfs))
-        .then(|| container.folder.parent().and_then(bare::open))
+        .then(|| bare::open(container.store()))
         .flatten();
     let attended = early.is_some() || !linux.net_devices.is_empty();
     let (ours, theirs) = Channel::pair()?;

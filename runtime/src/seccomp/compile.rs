@@ -5,7 +5,7 @@
 
 use gantry_sys::seccomp::Instruction;
 
-use super::machine::{Abi, HERE, Machine, X32_BIT, row_of};
+use super::machine::{Abi, HERE, Machine, X32_BIT, row_after, row_of};
 use super::profile::action;
 use super::table::TABLE;
 use crate::error::{Context, Error, Result};
@@ -29,8 +29,13 @@ const LONGEST: usize = 4096;
 /// What a tracer makes a call into that shall not be made.
 const NO_CALL: u32 = u32::MAX;
 
-/// What happens to one call, by name: the first answer without conditions, else the first whose conditions hold.
-type Answer<'a> = Vec<(Conditions<'a>, u32)>;
+/// What happens to one call (a row of the table) where the conditions hold.
+#[derive(Clone, Copy, Debug)]
+struct Answer<'a> {
+    row: u16,
+    conditions: Conditions<'a>,
+    verdict: u32,
+}
 
 /// Conditions that must all hold.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,8 +74,7 @@ pub fn compile_for(machine: &Machine, profile: &Seccomp) -> Result<Vec<Instructi
     code.ret(KILL_PROCESS);
     for abi in machine.others.iter().filter(|abi| listed(abi)) {
         let next = code.reversed.len();
-        let mut answers = answers.clone();
-        through(machine, &mut answers);
+        let answers = through(machine, &answers);
         code.calls(abi, 0, &answers, default);
         code.load(OFFSET_NUMBER);
         code.branch_over(JEQ, abi.audit, next);
@@ -108,9 +112,13 @@ pub fn compile_for(machine: &Machine, profile: &Seccomp) -> Result<Vec<Instructi
     Ok(code)
 }
 
-/// The answers that the rules give, by row of the table; empty ones for calls that no rule names.
+/// The answers that the rules give, sorted by rows of the table and those of one row as the rules are: the first without
+/// conditions counts, else the first whose conditions hold.
 fn answers(profile: &Seccomp, default: u32) -> Result<Vec<Answer<'_>>> {
-    let mut answers = vec![Answer::default(); TABLE.len()];
+    let names: usize = profile.syscalls.iter().map(|rule| rule.names.len()).sum();
+    let mut answers = Vec::with_capacity(names.min(1024));
+    let mut before = 0;
+    let mut counts = vec![0; TABLE.len()];
     for rule in &profile.syscalls {
         let verdict = action(&rule.action, rule.errno_ret).context(|| "linux.seccomp".to_owned())?;
         check(&rule.args)?;
@@ -118,19 +126,35 @@ fn answers(profile: &Seccomp, default: u32) -> Result<Vec<Answer<'_>>> {
         if verdict == default {
             continue;
         }
-        let mut rows: Vec<usize> = rule.names.iter().filter_map(|name| row_of(name)).collect();
+        let mut rows = Vec::with_capacity(rule.names.len());
+        for name in &rule.names {
+            let Some(row) = row_after(before, name) else { continue };
+            before = row;
+            rows.push(row);
+        }
         // A name that is there again says nothing new, and would multiply with the conditions.
         rows.sort_unstable();
         rows.dedup();
         for row in rows {
-            answers[row].extend(alternatives(&rule.args).map(|c| (Conditions::Arguments(c), verdict)));
-            if answers[row].len() > LONGEST {
+            let others = answers.len();
+            let answer = |c| Answer { row: row as u16, conditions: Conditions::Arguments(c), verdict };
+            answers.extend(alternatives(&rule.args).map(answer));
+            counts[row] += answers.len() - others;
+            if counts[row] > LONGEST {
                 let name = TABLE[row].0;
                 return Err(Error::new(format!("linux.seccomp: more than {LONGEST} conditions on {name}")));
             }
         }
     }
+    answers.sort_by_key(|answer| answer.row);
     Ok(answers)
+}
+
+/// The answers for one call.
+fn of<'s, 'a>(answers: &'s [Answer<'a>], row: usize) -> &'s [Answer<'a>] {
+    let from = answers.partition_point(|answer| usize::from(answer.row) < row);
+    let count = answers[from..].partition_point(|answer| usize::from(answer.row) == row);
+    &answers[from..from + count]
 }
 
 fn check(args: &[SeccompArg]) -> Result<()> {
@@ -160,33 +184,32 @@ fn counts(arg: &SeccompArg, wide: bool) -> bool {
 }
 
 /// The answer that a call always gets, whatever its arguments are.
-fn always(answer: &Answer<'_>, wide: bool) -> Option<u32> {
+fn always(answers: &[Answer<'_>], wide: bool) -> Option<u32> {
     let without = |conditions: &Conditions<'_>| match conditions {
         Conditions::Arguments(args) => !args.iter().any(|arg| counts(arg, wide)),
         Conditions::First(..) => false,
     };
-    answer.iter().find(|(conditions, _)| without(conditions)).map(|(_, verdict)| *verdict)
+    answers.iter().find(|answer| without(&answer.conditions)).map(|answer| answer.verdict)
 }
 
 /// Gives the calls that can be made through another one the same answer there. Their own arguments are in memory then, which
 /// a filter does not see: what a rule says of the first is about the number of the call now, which is known, and what it says of
 /// others is about the other call's.
-fn through<'a>(machine: &Machine, answers: &mut [Answer<'a>]) {
+fn through<'a>(machine: &Machine, answers: &[Answer<'a>]) -> Vec<Answer<'a>> {
+    let mut all = answers.to_vec();
     for (name, door, number) in machine.through {
         let (Some(row), Some(door)) = (row_of(name), row_of(door)) else { continue };
-        let rules: Answer<'a> = match always(&answers[row], false) {
-            Some(verdict) => vec![(Conditions::First(*number, &[]), verdict)],
-            None => answers[row]
-                .iter()
-                .map(|(conditions, verdict)| match conditions {
-                    Conditions::Arguments(args) | Conditions::First(_, args) => {
-                        (Conditions::First(*number, args), *verdict)
-                    }
-                })
-                .collect(),
-        };
-        answers[door].extend(rules);
+        let own = of(answers, row);
+        let answer = |args, verdict| Answer { row: door as u16, conditions: Conditions::First(*number, args), verdict };
+        match always(own, false) {
+            Some(verdict) => all.push(answer(&[], verdict)),
+            None => all.extend(own.iter().map(|a| match a.conditions {
+                Conditions::Arguments(args) | Conditions::First(_, args) => answer(args, a.verdict),
+            })),
+        }
     }
+    all.sort_by_key(|answer| answer.row);
+    all
 }
 
 /// A program, last instruction first.
@@ -239,8 +262,8 @@ impl Code {
             Verdict::Plain(verdict) => code.ret(verdict),
             Verdict::Row(row) => {
                 code.ret(default);
-                for (conditions, verdict) in answers[row].iter().rev() {
-                    code.rule(abi.wide, *conditions, *verdict);
+                for answer in of(answers, row).iter().rev() {
+                    code.rule(abi.wide, answer.conditions, answer.verdict);
                 }
             }
         });
@@ -348,16 +371,16 @@ impl Code {
 /// names are calls newer than the profile: where the default is an error they get ENOSYS, so that C libraries fall back to an
 /// older call.
 fn ranges(abi: &Abi, base: u32, answers: &[Answer<'_>], default: u32) -> Vec<(u32, Verdict)> {
-    let answered = answers.iter().enumerate().filter(|(_, answer)| !answer.is_empty());
-    let mut calls: Vec<(u32, Verdict)> = answered
-        .filter_map(|(row, answer)| {
-            let verdict = always(answer, abi.wide).map_or(Verdict::Row(row), Verdict::Plain);
-            abi.number(row).map(|number| (base | number, verdict))
-        })
-        .collect();
+    let mut calls: Vec<(u32, Verdict)> = Vec::with_capacity(answers.len());
+    calls.extend(answers.chunk_by(|a, b| a.row == b.row).filter_map(|answer| {
+        let row = usize::from(answer[0].row);
+        let verdict = always(answer, abi.wide).map_or(Verdict::Row(row), Verdict::Plain);
+        abi.number(row).map(|number| (base | number, verdict))
+    }));
     calls.sort_unstable_by_key(|(number, _)| *number);
     let plain = Verdict::Plain(default);
-    let mut ranges = vec![(base, plain)];
+    let mut ranges = Vec::with_capacity(128);
+    ranges.push((base, plain));
     let mut put = |from: u32, verdict: Verdict| {
         if ranges.last().is_some_and(|(at, _)| *at == from) {
             ranges.pop();

@@ -91,6 +91,12 @@ pub(super) fn row_of(name: &str) -> Option<usize> {
     TABLE.binary_search_by(|row| row.0.cmp(name)).ok()
 }
 
+/// As [`row_of`] for a name that likely stands in one of the rows after this one, as those of a sorted list do.
+pub(super) fn row_after(row: usize, name: &str) -> Option<usize> {
+    let near = TABLE.get(row..)?.iter().take(4).position(|other| other.0 == name);
+    near.map(|distance| row + distance).or_else(|| row_of(name))
+}
+
 /// 32-bit x86's old doors: `socketcall` and `ipc` with a number of the call that is meant.
 const THROUGH: [(&str, &str, u8); 32] = [
     ("socket", "socketcall", 1),

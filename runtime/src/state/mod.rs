@@ -109,6 +109,11 @@ impl Store {
         Self { root }
     }
 
+    /// Where the containers' folders are.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn folder(&self, id: &str) -> Result<PathBuf> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
         if id.is_empty() || id == "." || id == ".." || id.len() > 255 || !id.chars().all(plain) {
@@ -256,6 +261,11 @@ impl Container {
     /// In a forked process: gives up its copy of the lock, which stays with the command.
     pub(crate) fn leave_lock(&mut self) {
         self.lock = None;
+    }
+
+    /// The folder of all containers, which its own is in.
+    pub(crate) fn store(&self) -> &Path {
+        self.folder.parent().unwrap_or(&self.folder)
     }
 
     /// The configuration that it was made from.
