@@ -25,6 +25,8 @@ fn a_container_is_created_started_killed_and_deleted() {
     assert!(twice.code != 0 && twice.err.contains("exist"), "{twice:?}");
     assert_eq!(case.run(&["start", &case.id]).code, 0);
     assert_eq!(case.status(), "running");
+    let all: serde_json::Value = serde_json::from_str(&case.run(&["list", "--format", "json"]).out).unwrap();
+    assert_eq!((&all[0]["id"], &all[0]["owner"]), (&json!(case.id), &json!("root")));
     wait_until("output", || case.output() == "started\n");
     assert_ne!(case.run(&["start", &case.id]).code, 0, "it runs already");
     let refused = case.run(&["delete", &case.id]);
@@ -214,4 +216,32 @@ fn pause_and_resume_freeze_and_thaw() {
     assert_eq!(case.run(&["pause", &case.id]).code, 0);
     assert_eq!(case.run(&["delete", "--force", &case.id]).code, 0);
     assert_eq!(case.remains(), Vec::<String>::new());
+}
+
+#[test]
+fn a_log_has_what_its_level_asks_for() {
+    if !usable() || !common::ours() {
+        return;
+    }
+    let mut case = Case::new("true");
+    // No host has all of these to give.
+    case.config["process"]["capabilities"]["bounding"] = json!(["CAP_KILL", "CAP_OF_NO_KERNEL"]);
+    case.write();
+    for (level, warned, shown) in [("debug", true, true), ("info", true, false), ("error", false, false)] {
+        let log = case.path(level);
+        let mut command = case.command();
+        command
+            .arg("--log")
+            .arg(&log)
+            .args(["--log-level", level, "run", "--bundle"])
+            .arg(case.dir.path())
+            .arg(&case.id);
+        let ran = common::finish(&mut command);
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        assert_eq!((ran.code, log.contains("CAP_OF_NO_KERNEL")), (0, warned), "{level}: {ran:?} {log}");
+        assert_eq!(ran.err.contains("CAP_OF_NO_KERNEL"), shown, "{level}: {ran:?}");
+    }
+    let mut command = case.command();
+    let ran = common::finish(command.args(["--log-level", "loud", "list"]));
+    assert!(ran.code != 0 && ran.err.contains("--log-level"), "{ran:?}");
 }

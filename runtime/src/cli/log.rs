@@ -15,16 +15,34 @@ struct Log {
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
-static DEBUG: OnceLock<bool> = OnceLock::new();
+static LEVEL: OnceLock<Level> = OnceLock::new();
+
+/// What is told.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    /// Errors.
+    Errors,
+    /// Warnings in the log file too.
+    Warnings,
+    /// Warnings on standard error too.
+    All,
+}
 
 /// Opens the log file.
-pub(crate) fn set_up(path: Option<&str>, format: Option<&str>, debug: bool) -> Result<()> {
+pub(crate) fn set_up(path: Option<&str>, format: Option<&str>, level: &str) -> Result<()> {
     let json = match format.unwrap_or("text") {
         "json" => true,
         "text" => false,
         other => fail!("--log-format: unknown format {other:?}, want text or json"),
     };
-    let _ = DEBUG.set(debug);
+    // Names as in runc's log library, letter case aside.
+    let level = match level.to_ascii_lowercase().as_str() {
+        "trace" | "debug" => Level::All,
+        "info" | "warn" | "warning" => Level::Warnings,
+        "error" | "fatal" | "panic" => Level::Errors,
+        other => fail!("--log-level: unknown level {other:?}, want debug, info, warning or error"),
+    };
+    let _ = LEVEL.set(level);
     let Some(path) = path.filter(|p| !p.is_empty() && *p != "/dev/stderr") else { return Ok(()) };
     let file = OpenOptions::new().create(true).append(true).open(path).context(|| format!("--log: open {path}"))?;
     let _ = LOG.set(Log { file, json });
@@ -44,10 +62,13 @@ pub(crate) fn error(text: &str) {
 
 /// Something was not done as asked; the command goes on. People see it with --debug, engines find it in the log.
 pub(crate) fn warn(text: &str) {
-    if DEBUG.get() == Some(&true) {
+    let level = LEVEL.get().copied().unwrap_or(Level::Warnings);
+    if level >= Level::All {
         eprintln!("gantry-run: warning: {text}");
     }
-    write("warning", text);
+    if level >= Level::Warnings {
+        write("warning", text);
+    }
 }
 
 fn write(level: &str, text: &str) {

@@ -53,7 +53,7 @@ global options:
   --root DIR              where containers are kept (default /run/gantry-run)
   --log FILE              write errors and warnings there too
   --log-format text|json  the form of that file (default text)
-  --log-level LEVEL       debug, info, warning (default) or error
+  --log-level LEVEL       debug, info (default), warning or error
   --debug                 the same as --log-level debug
   --systemd-cgroup        take cgroup paths as SLICE:PREFIX:NAME (needs systemd)
   --rootless BOOL|auto    accepted
@@ -106,7 +106,7 @@ fn dispatch(words: Vec<String>) -> Result<i32> {
     log::set_up(
         words.value("log"),
         words.value("log-format"),
-        words.is_set("debug") || words.value("log-level") == Some("debug"),
+        if words.is_set("debug") { "debug" } else { words.value("log-level").unwrap_or("info") },
     )?;
     if words.is_set("version") {
         println!("gantry-run version {}\nspec: {}", env!("CARGO_PKG_VERSION"), crate::spec::VERSION);
