@@ -74,7 +74,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     if !detach && !words.is_set("no-subreaper") {
         set_child_subreaper(true).context(|| "become a subreaper".to_owned())?;
     }
-    let ask = Restore { id, bundle, console, systemd: globals.systemd, options };
+    let ask = Restore { id, bundle, console, resctrl: &globals.resctrl, systemd: globals.systemd, options };
     let container = criu::restore(&globals.store, ask)?;
     let pid = container.state.pid;
     drop(container);

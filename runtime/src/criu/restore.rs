@@ -19,7 +19,9 @@ use crate::error::{Context, Result};
 use crate::fail;
 use crate::hooks;
 use crate::init::hand_over;
+use crate::plan::rdt::plan as plan_rdt;
 use crate::plan::{namespaces, resources};
+use crate::rdt::{self, Group};
 use crate::spec::Bundle;
 use crate::state::{Container, Status, Store, process_start};
 
@@ -28,6 +30,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) id: &'a str,
     pub(crate) bundle: Bundle,
     pub(crate) console: Option<UnixStream>,
+    /// Where resctrl is mounted.
+    pub(crate) resctrl: &'a Path,
     pub(crate) systemd: bool,
     pub(crate) options: Options<'a>,
 }
@@ -40,6 +44,9 @@ pub(crate) fn restore(store: &Store, ask: Restore<'_>) -> Result<Container> {
     let spec = &ask.bundle.spec;
     let root = spec.root.as_ref().map(|r| ask.bundle.folder.join(&r.path)).unwrap_or_default();
     let rootfs = fs::canonicalize(&root).context(|| format!("root.path {}", root.display()))?;
+    if spec.linux().intel_rdt.is_some() {
+        rdt::require(ask.resctrl)?;
+    }
     let limits = resources::plan(spec.linux().resources.as_ref())?;
     let images = &ask.options.images;
     let descriptors = images.join(DESCRIPTORS);
@@ -66,6 +73,7 @@ pub(crate) fn restore(store: &Store, ask: Restore<'_>) -> Result<Container> {
                 let _ = group.kill();
             }
             let _ = cgroups::remove(group.as_ref(), &place);
+            let _ = container.state.rdt.as_ref().map(Group::remove);
         }
         made
     })();
@@ -122,6 +130,14 @@ fn revive(container: &mut Container, ask: &Restore<'_>, descriptors: &[String], 
         // What it makes is made there, and charged to it.
         group.add_process(session.pid()).context(|| "put criu in the container's cgroup".to_owned())?;
         name_cgroups(&mut all.options, session.pid())?;
+    }
+    if let Some(asked) = &spec.linux().intel_rdt {
+        let plan = plan_rdt(asked, ask.id);
+        // What it makes is made there too.
+        Group::set_up(ask.resctrl, &plan, ask.id, session.pid(), |group| {
+            container.state.rdt = Some(group.clone());
+            container.save()
+        })?;
     }
     let reached = |point: &str, pid: i32, fds: Vec<OwnedFd>| {
         match point {
