@@ -86,4 +86,6 @@ code "ctr task kill" 0 "${ctr[@]}" task kill -s SIGKILL three
 for _ in $(seq 100); do "${ctr[@]}" task ls | grep -q 'three.*STOPPED' && break; sleep 0.1; done
 code "ctr task rm" 0 "${ctr[@]}" task rm three
 code "ctr container rm" 0 "${ctr[@]}" container rm three
-[ -z "$(ls -A "$work/runs/default" 2>/dev/null)" ] || fail "containers are left: $(ls "$work/runs/default")"
+# What it keeps for itself is no container.
+left=$(ls -A "$work/runs/default" 2>/dev/null | grep -vxF -e .kdevtmpfs~ -e .seccomp~)
+[ -z "$left" ] || fail "containers are left: $left"
