@@ -4,6 +4,8 @@
 case ${CARGO_MANIFEST_DIR:-} in
 "${0%/fuzz/rustc.sh}"/*)
   case " $* " in
+  # Runs while building, without libFuzzer.
+  *" --crate-name build_script_"*) ;;
   *" --crate-type lib "* | *" --crate-type bin "*)
     exec "$@" -C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 \
       -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table \

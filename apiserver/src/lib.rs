@@ -10,6 +10,9 @@ pub mod bootstrap_tokens;
 pub mod certificates;
 pub mod controllers;
 pub mod event_ttl;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod health;
 pub mod http_util;
 pub mod limits;
