@@ -210,3 +210,44 @@ fn duplicate_addresses_are_found_where_that_is_wanted() {
     assert_eq!(net.taken(), taken);
     assert!(!net.nft().contains("other"), "{}", net.nft());
 }
+
+#[test]
+fn a_vlan_has_a_gateway_of_its_own() {
+    let Some(net) = Net::new(&["a", "b", "c"]) else { return };
+    let gateway = |number: u8| {
+        let mut config = with(net.bridge(), "vlan", json!(100 * u16::from(number)));
+        config["preserveDefaultVlan"] = json!(number == 1);
+        config["name"] = json!(format!("net{number}"));
+        config["ipam"]["ranges"] = json!([[{"subnet": format!("10.77.{number}.0/24")}]]);
+        config["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0"}]);
+        config
+    };
+    let a = match net.call("bridge", "ADD", "a", &gateway(1)) {
+        Ok(result) => result,
+        Err(error) => {
+            println!("skipped: this kernel's bridges know no VLANs: {error}");
+            net.without("veth");
+            assert!(!net.links().contains("br0.100"), "{}", net.links());
+            return;
+        }
+    };
+    assert_eq!((&a["interfaces"][2]["name"], &a["interfaces"][3]["name"]), (&json!("eth0"), &json!("br0.100")), "{a}");
+    net.call("bridge", "ADD", "b", &gateway(1)).unwrap();
+    net.call("bridge", "ADD", "c", &gateway(2)).unwrap();
+    ["host", "a", "b"].iter().for_each(|id| net.serve(id, 80));
+    net.serve("out", 81);
+    for (from, number) in [("a", 1), ("b", 1), ("c", 2)] {
+        assert!(net.get(from, &format!("10.77.{number}.1:80")).is_ok(), "{from} to its gateway");
+        assert!(net.get(from, "192.0.2.2:81").is_ok(), "{from} outside");
+    }
+    assert!(net.get("a", "10.77.1.3:80").is_ok(), "the same VLAN");
+    // To another VLAN it goes through the node.
+    assert!(net.get("c", "10.77.1.2:80").is_ok(), "another VLAN");
+    for (id, number) in [("a", 1), ("b", 1), ("c", 2)] {
+        net.call("bridge", "DEL", id, &gateway(number)).unwrap();
+    }
+    // As the bridge, the gateways are there for who comes next.
+    let again = net.call("bridge", "ADD", "a", &gateway(1)).unwrap();
+    assert_eq!(again["interfaces"][3], a["interfaces"][3]);
+    assert!(net.get("a", "10.77.1.1:80").is_ok());
+}

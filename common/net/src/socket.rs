@@ -85,6 +85,9 @@ impl Socket {
     /// The first failure: which request, and the kernel's errno.
     pub fn batch(&mut self, messages: Vec<Message>) -> Result<(), (usize, io::Error)> {
         let count = messages.len();
+        if count == 0 {
+            return Ok(());
+        }
         let mut bytes = Vec::new();
         let first = self.sequence + 1;
         for mut message in messages {

@@ -1,11 +1,14 @@
 //! The host's side: the bridge, its port, its gateway addresses.
 
+use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use gantry_net::ip::{add_address, delete_address};
-use gantry_net::link::{self, BridgePort, Change, Kind};
+use gantry_net::link::{self, BorrowedFdKey, BridgePort, Change, Kind};
+use gantry_net::message::Message;
 use gantry_net::{Link, Neighbour, Prefix, Socket};
 
 use super::config::Config;
@@ -58,7 +61,7 @@ fn make_bridge(socket: &mut Socket, config: &Config) -> Result<Link> {
 /// A locally administered address of one station.
 fn random_mac() -> std::io::Result<[u8; 6]> {
     let mut mac = [0; 6];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut mac)?;
+    File::open("/dev/urandom")?.read_exact(&mut mac)?;
     mac[0] = mac[0] & 0xfc | 0x02;
     Ok(mac)
 }
@@ -83,6 +86,19 @@ pub(super) fn mac_of(ip: IpAddr) -> [u8; 6] {
     }
 }
 
+/// The VLANs that a port is in.
+fn vlans(config: &Config, port: u32) -> Vec<Message> {
+    let mut messages = Vec::new();
+    if config.vlans() && !config.preserve_default_vlan {
+        messages.push(link::vlan(port, (1, 1), false, false, true));
+    }
+    if config.vlan > 0 {
+        messages.push(link::vlan(port, (config.vlan, config.vlan), true, false, false));
+    }
+    messages.extend(config.trunk.iter().map(|range| link::vlan(port, *range, false, false, false)));
+    messages
+}
+
 /// Makes the host's end of the pair a port of the bridge.
 pub(super) fn join(socket: &mut Socket, config: &Config, bridge: &Link, port: &Link, owner: &str) -> Result<()> {
     // While it is down nobody is told. A port has no use for an address, which costs routes and messages to the container.
@@ -93,15 +109,7 @@ pub(super) fn join(socket: &mut Socket, config: &Config, bridge: &Link, port: &L
         let options = BridgePort { hairpin: config.hairpin.then_some(true), isolated: config.isolated.then_some(true) };
         batch.push(link::bridge_port(port.index, options));
     }
-    if config.vlans() {
-        if !config.preserve_default_vlan {
-            batch.push(link::vlan(port.index, (1, 1), false, false, true));
-        }
-        if config.vlan > 0 {
-            batch.push(link::vlan(port.index, (config.vlan, config.vlan), true, false, false));
-        }
-        batch.extend(config.trunk.iter().map(|range| link::vlan(port.index, *range, false, false, false)));
-    }
+    batch.extend(vlans(config, port.index));
     socket
         .batch(batch)
         .map_err(|(_, e)| Error::internal(format!("connect {} to bridge {}: {e}", port.name, bridge.name)))
@@ -138,7 +146,44 @@ pub(super) fn acquaint(socket: &mut Socket, bridge: &Link, ips: &[IpConfig], mac
     let _ = socket.batch(known.collect());
 }
 
-/// Gives the bridge the gateways' addresses and lets the host forward.
+/// The device that has the gateways' addresses. What the bridge itself sends is in no VLAN: there it is one end of a pair,
+/// named as the reference plugin names it, whose other end is a port of that VLAN. Like the bridge it stays.
+pub(super) fn gateway_device(socket: &mut Socket, config: &Config, bridge: &Link) -> Result<Link> {
+    if config.vlan == 0 {
+        return Ok(bridge.clone());
+    }
+    let name = format!("{}.{}", bridge.name, config.vlan);
+    let what = || format!("connect {name} to bridge {}", bridge.name);
+    let port = format!("vl{:x}-{}", bridge.index, config.vlan);
+    if socket.link(&name).doing(what)?.is_none() {
+        let own = File::open("/proc/thread-self/ns/net").doing(|| "open the own network namespace".into())?;
+        let mac = Some(random_mac().doing(|| "read random bytes".into())?);
+        let pair = Kind::Veth { peer: &name, netns: BorrowedFdKey(own.as_fd()), mac };
+        match socket.request(link::create(&port, &pair, Some(bridge.mtu), None)) {
+            // Another ADD was faster.
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            other => other.doing(|| format!("make {name}"))?,
+        }
+    }
+    let gone = || Error::internal(format!("{name} is gone"));
+    let device = socket.link(&name).doing(what)?.ok_or_else(gone)?;
+    let port = socket.link(&port).doing(what)?.filter(|port| Some(port.index) == device.peer);
+    let port = port.ok_or_else(|| Error::internal(format!("\"{name}\" already exists but is not the bridge's")))?;
+    let mut batch = Vec::new();
+    if port.master != Some(bridge.index) {
+        let joined = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
+        let before = Change { no_link_local: true, ..Change::default() };
+        batch.extend([link::change(port.index, &before), link::change(port.index, &joined)]);
+        batch.extend(vlans(config, port.index));
+    }
+    if !device.is_up() {
+        batch.push(link::change(device.index, &Change { up: Some(true), ..Change::default() }));
+    }
+    socket.batch(batch).map_err(|(_, e)| e).doing(what)?;
+    Ok(device)
+}
+
+/// Gives the device of the gateways their addresses and lets the host forward.
 pub(super) fn gateway(socket: &mut Socket, config: &Config, bridge: &Link, ips: &[IpConfig]) -> Result<()> {
     let mut there = Vec::new();
     for four in [true, false] {

@@ -98,11 +98,14 @@ fn attach(
     made.pair = Some(port.index);
     host::join(socket, config, bridge, &port, &table::owner(request))?;
     default_routes(config, &mut result);
+    let mut router = None;
     if config.layer3 && config.gateway {
-        host::gateway(socket, config, bridge, &result.ips)?;
-    }
-    if let Some(mac) = mac.filter(|_| config.gateway) {
-        host::acquaint(socket, bridge, &result.ips, mac);
+        let device = host::gateway_device(socket, config, bridge)?;
+        host::gateway(socket, config, &device, &result.ips)?;
+        if let Some(mac) = mac {
+            host::acquaint(socket, &device, &result.ips, mac);
+        }
+        router = Some(device).filter(|device| device.index != bridge.index);
     }
     let setup = Setup { up: config.enabled, announce: config.mac.is_some(), check: config.check_addresses };
     let container = attach::configure(request, netns, &result, setup)?;
@@ -113,6 +116,7 @@ fn attach(
         attach::described(&port, ""),
         attach::described(&container, &netns.text()),
     ];
+    result.interfaces.extend(router.map(|device| attach::described(&device, "")));
     table::add(&table::owner(request), &wanted(config, &result, &name))?;
     if config.enabled {
         host::forwarding(socket, &port)?;
