@@ -102,6 +102,9 @@ pub struct ContainerRecord {
     /// Snapshots of image volumes.
     #[serde(default)]
     pub views: Vec<String>,
+    /// The checkpoint that it starts from, until it has started.
+    #[serde(default)]
+    pub restore: Option<PathBuf>,
     /// Somebody asked for its removal, which could not be finished yet.
     #[serde(default)]
     pub doomed: bool,

@@ -49,6 +49,7 @@ pub async fn run(daemon: &Arc<Daemon>) {
             tracing::warn!(container = %entry.id, %error, "half-made container stays");
         }
     }
+    container::recover(daemon).await;
     collect_addresses(daemon).await;
     let sandboxes = daemon.all_sandboxes().into_iter().filter(|s| s.record().doomed).map(|s| s.id.clone());
     let containers = daemon.all_containers().into_iter().filter(|c| c.record().doomed).map(|c| c.id.clone());

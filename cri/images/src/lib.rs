@@ -179,6 +179,16 @@ impl Images {
         self.store().write_changes(container_id, to)
     }
 
+    /// Puts what [`Images::write_changes`] wrote into a container's snapshot that is not mounted. Blocking.
+    pub fn apply_changes(&self, container_id: &str, from: &Path) -> Result<()> {
+        self.store().apply_changes(container_id, from)
+    }
+
+    /// A folder for what belongs to a container's snapshot, and goes with it.
+    pub fn beside(&self, container_id: &str) -> PathBuf {
+        self.store().beside(container_id)
+    }
+
     /// Compares the ledger with the disk and tells what does not agree, in words. Blocking.
     pub fn check(&self, live: &HashSet<String>) -> Vec<String> {
         self.store().check(live)

@@ -95,6 +95,9 @@ pub struct Create {
     pub exit_file: PathBuf,
     /// Cgroup path, to see kills by the memory limit.
     pub cgroup: PathBuf,
+    /// The folder of a checkpoint (its images in `checkpoint`) from which its processes go on; they run when this is answered.
+    #[serde(default)]
+    pub restore: Option<PathBuf>,
 }
 
 /// The monitor's answer.

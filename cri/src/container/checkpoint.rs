@@ -16,6 +16,12 @@ use crate::error::{Error, Result};
 /// When the request sets no limit.
 const SLOW: Duration = Duration::from_secs(120);
 
+/// For commands that wait for nothing but processes to stop.
+const QUICK: Duration = Duration::from_secs(30);
+
+/// In a container's bundle while its processes are stopped for a checkpoint: a daemon that starts lets them go on.
+const STOPPED: &str = "stopped-for-checkpoint";
+
 /// A folder that is gone with the value.
 struct Scratch(PathBuf);
 
@@ -45,69 +51,162 @@ pub async fn checkpoint(daemon: &Arc<Daemon>, id: &str, location: &str, limit: i
     fs::create_dir_all(&images).map_err(Error::failed(format!("create {}", images.display())))?;
     fs::set_permissions(&scratch.0, Permissions::from_mode(0o700)).map_err(Error::failed("protect the checkpoint"))?;
     let limit = u64::try_from(limit).ok().filter(|n| *n > 0).map_or(SLOW, Duration::from_secs);
-    dump(daemon, &container, &images, &scratch.0, limit).await?;
-    let (task_daemon, task_container) = (daemon.clone(), container.clone());
-    let packed = tokio::task::spawn_blocking(move || {
-        let made = pack(&task_daemon, &task_container, &scratch.0, &location);
-        drop(scratch);
-        made.map_err(|e| Error::Failed(format!("write checkpoint {}: {e}", location.display())))
-    });
-    packed.await??;
+    let runtime = Runtime::of(daemon, &container)?;
+    // What is written of its files must fit what is written of its processes, which know sizes of files: none may run meanwhile.
+    let stopped = stop(daemon, &runtime, &container).await;
+    let written = write(daemon, &container, &runtime, scratch, &location, limit).await;
+    if stopped {
+        go_on(daemon, &runtime, &container).await;
+    }
+    written?;
     tracing::info!(container = %container.id, "checkpoint written");
     Ok(())
 }
 
-/// Has the OCI runtime write the processes.
-async fn dump(daemon: &Daemon, container: &Container, images: &Path, work: &Path, limit: Duration) -> Result<()> {
-    let handler = daemon.sandbox(&container.sandbox)?.record().handler;
-    let runtime = daemon
-        .settings()
-        .handler(&handler)
-        .ok_or_else(|| Error::Invalid(format!("runtime handler {handler:?} is unknown")))?;
-    let what = format!("checkpoint of container {} by {}", container.id, runtime.display());
-    let run = tokio::process::Command::new(&runtime)
-        .arg("--root")
-        .arg(&daemon.config.runtime_root)
-        .arg("checkpoint")
-        .arg("--image-path")
-        .arg(images)
-        .arg("--work-path")
-        .arg(work)
-        .args(["--leave-running", &container.id])
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(limit, run)
-        .await
-        .map_err(|_| Error::Timeout(format!("{what}: no end after {} s", limit.as_secs())))?
-        .map_err(Error::failed(&what))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).collect();
-    let why = last.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join("; ");
-    let why = if why.is_empty() { output.status.to_string() } else { why };
-    Err(Error::Failed(format!("{what}: {why}")))
+/// Writes all parts, and the archive of them.
+async fn write(
+    daemon: &Arc<Daemon>,
+    container: &Arc<Container>,
+    runtime: &Runtime,
+    scratch: Scratch,
+    location: &Path,
+    limit: Duration,
+) -> Result<()> {
+    let images = scratch.0.join("checkpoint");
+    runtime
+        .run(daemon, &["checkpoint", "--leave-running", "--file-locks"], limit, |command| {
+            command.arg("--image-path").arg(&images).arg("--work-path").arg(&scratch.0).arg(&container.id)
+        })
+        .await?;
+    let (daemon, container, location) = (daemon.clone(), container.clone(), location.to_owned());
+    let runtime = runtime.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let packed = tokio::task::spawn_blocking(move || {
+        let made = pack(&daemon, &container, &runtime, &scratch.0, &location);
+        drop(scratch);
+        made.map_err(|e| Error::Failed(format!("write checkpoint {}: {e}", location.display())))
+    });
+    packed.await?
 }
 
-/// What a reader must know beside the processes.
-fn describe(container: &Container) -> Value {
+/// Stops a container's processes; false where the host or the runtime cannot, or they are stopped already.
+async fn stop(daemon: &Daemon, runtime: &Runtime, container: &Container) -> bool {
+    let mark = daemon.bundle(&container.id).join(STOPPED);
+    if fs::write(&mark, "").is_err() {
+        return false;
+    }
+    let stopped = runtime.run(daemon, &["pause"], QUICK, |command| command.arg(&container.id)).await;
+    if let Err(error) = &stopped {
+        tracing::warn!(container = %container.id, %error, "not stopped for its checkpoint");
+        let _ = fs::remove_file(&mark);
+    }
+    stopped.is_ok()
+}
+
+/// Lets the processes go on, and forgets that they were stopped.
+async fn go_on(daemon: &Daemon, runtime: &Runtime, container: &Container) {
+    match runtime.run(daemon, &["resume"], QUICK, |command| command.arg(&container.id)).await {
+        Ok(()) => drop(fs::remove_file(daemon.bundle(&container.id).join(STOPPED))),
+        // It may have ended meanwhile.
+        Err(error) => tracing::warn!(container = %container.id, %error, "does not go on after its checkpoint"),
+    }
+}
+
+/// Lets containers go on that were stopped when an earlier run of this daemon was killed.
+pub async fn recover(daemon: &Arc<Daemon>) {
+    for container in daemon.all_containers() {
+        if daemon.bundle(&container.id).join(STOPPED).exists()
+            && let Ok(runtime) = Runtime::of(daemon, &container)
+        {
+            tracing::info!(container = %container.id, "goes on after a checkpoint that did not end");
+            go_on(daemon, &runtime, &container).await;
+        }
+    }
+}
+
+/// The OCI runtime of a container.
+struct Runtime {
+    program: PathBuf,
+}
+
+impl Runtime {
+    fn of(daemon: &Daemon, container: &Container) -> Result<Self> {
+        let handler = daemon.sandbox(&container.sandbox)?.record().handler;
+        let program = daemon.settings().handler(&handler);
+        let program = program.ok_or_else(|| Error::Invalid(format!("runtime handler {handler:?} is unknown")))?;
+        Ok(Self { program })
+    }
+
+    /// Runs one command; what it says at its end is the reason where it fails.
+    async fn run(
+        &self,
+        daemon: &Daemon,
+        words: &[&str],
+        limit: Duration,
+        arguments: impl FnOnce(&mut tokio::process::Command) -> &mut tokio::process::Command,
+    ) -> Result<()> {
+        let what = format!("{} by {}", words[0], self.program.display());
+        let mut command = tokio::process::Command::new(&self.program);
+        command.arg("--root").arg(&daemon.config.runtime_root).args(words);
+        let command = arguments(&mut command).stdin(std::process::Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(limit, command.output())
+            .await
+            .map_err(|_| Error::Timeout(format!("{what}: no end after {} s", limit.as_secs())))?
+            .map_err(Error::failed(&what))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).collect();
+        let why = last.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join("; ");
+        let why = if why.is_empty() { output.status.to_string() } else { why };
+        Err(Error::Failed(format!("{what}: {why}")))
+    }
+}
+
+/// A time as Go's JSON has it.
+fn time(nanoseconds: i64) -> String {
+    jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default().to_string()
+}
+
+/// What a reader must know beside the processes, in the words of checkpointctl's library, which other engines use.
+fn describe(container: &Container, runtime: &str) -> Value {
     let record = container.record();
     json!({
         "id": record.id,
         "name": record.config.0.metadata.map(|m| m.name),
         "rootfsImage": record.image_id,
         "rootfsImageRef": record.image_ref,
-        "rootfsImageName": record.config.0.image.map(|i| i.image),
-        "createdTime": record.created_at,
-        "checkpointedTime": now(),
+        "rootfsImageName": record.config.0.image.map(|i| if i.user_specified_image.is_empty() { i.image } else { i.user_specified_image }),
+        "runtime": runtime,
+        "createdTime": time(record.created_at),
+        "checkpointedTime": time(now()),
+        "restoredTime": "0001-01-01T00:00:00Z",
+        "restored": false,
+    })
+}
+
+/// The container's status, in containerd's words.
+fn status(container: &Container) -> Value {
+    let record = container.record();
+    let metadata = record.config.0.metadata.clone().unwrap_or_default();
+    json!({
+        "id": record.id,
+        "metadata": {"name": metadata.name, "attempt": metadata.attempt},
+        "state": cri::ContainerState::ContainerRunning as i32,
+        "created_at": record.created_at,
+        "started_at": record.started_at,
+        "image": {"image": record.config.0.image.map(|i| i.image)},
+        "image_ref": record.image_ref,
+        "labels": record.config.0.labels,
+        "annotations": record.config.0.annotations,
+        "log_path": record.log_path,
     })
 }
 
 /// Writes the archive in one go: it is there whole or not at all.
-fn pack(daemon: &Daemon, container: &Container, parts: &Path, location: &Path) -> io::Result<()> {
-    fs::write(parts.join("config.dump"), describe(container).to_string())?;
+fn pack(daemon: &Daemon, container: &Container, runtime: &str, parts: &Path, location: &Path) -> io::Result<()> {
+    fs::write(parts.join("config.dump"), describe(container, runtime).to_string())?;
+    fs::write(parts.join("status.dump"), status(container).to_string())?;
     fs::copy(daemon.bundle(&container.id).join("config.json"), parts.join("spec.dump"))?;
     let changes = io::BufWriter::new(File::create(parts.join("rootfs-diff.tar"))?);
     daemon.images.write_changes(&container.id, changes).map_err(io::Error::other)?;

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
 use super::life::release;
-use super::log_path;
+use super::{log_path, restore};
 use crate::daemon::{Container, Daemon, Making, Sandbox, new_id, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
@@ -42,7 +42,11 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
         return Err(Error::State(format!("sandbox {} is not ready", sandbox.id)));
     }
     let name = config.image.clone().unwrap_or_default().image;
-    let image = daemon.images.get(&name).ok_or_else(|| Error::NotFound(format!("image {name:?}")))?;
+    let source = restore::source(&name).await?;
+    let image = match &source {
+        Some(source) => source.image(daemon).await?,
+        None => daemon.images.get(&name).ok_or_else(|| Error::NotFound(format!("image {name:?}")))?,
+    };
     let id = new_id();
     let parent = sandbox::cgroup(daemon, &pod)?;
     let resources = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
@@ -68,6 +72,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerC
         reason: String::new(),
         message: String::new(),
         views: Vec::new(),
+        restore: source.map(|source| source.archive),
         doomed: false,
         config: Wire(config),
     };
@@ -146,7 +151,16 @@ async fn made(daemon: &Arc<Daemon>, sandbox: &Sandbox, container: &Container, oc
     let file = daemon.bundle(&container.id).join("config.json");
     fs::write(&file, oci.to_string()).map_err(Error::failed(format!("write {}", file.display())))?;
     let record = container.record();
-    let request = Request::Create(Box::new(Create {
+    // One that is restored is made when it starts: its processes go on as soon as there are any.
+    if record.restore.is_none() {
+        monitors::call(daemon, &sandbox.id, request(daemon, &record)).await?;
+    }
+    container.change(&daemon.ledger, |r| r.complete = true)
+}
+
+/// What the monitor is asked for to make a container.
+pub(super) fn request(daemon: &Daemon, record: &ContainerRecord) -> Request {
+    Request::Create(Box::new(Create {
         id: record.id.clone(),
         bundle: daemon.bundle(&record.id),
         terminal: record.config.0.tty,
@@ -154,9 +168,8 @@ async fn made(daemon: &Arc<Daemon>, sandbox: &Sandbox, container: &Container, oc
         log: (!record.log_path.is_empty()).then(|| record.log_path.clone().into()),
         exit_file: daemon.ledger.exit_file(&record.id),
         cgroup: record.cgroup.clone().into(),
-    }));
-    monitors::call(daemon, &sandbox.id, request).await?;
-    container.change(&daemon.ledger, |r| r.complete = true)
+        restore: record.restore.as_ref().map(|_| restore::folder(daemon, &record.id)),
+    }))
 }
 
 /// A file of the image as text, found without leaving its root; empty when missing.
@@ -175,6 +188,9 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
     let rootfs = bundle.join("rootfs");
     fs::create_dir_all(&bundle).map_err(Error::failed(format!("create {}", bundle.display())))?;
     daemon.images.prepare(&record.id, &record.image_id)?;
+    if let Some(archive) = &record.restore {
+        restore::unpack(daemon, &record.id, archive)?;
+    }
     let ids = users::wanted(&crate::sandbox::options(&pod)).map_err(Error::Invalid)?;
     let place = users::path(daemon, &sandbox.id);
     let mapped =

@@ -11,7 +11,7 @@ use gantry_monitor::protocol::Request;
 use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
-use super::{ended, signal_number};
+use super::{create, ended, restore, signal_number};
 use crate::daemon::{Container, Daemon, lock, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
@@ -36,7 +36,7 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let allowed = nri::container_starts(daemon, &container).await;
     container.change(&daemon.ledger, |r| r.started_at = now())?;
     let started = match allowed {
-        Ok(()) => monitors::call(daemon, &container.sandbox, Request::Start { id: container.id.clone() }).await,
+        Ok(()) => monitors::call(daemon, &container.sandbox, starting(daemon, &container)).await,
         Err(refusal) => Err(refusal),
     };
     if let Err(error) = started {
@@ -50,10 +50,21 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         ended(daemon, &container.id, exit, "StartError", &error.to_string());
         return Err(error);
     }
+    if container.record().restore.is_some() {
+        container.change(&daemon.ledger, |r| r.restore = None)?;
+        let _ = fs::remove_dir_all(restore::folder(daemon, &container.id));
+        tracing::info!(container = %container.id, "container restored");
+    }
     emit(daemon, &container.id, &container.sandbox, cri::ContainerEventType::ContainerStartedEvent);
     nri::container_started(daemon, &container).await;
     tracing::info!(container = %container.id, "container started");
     Ok(())
+}
+
+/// What the monitor is asked for to start a container.
+fn starting(daemon: &Daemon, container: &Container) -> Request {
+    let record = container.record();
+    if record.restore.is_some() { create::request(daemon, &record) } else { Request::Start { id: record.id } }
 }
 
 /// Waits until a container has ended; false at the time limit.
@@ -79,6 +90,11 @@ pub async fn stop(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: i64) 
         return Ok(());
     }
     let record = container.record();
+    if record.restore.is_some() && record.started_at == 0 {
+        // No process of it was made yet.
+        ended(daemon, &record.id, ExitRecord { code: 137, finished_at: now(), oom_killed: false }, "", "");
+        return Ok(());
+    }
     let kill = |signal| Request::Kill { id: record.id.clone(), signal, all: false };
     if record.started_at > 0 && grace > 0 {
         let mut asked = true;
@@ -110,7 +126,7 @@ async fn end_orphans(id: &str) {
     let at_work = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = line.split(|b| *b == 0);
-        words.clone().any(|w| w == id.as_bytes()) && words.any(|w| w == b"create" || w == b"start")
+        words.clone().any(|w| w == id.as_bytes()) && words.any(|w| w == b"create" || w == b"start" || w == b"restore")
     };
     let pids = || -> Vec<i32> {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -4,6 +4,7 @@ mod checkpoint;
 mod create;
 pub mod exec;
 mod life;
+mod restore;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
-pub use checkpoint::checkpoint;
+pub use checkpoint::{checkpoint, recover};
 pub use create::create;
 pub use exec::{Exec, exec, exec_sync, exit_code};
 pub(crate) use life::set_resources;

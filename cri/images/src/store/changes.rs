@@ -3,13 +3,15 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::getxattr;
 use tar::{Builder, EntryType, Header};
 
 use super::Store;
 use crate::error::{Error, Result};
+use crate::unpack::apply::apply;
 
 impl Store {
     /// Writes a snapshot's writable directory as a tar, in the form of an OCI layer.
@@ -22,6 +24,23 @@ impl Store {
         tar.follow_symlinks(false);
         let written = add(&mut tar, &upper, Path::new("")).and_then(|()| tar.into_inner().map(drop));
         written.map_err(|e| Error::io("write the changes in", &upper, e))
+    }
+
+    /// Applies such a tar to a snapshot's writable directory, while that is not mounted.
+    pub(crate) fn apply_changes(&self, id: &str, from: &Path) -> Result<()> {
+        let (upper, replaced) = (self.beside(id).join("fs"), self.beside(id).join("replaced"));
+        let open = |path: &Path| fs::File::open(path).map_err(|e| Error::io("open", path, e));
+        fs::create_dir(&replaced).map_err(|e| Error::io("create", &replaced, e))?;
+        let stop = AtomicBool::new(false);
+        let limits = &self.config.limits;
+        let applied = apply(open(from)?, open(&upper)?.into(), open(&replaced)?.into(), limits, &stop);
+        fs::remove_dir_all(&replaced).map_err(|e| Error::io("remove", &replaced, e))?;
+        applied.map(drop).map_err(|fault| Error::io("apply the changes to", &upper.join(fault.entry), fault.error))
+    }
+
+    /// A snapshot's own folder.
+    pub(crate) fn beside(&self, id: &str) -> PathBuf {
+        self.snapshots.path(id)
     }
 }
 

@@ -61,8 +61,15 @@ impl Monitor {
         let pid_file = create.bundle.join("pid");
         let scratch = create.bundle.join("log.json");
         let plain = |e: io::Error| format!("streams of container {}: {e}", create.id);
-        let mut arguments: Vec<std::ffi::OsString> =
-            vec!["create".into(), "--bundle".into(), create.bundle.clone().into()];
+        let mut arguments: Vec<std::ffi::OsString> = match &create.restore {
+            None => vec!["create".into()],
+            Some(from) => {
+                let images = from.join("checkpoint").into();
+                let words = ["--file-locks".into(), "--image-path".into(), images, "--work-path".into(), from.into()];
+                ["restore".into(), "--detach".into()].into_iter().chain(words).collect()
+            }
+        };
+        arguments.extend(["--bundle".into(), create.bundle.clone().into()]);
         arguments.extend(["--pid-file".into(), pid_file.clone().into()]);
         let made = if create.terminal {
             let console = Console::open(self.socket.with_extension("tty")).map_err(plain)?;

@@ -1,0 +1,140 @@
+//! Checkpoints with a real criu, where there is one that works on this kernel: through CheckpointContainer into an archive, and
+//! from it into a container of another pod.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Client, Daemon, remove_pod, state, until};
+use proto::cri;
+
+/// Whether criu works here; says why not.
+fn criu() -> bool {
+    match Command::new("criu").arg("check").output() {
+        Err(_) => eprintln!("skipped: criu is not installed"),
+        Ok(check) if !check.status.success() => eprintln!("skipped: `criu check` fails on this kernel"),
+        Ok(_) => return true,
+    }
+    false
+}
+
+async fn pod(client: &mut Client, name: &str, logs: &Path) -> (String, cri::PodSandboxConfig) {
+    let mut config = common::pod(name);
+    config.log_directory = logs.display().to_string();
+    fs::create_dir_all(logs).unwrap();
+    let run = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    (client.run_pod_sandbox(run).await.unwrap().into_inner().pod_sandbox_id, config)
+}
+
+/// The last number in a log.
+fn count(log: &Path) -> u64 {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    text.lines().rev().find_map(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+fn first(log: &Path) -> u64 {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    text.lines().find_map(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_checkpointed_runs_on_and_goes_on_in_another_pod() {
+    if !rustix::process::geteuid().is_root() || !criu() {
+        return;
+    }
+    let Some(mut daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    let (one, two) = (daemon.path("logs-one"), daemon.path("logs-two"));
+    let (sandbox, config) = pod(&mut client, "first", &one).await;
+    let script = "/bin/busybox rm /bin/sh; echo kept >/made; exec 3>/open; echo held >&3; i=0; \
+                  while :; do i=$((i+1)); echo $i; /bin/busybox sleep 0.05; done";
+    let mut container = common::container("main", script);
+    container.log_path = "main.log".to_owned();
+    let mut create = cri::CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(container.clone()),
+        sandbox_config: Some(config),
+    };
+    let id = client.create_container(create.clone()).await.unwrap().into_inner().container_id;
+    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let log = one.join("main.log");
+    until("the count", Duration::from_secs(30), || (count(&log) > 20).then_some(()));
+    let archive = daemon.path("checkpoint.tar");
+    let ask = cri::CheckpointContainerRequest {
+        container_id: id.clone(),
+        location: archive.display().to_string(),
+        timeout: 60,
+    };
+    client.checkpoint_container(ask).await.unwrap();
+    let then = count(&log);
+    until("the count to go on", Duration::from_secs(30), || (count(&log) > then).then_some(()));
+    assert_eq!(state(&mut client, &id).await.state(), cri::ContainerState::ContainerRunning);
+    // As other engines write them.
+    let folder = daemon.path("unpacked");
+    fs::create_dir(&folder).unwrap();
+    let unpacked = Command::new("tar").arg("-C").arg(&folder).arg("-xf").arg(&archive).status().unwrap();
+    assert!(unpacked.success());
+    let json =
+        |name: &str| -> serde_json::Value { serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap() };
+    for name in [
+        "checkpoint/inventory.img",
+        "checkpoint/pages-1.img",
+        "dump.log",
+        "stats-dump",
+        "rootfs-diff.tar",
+        "container.log",
+    ] {
+        assert!(folder.join(name).exists(), "{name} is missing");
+    }
+    let about = json("config.dump");
+    assert_eq!((&about["id"], &about["name"]), (&id.clone().into(), &"main".into()));
+    assert!(about["checkpointedTime"].as_str().unwrap().ends_with('Z'), "{about}");
+    assert_eq!(json("status.dump")["metadata"]["name"], "main");
+    assert_eq!(json("spec.dump")["process"]["args"][0], "/bin/busybox");
+    remove_pod(&mut client, &sandbox).await.unwrap();
+    // In another pod, which is killed between create and start: what is to be restored is not forgotten.
+    let (sandbox, config) = pod(&mut client, "second", &two).await;
+    container.image = Some(cri::ImageSpec { image: archive.display().to_string(), ..Default::default() });
+    create.pod_sandbox_id.clone_from(&sandbox);
+    create.config = Some(container);
+    create.sandbox_config = Some(config);
+    let id = client.create_container(create.clone()).await.unwrap().into_inner().container_id;
+    assert_eq!(state(&mut client, &id).await.state(), cri::ContainerState::ContainerCreated);
+    daemon.kill();
+    daemon.launch();
+    let mut client = daemon.client().await;
+    let log = two.join("main.log");
+    assert_eq!(count(&log), 0, "nothing runs before start");
+    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    until("the count to go on in the other pod", Duration::from_secs(30), || (count(&log) > then).then_some(()));
+    assert!(first(&log) > 20, "it did not start anew: {}", first(&log));
+    let exec = cri::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: ["/bin/busybox", "sh", "-c", "/bin/busybox cat /made /open; test -e /bin/sh || echo gone"]
+            .map(String::from)
+            .into(),
+        timeout: 20,
+    };
+    let said = client.exec_sync(exec).await.unwrap().into_inner();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert_eq!(said, "kept\nheld\ngone\n", "its files are there, and gone as they were");
+    let stop = cri::StopContainerRequest { container_id: id.clone(), timeout: 0 };
+    client.stop_container(stop).await.unwrap();
+    assert_eq!(state(&mut client, &id).await.state(), cri::ContainerState::ContainerExited);
+    // One that is never started leaves nothing; an archive that is none is refused.
+    let config = create.config.as_mut().unwrap();
+    config.metadata.as_mut().unwrap().attempt = 1;
+    let unused = client.create_container(create.clone()).await.unwrap().into_inner().container_id;
+    let stop = cri::StopContainerRequest { container_id: unused.clone(), timeout: 0 };
+    client.stop_container(stop).await.unwrap();
+    let config = create.config.as_mut().unwrap();
+    config.metadata.as_mut().unwrap().attempt = 2;
+    config.image = Some(cri::ImageSpec { image: "/etc/passwd".to_owned(), ..Default::default() });
+    let refused = client.create_container(create).await.unwrap_err();
+    assert!(refused.message().contains("checkpoint /etc/passwd"), "{refused}");
+    remove_pod(&mut client, &sandbox).await.unwrap();
+    daemon.assert_clean();
+}
