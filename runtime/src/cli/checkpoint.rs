@@ -58,6 +58,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     asked.link_remap = words.is_set("link-remap");
     asked.pre_dump = words.is_set("pre-dump");
     asked.page_server = words.value("page-server").map(criu::page_server).transpose()?;
+    std::fs::create_dir_all(&asked.images).context(|| format!("create {}", asked.images.display()))?;
     if let Some(parent) = words.value("parent-path").filter(|p| !p.is_empty()) {
         let parent = Path::new(parent);
         if parent.is_absolute() || !asked.images.join(parent).is_dir() {

@@ -28,7 +28,6 @@ pub(crate) fn dump(container: &Container, spec: &Spec, mut asked: Options<'_>) -
         fail!("cannot checkpoint a container in the {} state", before.name());
     }
     let pid = container.state.pid;
-    fs::create_dir_all(&asked.images).context(|| format!("create {}", asked.images.display()))?;
     let mut all = asked.message(spec, "dump.log")?;
     let options = &mut all.options;
     options.text(wire::ROOT, &container.state.rootfs.to_string_lossy()).number(wire::PID, pid as u64);
