@@ -1,5 +1,6 @@
 //! The container's cgroup: found, made, limited and removed through `gantry_cgroup`, by its files or by systemd.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -94,12 +95,36 @@ pub(crate) fn find(path: &Path) -> Result<Option<Cgroup>> {
     host.cgroup(path).map(Some).context(|| format!("linux.cgroupsPath {}", path.display()))
 }
 
+/// The limits that this process may set: rules of devices are root's alone, and a user can make no device that they would stop.
+fn allowed(limits: &Resources) -> Cow<'_, Resources> {
+    match by_user() && limits.devices.is_some() {
+        true => Cow::Owned(Resources { devices: None, ..limits.clone() }),
+        false => Cow::Borrowed(limits),
+    }
+}
+
+/// Whether a user's container goes without a group: none is delegated to the user, and the configuration asks for none.
+pub(crate) fn goes_without(group: &Cgroup, asked: Option<&PathBuf>, limits: &Resources) -> bool {
+    let nothing_asked = asked.is_none_or(|path| path.as_os_str().is_empty())
+        && Resources { devices: None, ..limits.clone() } == Resources::default();
+    if !by_user() || !nothing_asked {
+        return false;
+    }
+    let denied = group.create().is_err_and(|error| error.is_denied());
+    if denied {
+        let _ = group.destroy();
+    }
+    denied
+}
+
 /// Makes the group and sets its limits; on failure nothing of it stays. Under the systemd driver the answer keeps the scope
 /// alive until the container's first process is in it.
 ///
 /// # Errors
 /// The group cannot be made or a limit cannot be set.
 pub(crate) fn create(group: &Cgroup, place: &Place, id: &str, limits: &Resources) -> Result<Option<Holder>> {
+    let limits = allowed(limits);
+    let limits = limits.as_ref();
     let Some(unit) = place.unit()? else {
         let made = group.create().and_then(|()| group.apply(limits));
         if made.is_err() {
@@ -132,6 +157,8 @@ pub(crate) fn create(group: &Cgroup, place: &Place, id: &str, limits: &Resources
 /// # Errors
 /// A limit cannot be set.
 pub(crate) fn update(group: &Cgroup, place: &Place, limits: &Resources) -> Result<()> {
+    let limits = allowed(limits);
+    let limits = limits.as_ref();
     if let Some(unit) = place.unit()? {
         connect()?.set(&unit, limits, group.version()).context(|| "update".to_owned())?;
     }

@@ -279,16 +279,19 @@ fn a_shared_root_lets_mounts_out_and_the_host_stays_whole() {
     let mut case = Case::new("mount -t tmpfs inside /shared/made && echo mounted; mount | grep -c /host-only");
     let shared = case.path("shared");
     fs::create_dir_all(shared.join("made")).unwrap();
-    let flags = rustix::mount::MountPropagationFlags::SHARED;
-    rustix::mount::mount_bind(&shared, &shared).unwrap();
-    rustix::mount::mount_change(&shared, flags).unwrap();
-    // The host's own mounts, which nobody takes away: other programs mount and unmount elsewhere meanwhile.
-    let of_host = |table: &str| {
-        let points = table.lines().filter_map(|l| l.split(' ').nth(4));
-        let points = points.filter(|p| ["/proc", "/sys", "/dev"].iter().any(|top| p.starts_with(top)) || *p == "/");
-        points.map(str::to_owned).collect::<Vec<_>>()
+    // Shared by themselves: where the root of the host is shared, their mounts would appear there too.
+    for path in [case.dir.path(), &shared] {
+        rustix::mount::mount_bind(path, path).unwrap();
+        for flags in [rustix::mount::MountPropagationFlags::PRIVATE, rustix::mount::MountPropagationFlags::SHARED] {
+            rustix::mount::mount_change(path, flags).unwrap();
+        }
+    }
+    // How the host's own are shared; those of other tests come and go, and some hosts mount on demand.
+    let host = |mounts: &str| {
+        let own = |l: &&str| l.split(' ').nth(4).is_some_and(|at| ["/", "/proc", "/sys", "/dev", "/tmp"].contains(&at));
+        mounts.lines().filter(own).map(str::to_owned).collect::<Vec<_>>()
     };
-    let before = of_host(&fs::read_to_string("/proc/self/mountinfo").unwrap());
+    let before = host(&fs::read_to_string("/proc/self/mountinfo").unwrap());
     case.config["linux"]["rootfsPropagation"] = json!("rshared");
     let caps = json!(["CAP_SYS_ADMIN"]);
     case.config["process"]["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps});
@@ -296,11 +299,14 @@ fn a_shared_root_lets_mounts_out_and_the_host_stays_whole() {
     case.config["mounts"].as_array_mut().unwrap().push(bind);
     let ran = case.once();
     let after = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let made = after.lines().filter(|l| l.contains(&format!("{}/made ", shared.display()))).count();
+    let count = |path: &Path| after.lines().filter(|l| l.contains(&path.display().to_string())).count();
+    let counts = (count(&shared.join("made")), count(case.dir.path()));
     let _ = rustix::mount::unmount(shared.join("made"), rustix::mount::UnmountFlags::DETACH);
     let _ = rustix::mount::unmount(&shared, rustix::mount::UnmountFlags::DETACH);
+    let _ = rustix::mount::unmount(case.dir.path(), rustix::mount::UnmountFlags::DETACH);
     assert!(ran.out.starts_with("mounted\n"), "{ran:?}");
-    assert_eq!((made, of_host(&after)), (1, before), "{after}");
+    assert_eq!(counts, (1, 3), "{after}");
+    assert_eq!(host(&after), before);
 }
 
 #[test]

@@ -12,11 +12,11 @@ use common::{Case, usable, wait_until};
 use serde_json::json;
 
 /// The first of the files that a limit is in, of version 1 or 2.
-fn limit(id: &str, v1: &str, v2: &str) -> String {
+fn limit(case: &Case, v1: &str, v2: &str) -> String {
     let root = Path::new("/sys/fs/cgroup");
     let (controller, file) = v1.split_once('/').unwrap();
-    let one = root.join(controller).join(id).join(file);
-    let two: PathBuf = root.join(id).join(v2);
+    let one = root.join(controller).join(case.group()).join(file);
+    let two: PathBuf = root.join(case.group()).join(v2);
     fs::read_to_string(&one).or_else(|_| fs::read_to_string(&two)).unwrap_or_default().trim().to_owned()
 }
 
@@ -34,16 +34,16 @@ fn limits_are_in_the_cgroup_and_can_be_changed() {
     }
     let created = case.create();
     assert_eq!(created.code, 0, "{created:?}");
-    assert_eq!(limit(&case.id, "memory/memory.limit_in_bytes", "memory.max"), "67108864");
-    assert!(limit(&case.id, "cpu/cpu.cfs_quota_us", "cpu.max").starts_with("50000"));
-    assert_eq!(limit(&case.id, "pids/pids.max", "pids.max"), "77");
+    assert_eq!(limit(&case, "memory/memory.limit_in_bytes", "memory.max"), "67108864");
+    assert!(limit(&case, "cpu/cpu.cfs_quota_us", "cpu.max").starts_with("50000"));
+    assert_eq!(limit(&case, "pids/pids.max", "pids.max"), "77");
     let pid = case.state()["pid"].to_string();
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    assert!(groups.lines().all(|l| l.ends_with(&format!(":/{}", case.id)) || l.ends_with(":/")), "{groups}");
+    assert!(groups.lines().all(|l| l.ends_with(&format!(":/{}", case.group())) || l.ends_with(":/")), "{groups}");
     let update = case.run(&["update", "--memory", "134217728", "--pids-limit", "88", &case.id]);
     assert_eq!(update.code, 0, "{update:?}");
-    assert_eq!(limit(&case.id, "memory/memory.limit_in_bytes", "memory.max"), "134217728");
-    assert_eq!(limit(&case.id, "pids/pids.max", "pids.max"), "88");
+    assert_eq!(limit(&case, "memory/memory.limit_in_bytes", "memory.max"), "134217728");
+    assert_eq!(limit(&case, "pids/pids.max", "pids.max"), "88");
 }
 
 #[test]

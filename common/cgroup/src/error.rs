@@ -69,6 +69,12 @@ impl Error {
         matches!(self, Self::Unit { name, .. } if name.ends_with(".UnitExists"))
     }
 
+    /// Whether this process may not do that with the group.
+    pub fn is_denied(&self) -> bool {
+        let denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+        matches!(self, Self::Io { source, .. } | Self::Limit { source, .. } if denied.contains(&source.kind()))
+    }
+
     /// Whether the group (or file) does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } | Self::Limit { source, .. } if source.kind() == io::ErrorKind::NotFound)

@@ -48,7 +48,7 @@ const USAGE: &str = "usage: gantry-run checkpoint [options] ID
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &OPTIONS)?;
     if words.is_set("help") {
-        print!("{USAGE}");
+        say!("{}", USAGE.trim_end());
         return Ok(0);
     }
     let id = words.id()?;

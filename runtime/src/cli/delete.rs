@@ -16,7 +16,7 @@ use crate::state::{Container, Status, Store};
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &["force,f", "help,h"])?;
     if words.is_set("help") {
-        println!("usage: gantry-run delete [--force] ID   --force: kill it first; no such container is fine then");
+        say!("usage: gantry-run delete [--force] ID   --force: kill it first; no such container is fine then");
         return Ok(0);
     }
     delete(&globals.store, words.id()?, words.is_set("force")).map(|()| 0)

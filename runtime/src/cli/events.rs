@@ -23,7 +23,7 @@ Without --stats it goes on until the container ends, and tells of the OOM killer
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &["stats", "interval=", "help,h"])?;
     if words.is_set("help") {
-        println!("{USAGE}");
+        say!("{USAGE}");
         return Ok(0);
     }
     let id = words.id()?.to_owned();

@@ -38,7 +38,7 @@ const OPTIONS: [&str; 18] = [
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::before_program(words, &OPTIONS)?;
     if words.is_set("help") {
-        println!(
+        say!(
             "usage: gantry-run exec [options] ID PROGRAM [ARGUMENTS]\n       gantry-run exec [options] --process FILE ID\n  options: {}",
             OPTIONS.join(" ")
         );

@@ -44,6 +44,6 @@ pub(super) fn main(words: Vec<String>) -> Result<i32> {
         },
         "potentiallyUnsafeConfigAnnotations": [],
     });
-    println!("{}", serde_json::to_string_pretty(&features).unwrap_or_default());
+    say!("{}", serde_json::to_string_pretty(&features).unwrap_or_default());
     Ok(0)
 }

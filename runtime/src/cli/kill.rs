@@ -14,7 +14,7 @@ use crate::state::{Container, Status};
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &["all,a", "help,h"])?;
     if words.is_set("help") {
-        println!(
+        say!(
             "usage: gantry-run kill [--all] ID [SIGNAL]   SIGNAL: a name with or without SIG, or a number (default TERM)"
         );
         return Ok(0);

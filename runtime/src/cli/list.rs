@@ -12,7 +12,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &["format,f=", "quiet,q", "help,h"])?;
     let containers: Vec<_> = globals.store.ids().iter().filter_map(|id| globals.store.open(id).ok()).collect();
     if words.is_set("quiet") {
-        containers.iter().for_each(|c| println!("{}", c.state.id));
+        containers.iter().for_each(|c| say!("{}", c.state.id));
         return Ok(0);
     }
     match words.value("format").unwrap_or("table") {
@@ -23,14 +23,14 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
                 Some(one)
             };
             let all: Vec<serde_json::Value> = containers.iter().filter_map(one).collect();
-            println!("{}", serde_json::Value::Array(all));
+            say!("{}", serde_json::Value::Array(all));
         }
         "table" => {
-            println!("{:<36} {:<8} {:<10} {:<44} {:<32} OWNER", "ID", "PID", "STATUS", "BUNDLE", "CREATED");
+            say!("{:<36} {:<8} {:<10} {:<44} {:<32} OWNER", "ID", "PID", "STATUS", "BUNDLE", "CREATED");
             for c in &containers {
                 let (s, status) = (&c.state, c.status());
                 let pid = if c.is_alive() { s.pid } else { 0 };
-                println!(
+                say!(
                     "{:<36} {pid:<8} {:<10} {:<44} {:<32} {}",
                     s.id,
                     status.name(),

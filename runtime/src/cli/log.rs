@@ -56,7 +56,7 @@ pub(crate) fn log_descriptor() -> Option<BorrowedFd<'static>> {
 
 /// Something went wrong and the command failed.
 pub(crate) fn error(text: &str) {
-    eprintln!("gantry-run: {text}");
+    complain!("gantry-run: {text}");
     write("error", text);
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn error(text: &str) {
 pub(crate) fn warn(text: &str) {
     let level = LEVEL.get().copied().unwrap_or(Level::Warnings);
     if level >= Level::All {
-        eprintln!("gantry-run: warning: {text}");
+        complain!("gantry-run: warning: {text}");
     }
     if level >= Level::Warnings {
         write("warning", text);

@@ -1,5 +1,19 @@
 //! The command line: runc's, word for word. One file a verb; this one knows the global options and reports errors.
 
+/// Prints a line; whoever stopped reading (`| head -n 1`) is no reason to panic.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($words)*)));
+    }};
+}
+
+/// The same on standard error.
+macro_rules! complain {
+    ($($words:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($words)*)));
+    }};
+}
+
 mod args;
 mod checkpoint;
 mod create;
@@ -109,15 +123,15 @@ fn dispatch(words: Vec<String>) -> Result<i32> {
         if words.is_set("debug") { "debug" } else { words.value("log-level").unwrap_or("info") },
     )?;
     if words.is_set("version") {
-        println!("gantry-run version {}\nspec: {}", env!("CARGO_PKG_VERSION"), crate::spec::VERSION);
+        say!("gantry-run version {}\nspec: {}", env!("CARGO_PKG_VERSION"), crate::spec::VERSION);
         return Ok(0);
     }
     let Some((verb, rest)) = words.rest().split_first() else {
-        print!("{USAGE}");
+        say!("{}", USAGE.trim_end());
         return Ok(0);
     };
     if words.is_set("help") || verb == "help" {
-        print!("{USAGE}");
+        say!("{}", USAGE.trim_end());
         return Ok(0);
     }
     if words.is_set("systemd-cgroup") {

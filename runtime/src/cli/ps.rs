@@ -17,7 +17,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
         None => vec![container.state.pid],
     };
     match words.value("format").unwrap_or("table") {
-        "json" => println!("{}", serde_json::json!(pids)),
+        "json" => say!("{}", serde_json::json!(pids)),
         "table" => {
             let options = if options.is_empty() { vec!["-ef".to_owned()] } else { options.to_vec() };
             let output = Command::new("ps").args(&options).output().context(|| "run ps".to_owned())?;
@@ -27,11 +27,11 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
             let Some(column) = title.split_whitespace().position(|w| w == "PID") else {
                 fail!("ps {} prints no PID", options.join(" "))
             };
-            println!("{title}");
+            say!("{title}");
             for line in lines {
                 let pid = line.split_whitespace().nth(column).and_then(|w| w.parse().ok());
                 if pid.is_some_and(|p: i32| pids.contains(&p)) {
-                    println!("{line}");
+                    say!("{line}");
                 }
             }
         }

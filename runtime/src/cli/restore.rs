@@ -52,7 +52,7 @@ const USAGE: &str = "usage: gantry-run restore [options] ID
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &[&OPTIONS[..], &["lsm-mount-context="]].concat())?;
     if words.is_set("help") {
-        print!("{USAGE}");
+        say!("{}", USAGE.trim_end());
         return Ok(0);
     }
     let id = words.id()?;

@@ -18,7 +18,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let known = [&create::OPTIONS[..], &["detach,d", "keep", "no-subreaper"]].concat();
     let words = Words::anywhere(words, &known)?;
     if words.is_set("help") {
-        println!(
+        say!(
             "usage: gantry-run run [options] ID\n  -d, --detach  do not wait\n  --keep        keep the container after its end\n  --no-subreaper, and the options of create"
         );
         return Ok(0);

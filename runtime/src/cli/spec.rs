@@ -10,7 +10,7 @@ use crate::spec::VERSION;
 pub(super) fn main(words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &["bundle,b=", "rootless", "help,h"])?;
     if words.is_set("help") {
-        println!("usage: gantry-run spec [--bundle DIR] [--rootless]");
+        say!("usage: gantry-run spec [--bundle DIR] [--rootless]");
         return Ok(0);
     }
     let path = Path::new(words.value("bundle").unwrap_or(".")).join("config.json");

@@ -7,6 +7,6 @@ use crate::error::Result;
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &[])?;
     let container = globals.store.open(words.id()?)?;
-    println!("{}", container.public(container.status()));
+    say!("{}", container.public(container.status()));
     Ok(0)
 }

@@ -37,7 +37,7 @@ const OPTIONS: [&str; 20] = [
 pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let words = Words::anywhere(words, &OPTIONS)?;
     if words.is_set("help") {
-        println!(
+        say!(
             "usage: gantry-run update [options] ID\n  --resources FILE|-  limits as the specification writes them\n  options: {}",
             OPTIONS.join(" ")
         );

@@ -199,8 +199,8 @@ fn finish(job: &Job<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A process beside a running container's own.
-pub(crate) fn become_process(mut job: Job<'_>, container: OwnedFd, flags: i32) -> ! {
+/// A process beside a running container's own, in those of its namespaces that `flags` are; it is in some `early`.
+pub(crate) fn become_process(mut job: Job<'_>, container: OwnedFd, flags: i32, early: i32) -> ! {
     let job = &mut job;
     let mut set_up = || -> Result<std::convert::Infallible> {
         job.channel.wait_go()?;
@@ -210,8 +210,10 @@ pub(crate) fn become_process(mut job: Job<'_>, container: OwnedFd, flags: i32) -
         set_affinity(last).context(|| "process.execCPUAffinity.final".to_owned())?;
         rustix::process::setsid().context(|| "start a session".to_owned())?;
         let proc = Procfs::open()?;
-        nix::sched::setns(&container, nix::sched::CloneFlags::from_bits_retain(flags))
-            .context(|| "join the container's namespaces".to_owned())?;
+        let late = nix::sched::CloneFlags::from_bits_retain(flags & !early);
+        if !late.is_empty() {
+            nix::sched::setns(&container, late).context(|| "join the container's namespaces".to_owned())?;
+        }
         if flags & Kind::User.flag() != 0 {
             sys::set_gid(0).context(|| "become root of the user namespace".to_owned())?;
             sys::set_uid(0).context(|| "become root of the user namespace".to_owned())?;

@@ -41,9 +41,11 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
         fail!("cannot exec in a container that has stopped");
     }
     let flags = differing(container.state.pid);
-    if flags & Kind::Pid.flag() != 0 {
-        setns(&init, CloneFlags::CLONE_NEWPID).context(|| "join the container's pid namespace".to_owned())?;
-    }
+    // The right to join the others comes with the user namespace, but for root, who has it and keeps the own identity.
+    let early = match rustix::process::geteuid().is_root() {
+        true => flags & Kind::Pid.flag(),
+        false => flags & (Kind::Pid.flag() | Kind::User.flag()),
+    };
     let path = match ask.sub_cgroup {
         Some(sub) => container.state.place.cgroup.join(sub.strip_prefix("/").unwrap_or(sub)),
         None => container.state.place.cgroup.clone(),
@@ -53,6 +55,10 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
     let entry = entry.context(|| "open the container's cgroup".to_owned())?;
     let (ours, theirs) = Channel::pair()?;
     let into = entry.as_ref().and_then(gantry_cgroup::Entry::unified);
+    if early != 0 {
+        let what = || "join the container's pid namespace".to_owned();
+        setns(&init, CloneFlags::from_bits_retain(early)).context(what)?;
+    }
     super::launch::hide()?;
     // Before there is a process in the container's cgroup: what this one may run on, its copy may.
     let initial = ask.process.exec_cpu_affinity.as_ref().map_or("", |affinity| &affinity.initial);
@@ -71,7 +77,7 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
                 preserved: ask.preserved,
                 ignored,
             };
-            child::become_process(job, init, flags & !Kind::Pid.flag())
+            child::become_process(job, init, flags, early)
         }
         Cloned::Parent(pid, pidfd) => (pid, pidfd),
     };

@@ -9,6 +9,7 @@ use gantry_sys::{capability, seccomp};
 
 use super::procfs::Procfs;
 use crate::error::{Context, Result};
+use crate::fail;
 use crate::plan::{capabilities, process as names};
 use crate::spec::{IdMapping, Process};
 
@@ -157,15 +158,62 @@ pub(crate) fn user_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<O
     }
 }
 
-/// Writes the id maps of a process that is alone in a new user namespace.
+/// Writes the id maps of a process that is alone in a new user namespace. A user may map but the own id; the rest of what
+/// /etc/subuid and /etc/subgid lend is mapped by the setuid programs newuidmap and newgidmap.
 pub(crate) fn write_maps(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
     let text = |maps: &[IdMapping]| -> String {
         maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
     };
     let proc = Procfs::open()?;
-    if !rustix::process::geteuid().is_root() {
-        proc.write(&format!("{pid}/setgroups"), "deny").context(|| "deny setgroups".to_owned())?;
+    let user = rustix::process::geteuid();
+    if !user.is_root() && !is_only(gids, rustix::process::getegid().as_raw()) {
+        map_by("newgidmap", pid, gids)?;
+    } else {
+        if !user.is_root() {
+            proc.write(&format!("{pid}/setgroups"), "deny").context(|| "deny setgroups".to_owned())?;
+        }
+        proc.write(&format!("{pid}/gid_map"), &text(gids)).context(|| "write the gid map".to_owned())?;
     }
-    proc.write(&format!("{pid}/gid_map"), &text(gids)).context(|| "write the gid map".to_owned())?;
+    if !user.is_root() && !is_only(uids, user.as_raw()) {
+        return map_by("newuidmap", pid, uids);
+    }
     proc.write(&format!("{pid}/uid_map"), &text(uids)).context(|| "write the uid map".to_owned())
+}
+
+/// Whether a map has one id, the given one of the host.
+fn is_only(maps: &[IdMapping], id: u32) -> bool {
+    matches!(maps, [one] if one.size == 1 && one.host_id == id)
+}
+
+/// Has a setuid program write a map.
+fn map_by(program: &str, pid: i32, maps: &[IdMapping]) -> Result<()> {
+    let mut command = std::process::Command::new(program);
+    command.arg(pid.to_string());
+    for m in maps {
+        command.args([m.container_id, m.host_id, m.size].map(|n| n.to_string()));
+    }
+    let ran = match command.stdin(std::process::Stdio::null()).output() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            fail!("map more ids than the user's own: {program} is not installed (Debian: package uidmap)")
+        }
+        ran => ran.context(|| format!("run {program}"))?,
+    };
+    if !ran.status.success() {
+        fail!("map ids: {}", String::from_utf8_lossy(&ran.stderr).trim().replace('\n', "; "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_maps_the_own_id_alone() {
+        let map = |host_id, size| IdMapping { container_id: 0, host_id, size };
+        assert!(is_only(&[map(1000, 1)], 1000));
+        for others in [vec![], vec![map(1000, 2)], vec![map(1001, 1)], vec![map(1000, 1), map(200_000, 10)]] {
+            assert!(!is_only(&others, 1000), "{others:?}");
+        }
+    }
 }

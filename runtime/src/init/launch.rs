@@ -66,7 +66,9 @@ pub(crate) fn create(store: &Store, mut ask: Create<'_>) -> Result<Container> {
     place.require_free()?;
     let mut container = store.reserve(ask.id, &ask.bundle, &rootfs, &place)?;
     let made = (|| {
-        let group = cgroups::find(&place.cgroup)?;
+        let asked = linux.cgroups_path.as_ref();
+        let group = cgroups::find(&place.cgroup)?
+            .filter(|group| place.unit.is_some() || !cgroups::goes_without(group, asked, &limits));
         let id = ask.id;
         let holder = group.as_ref().map(|group| cgroups::create(group, &place, id, &limits)).transpose()?.flatten();
         let mut started = start_child(&mut container, spec, process, filter, group.as_ref(), &ask, &mut console);

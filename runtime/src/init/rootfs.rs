@@ -82,15 +82,8 @@ fn in_copy(view: &View<'_>, flags: u64) -> Result<Root> {
     mount::set_propagation(Path::new("/"), flags).context(|| "set the propagation of /".to_owned())?;
     let at_root = || format!("mount the root file system {}", view.rootfs.display());
     let tree = mount::clone_tree(CWD, view.rootfs, true).context(at_root)?;
-    // pivot_root refuses a root that shares its mounts with others, and one whose parent does: where sharing was asked
-    // for, a private mount comes between.
     if flags & libc::MS_SHARED != 0 {
-        let between = mount::clone_tree(CWD, view.rootfs, false).context(at_root)?;
-        mount::set_attributes(between.as_fd(), PRIVATE, false, None).context(at_root)?;
-        let place = Root::open(view.rootfs).context(at_root)?;
-        mount::attach(between.as_fd(), place.as_fd()).context(at_root)?;
-        let between = Root::open(view.rootfs).context(at_root)?;
-        mount::set_attributes(between.as_fd(), PRIVATE, false, None).context(at_root)?;
+        stop_sharing_above(view.rootfs).context(at_root)?;
     }
     let place = Root::open(view.rootfs).context(at_root)?;
     mount::attach(tree.as_fd(), place.as_fd()).context(at_root)?;
@@ -101,6 +94,19 @@ fn in_copy(view: &View<'_>, flags: u64) -> Result<Root> {
     }
     devices(view, &root, None)?;
     Ok(root)
+}
+
+/// Makes the mount that `path` lies on private to this namespace: on a shared one, what is mounted at `path` would be mounted
+/// on the host too and stay there, and `pivot_root` refuses a root whose parent is shared.
+fn stop_sharing_above(path: &Path) -> io::Result<()> {
+    for place in path.canonicalize()?.ancestors() {
+        match mount::set_propagation(place, libc::MS_PRIVATE) {
+            // Not where a mount begins.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            done => return done,
+        }
+    }
+    Ok(())
 }
 
 fn devices(view: &View<'_>, root: &Root, crossing: Option<&Crossing<'_>>) -> Result<()> {

@@ -1,4 +1,5 @@
-//! A bundle from busybox and a runtime under test: `gantry-run`, or what OCI_RUNTIME names (runc, crun).
+//! A bundle from busybox and a runtime under test: `gantry-run` (the one that GANTRY_RUN names, where tests run elsewhere than
+//! they were built), or what OCI_RUNTIME names (runc, crun). CGROUP_DRIVER=systemd makes the cgroups by systemd.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::fs;
@@ -112,8 +113,17 @@ impl Case {
                 "readonlyPaths": ["/proc/sys", "/proc/irq"]
             }
         });
-        let program = std::env::var_os("OCI_RUNTIME").map_or_else(|| env!("CARGO_BIN_EXE_gantry-run").into(), on_path);
-        Self { dir, id, config, program }
+        let program = std::env::var_os("OCI_RUNTIME").map_or_else(ours_at, on_path);
+        let mut case = Self { dir, id, config, program };
+        if by_systemd() {
+            case.config["linux"]["cgroupsPath"] = json!(format!("machine.slice:case:{}", case.id));
+        }
+        case
+    }
+
+    /// The container's cgroup, below every mount of a cgroup file system.
+    pub fn group(&self) -> String {
+        if by_systemd() { format!("machine.slice/case-{}.scope", self.id) } else { self.id.clone() }
     }
 
     pub fn path(&self, below: &str) -> PathBuf {
@@ -129,6 +139,9 @@ impl Case {
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.path("state")).stdin(Stdio::null());
+        if by_systemd() {
+            command.arg("--systemd-cgroup");
+        }
         command
     }
 
@@ -195,12 +208,12 @@ impl Case {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|l| l.contains(&self.id)).map(str::to_owned));
         for tree in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let group = tree.path().join(&self.id);
+            let group = tree.path().join(self.group());
             if group.exists() {
                 left.push(group.display().to_string());
             }
         }
-        let group = Path::new("/sys/fs/cgroup").join(&self.id);
+        let group = Path::new("/sys/fs/cgroup").join(self.group());
         if group.exists() {
             left.push(group.display().to_string());
         }
@@ -225,13 +238,22 @@ impl Drop for Case {
     }
 }
 
+/// Whether systemd makes the cgroups.
+pub fn by_systemd() -> bool {
+    std::env::var("CGROUP_DRIVER").is_ok_and(|driver| driver == "systemd")
+}
+
+fn ours_at() -> PathBuf {
+    std::env::var_os("GANTRY_RUN").unwrap_or_else(|| env!("CARGO_BIN_EXE_gantry-run").into()).into()
+}
+
 /// The file of a program that is given by name or path.
 fn on_path(program: std::ffi::OsString) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|p| p.is_file()).unwrap_or_else(|| program.into())
 }
 
-/// Runs a command with a time-out of 30 s.
+/// Runs a command with a time-out of 60 s.
 pub fn finish(command: &mut Command) -> Ran {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
@@ -245,7 +267,7 @@ pub fn finish(command: &mut Command) -> Ran {
         let _ = out.read_to_string(&mut text);
         text
     });
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
@@ -260,11 +282,21 @@ pub fn finish(command: &mut Command) -> Ran {
     Ran { code: status.code().unwrap_or(-1), out: output.join().unwrap(), err: errors.join().unwrap() }
 }
 
-/// Waits up to 10 s.
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+/// Waits up to 30 s.
+pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    assert!(eventually(holds), "waited in vain for {what}");
+}
+
+/// Whether something holds within 30 s.
+pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
 }

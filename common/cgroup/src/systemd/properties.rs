@@ -50,10 +50,10 @@ pub(super) fn of(r: &Resources, version: Version) -> Result<Vec<Property>> {
             _ => {}
         }
         if let Some(cpus) = r.cpuset_cpus.as_ref().filter(|s| !s.is_empty()) {
-            p.push(("AllowedCPUs", Value::Bytes(mask(cpus)?)));
+            p.push(("AllowedCPUs", Value::Bytes(mask("cpuset.cpus", cpus)?)));
         }
         if let Some(mems) = r.cpuset_mems.as_ref().filter(|s| !s.is_empty()) {
-            p.push(("AllowedMemoryNodes", Value::Bytes(mask(mems)?)));
+            p.push(("AllowedMemoryNodes", Value::Bytes(mask("cpuset.mems", mems)?)));
         }
         for (key, value) in &r.unified {
             p.extend(unified(key, value)?);
@@ -93,8 +93,8 @@ fn unified(key: &str, value: &str) -> Result<Vec<Property>> {
         "memory.min" => "MemoryMin",
         "memory.swap.max" => "MemorySwapMax",
         "pids.max" => "TasksMax",
-        "cpuset.cpus" => return Ok(vec![("AllowedCPUs", Value::Bytes(mask(value)?))]),
-        "cpuset.mems" => return Ok(vec![("AllowedMemoryNodes", Value::Bytes(mask(value)?))]),
+        "cpuset.cpus" => return Ok(vec![("AllowedCPUs", Value::Bytes(mask(key, value)?))]),
+        "cpuset.mems" => return Ok(vec![("AllowedMemoryNodes", Value::Bytes(mask(key, value)?))]),
         "cpu.max" => {
             let mut words = value.split_whitespace();
             let limit = match words.next() {
@@ -112,8 +112,8 @@ fn unified(key: &str, value: &str) -> Result<Vec<Property>> {
 }
 
 /// `0-2,7` as a mask, the lowest number in the lowest bit of the first byte.
-fn mask(list: &str) -> Result<Vec<u8>> {
-    let wrong = || Error::Invalid(format!("{list:?} is no list of processors or memory nodes such as 0-2,7"));
+fn mask(key: &str, list: &str) -> Result<Vec<u8>> {
+    let wrong = || Error::Invalid(format!("{key}: {list:?} is no list of processors or memory nodes such as 0-2,7"));
     let mut mask = Vec::new();
     for part in list.trim().split(',') {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
@@ -209,10 +209,9 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_an_error() {
         for cpus in ["x", "3-1", "1,,2", "99999"] {
-            assert!(
-                of(&Resources { cpuset_cpus: Some(cpus.into()), ..Resources::default() }, Version::V2).is_err(),
-                "{cpus}"
-            );
+            let error =
+                of(&Resources { cpuset_cpus: Some(cpus.into()), ..Resources::default() }, Version::V2).unwrap_err();
+            assert!(error.to_string().contains("cpuset.cpus"), "{cpus}: {error}");
         }
         let unified = [("memory.max".to_owned(), "lots".to_owned())].into();
         let error = of(&Resources { unified, ..Resources::default() }, Version::V2).unwrap_err().to_string();
