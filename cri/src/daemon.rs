@@ -101,6 +101,8 @@ pub struct Daemon {
     pub reaper: crate::reaper::Reaper,
     /// Long operations so far, and how many of them failed.
     pub calls: Mutex<(u64, u64)>,
+    /// Told at the end of each of them.
+    pub worked: Arc<Notify>,
 }
 
 /// Locks whatever a panicking holder left.
@@ -282,6 +284,7 @@ impl Daemon {
             reaper: crate::reaper::Reaper::default(),
             current: RwLock::new(current),
             calls: Mutex::default(),
+            worked: Arc::default(),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod capability;
 pub mod ethtool;
 pub mod fd;
 pub mod kernel;
+pub mod memory;
 pub mod mount;
 pub mod namespaces;
 pub mod netlink;

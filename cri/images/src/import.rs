@@ -160,6 +160,7 @@ async fn install(
             tags: found.names,
             digests,
         },
+        true,
     )
     .await
 }

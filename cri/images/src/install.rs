@@ -135,8 +135,8 @@ pub(crate) struct Finished<'a> {
 }
 
 /// Adds the image to the list. The work holds the lease, so that a caller who is cancelled cannot leave an entry without
-/// its layers.
-pub(crate) async fn finish(store: &Arc<Store>, lease: &Arc<Lease>, f: Finished<'_>) -> Result<Image> {
+/// its layers. One that a registry has is usable before it would outlive a power failure (`wait` is false): it can be had again.
+pub(crate) async fn finish(store: &Arc<Store>, lease: &Arc<Lease>, f: Finished<'_>, wait: bool) -> Result<Image> {
     let mut blobs: DigestSet = f.extra_blobs.into_iter().collect();
     blobs.insert(f.manifest_digest.clone());
     blobs.insert(f.manifest.config.digest.clone());
@@ -158,15 +158,40 @@ pub(crate) async fn finish(store: &Arc<Store>, lease: &Arc<Lease>, f: Finished<'
         os: f.config.os,
         architecture: f.config.architecture,
         config: f.config.config.unwrap_or_default(),
+        unsynced: String::new(),
     };
     let (store, lease) = (store.clone(), lease.clone());
     blocking("record image", move || {
-        let record = store.add(record)?;
+        let record = store.add(record, wait)?;
+        flush_soon(&store);
         let image = store.state().image(&record, &store.current().pinned);
         drop(lease);
         Ok(image)
     })
     .await
+}
+
+/// Makes images durable that were added without waiting for it, behind the caller's back.
+pub(crate) fn flush_soon(store: &Arc<Store>) {
+    let unsynced = store.unsynced();
+    if unsynced.is_empty() {
+        return;
+    }
+    let store = Arc::downgrade(store);
+    // Not one of the runtime's threads, which are waited for when the program ends; and it does not keep the store open.
+    let thread = std::thread::Builder::new().name("flush".to_owned()).stack_size(256 << 10);
+    let flush = move || {
+        let flushed = unsynced.flush().map_err(|e| e.to_string()).and_then(|()| match store.upgrade() {
+            Some(store) => store.synced(&unsynced).map_err(|e| e.to_string()),
+            None => Ok(()),
+        });
+        if let Err(error) = flushed {
+            tracing::warn!(%error, "images that came last would not outlive a power failure");
+        }
+    };
+    if let Err(error) = thread.spawn(flush) {
+        tracing::warn!(%error, "images that came last are not flushed yet");
+    }
 }
 
 /// Gives up a lease off the async threads, as that may delete files.

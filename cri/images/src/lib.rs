@@ -57,6 +57,7 @@ impl Images {
         let root = config.root.clone();
         let slots = Arc::new(tokio::sync::Semaphore::new(config.max_concurrent_unpacks.max(1)));
         let store = Arc::new(Store::open(config).map_err(|e| e.in_store(&root))?);
+        install::flush_soon(&store);
         Ok(Images { inner: Arc::new(Inner { store, keyed: Keyed::default(), slots }) })
     }
 

@@ -103,6 +103,7 @@ impl Pull<'_> {
                 tags,
                 digests: BTreeSet::from([reference.with_digest(&resolved.top)]),
             },
+            false,
         )
         .await?;
         tracker.update(true, |p| p.phase = Phase::Done);

@@ -80,7 +80,9 @@ impl ImageService for Service {
             registry_token: a.registry_token,
         });
         let name = r.image.unwrap_or_default().image;
-        Ok(Response::new(cri::PullImageResponse { image_ref: crate::pulls::pull(&self.daemon, name, auth).await? }))
+        let pulled = crate::pulls::pull(&self.daemon, name, auth).await;
+        self.daemon.worked.notify_one();
+        Ok(Response::new(cri::PullImageResponse { image_ref: pulled? }))
     }
 
     async fn remove_image(

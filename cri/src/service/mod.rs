@@ -33,6 +33,7 @@ impl Service {
         let mut calls = lock(&self.daemon.calls);
         *calls = (calls.0 + 1, calls.1 + u64::from(failed));
         drop(calls);
+        self.daemon.worked.notify_one();
         Ok(done??)
     }
 }

@@ -1,6 +1,7 @@
 //! The content store: `blobs/sha256/<hex>`, each file complete and verified or not there at all.
 //!
-//! Bytes go to a temporary file, are hashed on the way, synced and renamed; whoever sees a name may trust the content.
+//! Bytes go to a temporary file, are hashed on the way and renamed; whoever sees a name may trust the content. That they outlive a
+//! power failure is seen to once per image, see [`super::Store::add`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -111,12 +112,9 @@ impl Ingest {
         {
             return Err(Error::Digest { what, expected: expected.to_string(), actual: actual.to_string() });
         }
-        if let Some(file) = self.file.take() {
-            file.sync_data().map_err(|e| Error::io("sync", &self.path, e))?;
-        }
+        drop(self.file.take());
         let to = self.dir.join(actual.hex());
         fs::rename(&self.path, &to).map_err(|e| Error::io("rename", &to, e))?;
-        sync_dir(&self.dir)?;
         self.path = PathBuf::new();
         Ok((actual, self.written))
     }
@@ -132,7 +130,7 @@ impl Drop for Ingest {
 }
 
 /// Makes renames in `dir` durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync", dir, e))
 }
 

@@ -1,6 +1,7 @@
 //! Unpacked layers: `layers/<hex of the diff id>/{fs,layer.json}`, complete or not there.
 //!
-//! A layer is written below `unpack/` and becomes visible by one rename after everything of it is on disk.
+//! A layer is written below `unpack/` and becomes visible, whole, by one rename. That it outlives a power failure is seen to once
+//! per image, see [`super::Store::add`]: a layer that no image names is thrown away by the next start.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::content::{sync_dir, write_atomic};
+use super::content::write_renamed;
 use super::trash::Trash;
 use crate::config::Limits;
 use crate::digest::Digest;
@@ -116,14 +117,15 @@ impl Layers {
                 actual: applied.diff_id.to_string(),
             });
         }
-        self.trash.take(&replaced)?;
-        self.trash.empty()?;
+        if fs::remove_dir(&replaced).is_err() {
+            self.trash.take(&replaced)?;
+            self.trash.empty_soon();
+        }
         let info = LayerInfo { bytes: applied.bytes, inodes: applied.inodes };
         let text = serde_json::to_vec(&info).map_err(|e| Error::io("encode", work, e))?;
-        write_atomic(&work.join("layer.json"), &text)?;
+        write_renamed(&work.join("layer.json"), &text)?;
         let to = self.dir.join(diff_id.hex());
         fs::rename(work, &to).map_err(|e| Error::io("rename", &to, e))?;
-        sync_dir(&self.dir)?;
         Ok(info)
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod snapshots;
 pub(crate) mod state;
 pub(crate) mod trash;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -36,6 +36,10 @@ pub(crate) struct Store {
     pub(crate) trash: Trash,
     list_path: PathBuf,
     state: Mutex<State>,
+    /// The root, open: what it takes to flush the file system and to hear of writes that failed since the start.
+    root: Arc<File>,
+    /// This boot.
+    boot: String,
     /// Held for the life of the store so that no second process opens it.
     _lock: File,
 }
@@ -60,6 +64,11 @@ impl Store {
             layers: layers.list()?.into_iter().collect(),
             leases: HashMap::new(),
         };
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        for id in state.lost(&boot) {
+            tracing::warn!(image = %id, "image that came just before the machine went down, dropped from the list");
+            state.images.remove(&id);
+        }
         for id in state.broken() {
             tracing::warn!(image = %id, "image with missing layers or blobs, dropped from the list");
             state.images.remove(&id);
@@ -74,6 +83,8 @@ impl Store {
             trash,
             list_path,
             state: Mutex::new(state),
+            root: Arc::new(File::open(&root).map_err(|e| Error::io("open", &root, e))?),
+            boot,
             _lock: lock,
         };
         {
@@ -106,8 +117,15 @@ impl Store {
         write_atomic(&self.list_path, &bytes)
     }
 
-    /// Adds (or extends) an image; its names move over from images that had them.
-    pub(crate) fn add(&self, record: Record) -> Result<Record> {
+    /// Adds (or extends) an image; its names move over from images that had them. All its files are in place. With `wait` they
+    /// would outlive a power failure when this returns; without, the image is used at once and its record says that a start
+    /// after a power failure must not trust it, until [`Store::synced`] is told.
+    pub(crate) fn add(&self, mut record: Record, wait: bool) -> Result<Record> {
+        if wait {
+            self.flush()?;
+        } else {
+            record.unsynced.clone_from(&self.boot);
+        }
         let mut state = self.state();
         let before = state.images.clone();
         let merged = state.insert(record);
@@ -116,6 +134,37 @@ impl Store {
             return Err(e);
         }
         Ok(merged)
+    }
+
+    /// Writes everything of the file system to the disk.
+    fn flush(&self) -> Result<()> {
+        flush(&self.root).map_err(|e| Error::io("flush", &self.config.root, e))
+    }
+
+    /// Images that were added without waiting until they would outlive a power failure.
+    pub(crate) fn unsynced(&self) -> Unsynced {
+        let state = self.state();
+        let waiting = state.images.values().filter(|r| !r.unsynced.is_empty());
+        Unsynced { images: waiting.map(|r| (r.id.clone(), r.blobs.clone())).collect(), root: self.root.clone() }
+    }
+
+    /// Records that these have been flushed.
+    pub(crate) fn synced(&self, flushed: &Unsynced) -> Result<()> {
+        let mut state = self.state();
+        let old = state.images.clone();
+        for (id, blobs) in &flushed.images {
+            // One that was extended meanwhile has its own turn.
+            if let Some(record) = state.images.get_mut(id)
+                && record.blobs == *blobs
+            {
+                record.unsynced.clear();
+            }
+        }
+        let saved = self.save(&state);
+        if saved.is_err() {
+            state.images = old;
+        }
+        saved
     }
 
     /// Removes an image from the list, then what only it used. Blocking until all is freed.
@@ -244,6 +293,29 @@ impl Store {
     }
 }
 
+/// Images to be flushed, and what it takes; does not keep the store open.
+pub(crate) struct Unsynced {
+    /// By id, with the blobs they had then.
+    images: BTreeMap<String, DigestSet>,
+    root: Arc<File>,
+}
+
+impl Unsynced {
+    /// Nothing is to be done.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.images.is_empty()
+    }
+
+    /// Writes them, and all else of the file system, to the disk. Blocking.
+    pub(crate) fn flush(&self) -> std::io::Result<()> {
+        flush(&self.root)
+    }
+}
+
+fn flush(root: &File) -> std::io::Result<()> {
+    Ok(rustix::fs::syncfs(root)?)
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         self.trash.close();
@@ -310,7 +382,7 @@ fn lock(root: &Path) -> Result<File> {
 }
 
 /// How long the lock of an owner that may have just ended is waited for.
-const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(8);
 
 fn load(path: &Path) -> Result<std::collections::BTreeMap<String, Record>> {
     let bytes = match fs::read(path) {

@@ -29,6 +29,9 @@ pub(crate) struct Record {
     pub(crate) os: String,
     pub(crate) architecture: String,
     pub(crate) config: ImageConfig,
+    /// The boot in which it came, until it would outlive a power failure; empty from then on.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) unsynced: String,
 }
 
 /// Everything the store knows.
@@ -74,6 +77,13 @@ impl State {
         out
     }
 
+    /// Images that came in an earlier boot and whose files may not have reached the disk before that ended. Their layers and blobs
+    /// are other images' only if those are whole on disk.
+    pub(crate) fn lost(&self, boot: &str) -> Vec<String> {
+        let lost = |r: &&Record| !r.unsynced.is_empty() && r.unsynced != boot;
+        self.images.values().filter(lost).map(|r| r.id.clone()).collect()
+    }
+
     /// Images that miss a layer or a blob.
     pub(crate) fn broken(&self) -> Vec<String> {
         let whole = |r: &Record| {
@@ -88,6 +98,10 @@ impl State {
             other.tags.retain(|t| !record.tags.contains(t));
         }
         if let Some(old) = self.images.remove(&record.id) {
+            // Nothing new that could get lost.
+            if old.unsynced.is_empty() && record.blobs.is_subset(&old.blobs) {
+                record.unsynced.clear();
+            }
             record.tags.extend(old.tags);
             record.digests.extend(old.digests);
             record.blobs.extend(old.blobs);
@@ -165,6 +179,7 @@ mod tests {
             os: "linux".into(),
             architecture: "amd64".into(),
             config: ImageConfig::default(),
+            unsynced: String::new(),
         }
     }
 
@@ -197,6 +212,21 @@ mod tests {
         assert_eq!(s.garbage(), Garbage { blobs: sorted(&[14, 15]), layers: sorted(&[25]) });
         s.images.remove(&d(1).to_string());
         assert_eq!(s.garbage(), Garbage { blobs: sorted(&[10, 14, 15]), layers: sorted(&[20, 25]) });
+    }
+
+    #[test]
+    fn what_a_power_failure_may_have_cut_is_lost_and_nothing_else() {
+        let mut s = State::default();
+        let fresh = |r: Record| Record { unsynced: "boot1".into(), ..r };
+        s.insert(record(1, &["a:1"], &[10], &[20]));
+        s.insert(fresh(record(2, &["b:1"], &[11], &[20, 21])));
+        assert!(s.lost("boot1").is_empty());
+        assert_eq!(s.lost("boot2"), [d(2).to_string()]);
+        // The same image by another name, with nothing new in it.
+        s.insert(fresh(record(1, &["a:2"], &[10], &[20])));
+        assert_eq!(s.lost("boot2"), [d(2).to_string()]);
+        s.insert(fresh(record(1, &["a:3"], &[10, 12], &[20])));
+        assert_eq!(s.lost("boot2").len(), 2);
     }
 
     #[test]

@@ -267,7 +267,6 @@ impl Job {
                 Err(e) => return Err(e.into()),
             }
         }
-        rustix::fs::syncfs(self.tree.root())?;
         Ok(())
     }
 }

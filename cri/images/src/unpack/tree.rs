@@ -38,11 +38,6 @@ impl Tree {
         Tree { root, trash, dirs: HashMap::new(), serial: 0, inodes: 1 }
     }
 
-    /// The root directory.
-    pub(crate) fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-
     /// The existing directory `path`.
     pub(crate) fn find(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
