@@ -62,6 +62,9 @@ const CALLS: [&str; 14] = [
     "ListContainers (all)",
 ];
 
+/// What a daemon weighs is asked when it has had nothing to do for so long.
+const REST: Duration = Duration::from_secs(5);
+
 struct Target {
     name: String,
     socket: PathBuf,
@@ -195,6 +198,7 @@ async fn standing(target: &Target, ask: &Ask<'_>) -> anyhow::Result<(Times, serd
         pods.push(up(&mut client, ask, &format!("s-{number}"), &mut ignored).await?);
     }
     let seconds = start.elapsed().as_secs_f64();
+    tokio::time::sleep(REST).await;
     let weight = weight(&target.socket).await?;
     if !pods.is_empty() {
         for round in 0..200 {
@@ -286,6 +290,7 @@ async fn measure(flags: &Flags, text: &str) -> anyhow::Result<serde_json::Value>
             .await
             .with_context(|| context("warm up"))?;
     }
+    tokio::time::sleep(REST).await;
     let idle = weight(&target.socket).await?;
     let one = lives(&target, &ask, flags.rounds, 1).await.with_context(|| context("one after another"))?;
     let many = lives(&target, &ask, flags.rounds, flags.parallel).await.with_context(|| context("at once"))?;
@@ -300,8 +305,8 @@ fn table(flags: &Flags, all: &[serde_json::Value]) {
         flags.rounds, flags.parallel, flags.standing
     );
     println!(
-        "{:<22} {:<12} {:>9} {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9} at once",
-        "call", "daemon", "mean", "p50", "p95", "p99", "mean", "p50", "p95"
+        "{:<22} {:<12} {:>9} {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9} {:>9} at once",
+        "call", "daemon", "mean", "p50", "p95", "p99", "mean", "p50", "p95", "p99"
     );
     for call in CALLS {
         for one in all {
@@ -312,7 +317,7 @@ fn table(flags: &Flags, all: &[serde_json::Value]) {
             let n = |v: &serde_json::Value| v.as_f64().map_or_else(String::new, |n| format!("{n:.2}"));
             let more = &one["parallel"][call];
             println!(
-                "{call:<22} {:<12} {:>9} {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9}",
+                "{call:<22} {:<12} {:>9} {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9} {:>9}",
                 one["name"].as_str().unwrap_or_default(),
                 n(&first["mean"]),
                 n(&first["p50"]),
@@ -321,6 +326,7 @@ fn table(flags: &Flags, all: &[serde_json::Value]) {
                 n(&more["mean"]),
                 n(&more["p50"]),
                 n(&more["p95"]),
+                n(&more["p99"]),
             );
         }
     }

@@ -4,7 +4,7 @@
 # In a network namespace of its own; needs root and scripts/build.sh.
 #
 # usage: cri.sh [--output json] [NAME=SOCKET ...]   more daemons that run already (IMAGE must be in their stores)
-# env:   ROUNDS (50), PARALLEL (5), STANDING (20), CONTAINERD=0 leaves it out, CRI_BENCH the built driver,
+# env:   ROUNDS (50), PARALLEL (5), STANDING (20; 500 shows status calls on a full node), CONTAINERD=0 leaves it out, CRI_BENCH the built driver,
 #        IMAGE (gantry.local/bench:1) image of the containers for further daemons, BENCH_DIR (/var/tmp) where state is kept
 set -uo pipefail
 . "$(dirname "$0")/../lib.sh"
@@ -42,6 +42,8 @@ END
 }
 ip netns add "$ns" && ip -n "$ns" link set lo up || die "cannot make a network namespace"
 trap finish EXIT
+# Daemons keep their volatile state in /run, which is in memory on every distribution but not in every container.
+mkdir "$work/volatile" && mount -t tmpfs -o mode=755 volatile "$work/volatile" || die "cannot mount a tmpfs"
 mkdir -p "$work/image/bin" && cp "$BIN_DIR/gantry-demo" "$work/image/bin/demo"
 "$BIN_DIR/gantry-cri" image build "$work/image" --name gantry.local/bench:1 --entrypoint /bin/demo --cmd sleep --cmd 100000 \
   --output "$work/image.tar" >/dev/null || die "cannot make the image"
@@ -52,8 +54,8 @@ network gantry gantry0 10.66.0.0/16
 cat >"$work/cri.toml" <<END
 socket = "$work/cri.sock"
 root = "$work/cri"
-state = "$work/cri-state"
-runtime_root = "$work/run"
+state = "$work/volatile/cri"
+runtime_root = "$work/volatile/run"
 cni_conf_dir = "$work/gantry.d"
 cni_bin_dirs = ["$work/plugins"]
 nri_socket = ""
@@ -70,7 +72,7 @@ if [ "${CONTAINERD:-1}" != 0 ]; then
   cat >"$work/containerd.toml" <<END
 version = 2
 root = "$work/containerd"
-state = "$work/containerd-state"
+state = "$work/volatile/containerd"
 [grpc]
   address = "$work/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
