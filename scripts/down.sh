@@ -15,7 +15,7 @@ if [ -s "$STATE/cri.toml" ]; then
   start_cri
   if wait_for 20 "the CRI daemon" cri_ready; then
     note "removing pods"
-    "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" pods rm --all || note "some pods could not be removed (see $STATE/logs/gantry-cri.log)"
+    remove_pods || note "some pods could not be removed (see $STATE/logs/gantry-cri.log)"
   fi
 fi
 stop_daemon gantry-cri

@@ -15,6 +15,8 @@ HEALTHZ_PORT=${GANTRY_HEALTHZ_PORT:-10248}
 BRIDGE=${GANTRY_BRIDGE:-gantry0}
 POD_CIDR=${GANTRY_POD_CIDR:-10.88.0.0/16}
 CGROUP_ROOT=${GANTRY_CGROUP_ROOT:-/}
+# Who runs pods: gantry-cri, or containerd (Debian's, with runc), as interop tests want it.
+RUNTIME=${GANTRY_RUNTIME:-gantry-cri}
 # Folder of CNI plugins; ours are installed there unless it is set to another one (such as Debian's /usr/lib/cni).
 CNI_BIN=${GANTRY_CNI_BIN:-$STATE/cni/bin}
 API_URL=https://127.0.0.1:$API_PORT
@@ -30,7 +32,7 @@ write_node_config() {
   [ -n "${GANTRY_CNI_BIN:-}" ] || "$BIN_DIR/gantry-cni" install "$CNI_BIN" >/dev/null || return 1
   put "$STATE/cni/net.d/10-gantry.conflist" <<EOF
 {
-  "cniVersion": "1.1.0",
+  "cniVersion": "$([ "$RUNTIME" = containerd ] && echo 1.0.0 || echo 1.1.0)",
   "name": "gantry",
   "plugins": [
     {
@@ -58,6 +60,22 @@ runtime_root = "$RUN/run"
 cni_conf_dir = "$STATE/cni/net.d"
 cni_bin_dirs = ["$CNI_BIN"]
 nri_socket = "$RUN/nri.sock"
+EOF
+  [ "$RUNTIME" != containerd ] || put "$STATE/containerd.toml" <<EOF
+version = 2
+root = "$STATE/cri"
+state = "$RUN/cri"
+[grpc]
+  address = "$CRI_SOCKET"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "$STATE/cri-opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "gantry.local/pause:1"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "$CNI_BIN"
+    conf_dir = "$STATE/cni/net.d"
 EOF
   # A node to try things on: how full its disk is, is its owner's affair; pods go only when nothing is left.
   put "$STATE/kubelet.yaml" <<EOF
@@ -104,16 +122,38 @@ start_apiserver() {
   daemon gantry-apiserver "$BIN_DIR/gantry-apiserver" --data-dir "$STATE/apiserver" \
     --bind-address 127.0.0.1 --secure-port "$API_PORT"
 }
-start_cri() { daemon gantry-cri "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml"; }
+start_cri() {
+  case $RUNTIME in
+  containerd) daemon gantry-cri containerd --config "$STATE/containerd.toml" ;;
+  *) daemon gantry-cri "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" ;;
+  esac
+}
 start_kubelet() {
   [ -s "$STATE/kubelet.kubeconfig" ] || "$BIN_DIR/gantry-apiserver" kubeconfig --data-dir "$STATE/apiserver" \
     --user "system:node:$NODE_NAME" --group system:nodes --server "$API_URL" --out "$STATE/kubelet.kubeconfig" || return 1
   daemon kubelet "$BIN_DIR/kubelet" --config "$STATE/kubelet.yaml" --kubeconfig "$STATE/kubelet.kubeconfig" \
-    --root-dir "$STATE/kubelet" --cert-dir "$STATE/kubelet/pki" --hostname-override "$NODE_NAME" --node-ip "${GANTRY_NODE_IP:-127.0.0.1}"
+    --root-dir "$STATE/kubelet" --cert-dir "$STATE/kubelet/pki" --hostname-override "$NODE_NAME" --node-ip "${GANTRY_NODE_IP:-127.0.0.1}" ${GANTRY_KUBELET_ARGS:-}
 }
 
 api_ready() { [ -s "$KUBECONFIG" ] && kubectl --request-timeout=2s get --raw /readyz; }
-cri_ready() { [ -S "$CRI_SOCKET" ] && "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image ls; }
+cri_ready() {
+  case $RUNTIME in
+  containerd) ctr -a "$CRI_SOCKET" version ;;
+  *) [ -S "$CRI_SOCKET" ] && "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image ls ;;
+  esac
+}
+import_image() { # archive
+  case $RUNTIME in
+  containerd) ctr -a "$CRI_SOCKET" -n k8s.io images import "$1" ;;
+  *) "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image import "$1" ;;
+  esac
+}
+remove_pods() {
+  case $RUNTIME in
+  containerd) "${CRICTL:-crictl}" -r "unix://$CRI_SOCKET" -i "unix://$CRI_SOCKET" -t 60s rmp -a -f ;;
+  *) "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" pods rm --all ;;
+  esac
+}
 node_ready() { [ "$(kubectl get node "$NODE_NAME" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null)" = True ]; }
 
 # stop NAME SECONDS: SIGTERM, then SIGKILL when it does not end in time

@@ -134,6 +134,8 @@ if [ -n "$node" ]; then
     command -v podman >/dev/null || { skipped=$((skipped + 1)); note "skipped: podman with gantry-run: there is no podman"; }
     if [ -x "$CRICTL" ]; then
       need_packages containerd
+      note "our kubelet on Debian's containerd"
+      run_tests "$work/containerd.log" env GANTRY_NODE_RUNTIME=containerd timeout 300 cargo test --locked -p gantry-tests --test node -- pod::
       check "our CNI plugins under containerd" ./tests/interop-containerd.sh
       need_packages containernetworking-plugins iptables
       if [ -x "$CNITOOL" ]; then

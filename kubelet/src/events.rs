@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::pod;
+use crate::throttle::Throttle;
 
 /// How many events may wait; what comes beyond is logged only.
 const QUEUE: usize = 1000;
@@ -34,10 +35,10 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// A recorder that sends by `client`, or only logs without one.
-    pub(crate) fn start(client: Option<kube::Client>, node: &str) -> Self {
+    pub(crate) fn start(client: Option<kube::Client>, node: &str, rate: Throttle) -> Self {
         let queue = client.map(|client| {
             let (queue, items) = mpsc::channel(QUEUE);
-            tokio::spawn(send_all(client, node.to_owned(), items));
+            tokio::spawn(send_all(client, node.to_owned(), items, rate));
             queue
         });
         Self { queue }
@@ -123,11 +124,12 @@ struct Sent {
     last: Instant,
 }
 
-async fn send_all(client: kube::Client, node: String, mut items: mpsc::Receiver<Item>) {
+async fn send_all(client: kube::Client, node: String, mut items: mpsc::Receiver<Item>, rate: Throttle) {
     let mut sent: HashMap<String, Sent> = HashMap::new();
     while let Some(item) = items.recv().await {
         sent.retain(|_, s| s.last.elapsed() < FORGET);
         for attempt in 0..5u32 {
+            rate.turn().await;
             match tokio::time::timeout(Duration::from_secs(10), send(&client, &node, &item, &mut sent)).await {
                 Ok(Ok(())) => break,
                 Ok(Err(kube::Error::Api(e))) if e.code < 500 && e.code != 429 => {

@@ -1,6 +1,7 @@
 //! The desired pods of all sources, and one worker for each: the only place that starts and ends workers.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinSet};
 
 use crate::cri::UID_LABEL;
-use crate::pod;
+use crate::pod::{self, Changed};
 use crate::shared::Shared;
 use crate::sources::{Source, Update, mirror};
 use crate::sync::admission::Admission;
@@ -37,6 +38,8 @@ impl Pods {
 struct Handle {
     desired: watch::Sender<Desired>,
     poke: Arc<Notify>,
+    /// Rung with `poke` when something that its volumes show has changed.
+    stale: Arc<AtomicBool>,
     /// It takes nothing of the node, whatever its spec asks for.
     rejected: bool,
 }
@@ -78,7 +81,12 @@ impl Dispatcher {
     }
 
     /// Works for ever.
-    pub(crate) async fn run(mut self, mut updates: mpsc::Receiver<Update>, mut changed: mpsc::Receiver<String>) {
+    pub(crate) async fn run(
+        mut self,
+        mut updates: mpsc::Receiver<Update>,
+        mut changed: mpsc::Receiver<String>,
+        mut objects: mpsc::Receiver<Changed>,
+    ) {
         let mut ticks = tokio::time::interval(HOUSEKEEPING);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -89,6 +97,7 @@ impl Dispatcher {
                         worker.poke.notify_one();
                     }
                 }
+                Some(object) = objects.recv() => self.object_changed(&object),
                 Some(ended) = self.tasks.join_next_with_id() => {
                     let (id, failed) = match ended {
                         Ok((id, ())) => (id, None),
@@ -97,6 +106,16 @@ impl Dispatcher {
                     self.ended(id, failed);
                 }
                 _ = ticks.tick() => self.housekeeping(),
+            }
+        }
+    }
+
+    /// Wakes the pods whose volumes show the object.
+    fn object_changed(&self, object: &Changed) {
+        for worker in self.workers.values() {
+            if pod::shows(&worker.desired.borrow().pod, object) {
+                worker.stale.store(true, Ordering::Relaxed);
+                worker.poke.notify_one();
             }
         }
     }
@@ -183,10 +202,11 @@ impl Dispatcher {
         let (desired, receiver) = watch::channel(Desired { pod, gone: false });
         let poke = Arc::new(Notify::new());
         let refused = rejected.is_some();
-        let worker = Worker::new(self.shared.clone(), receiver, poke.clone(), rejected);
+        let stale = Arc::new(AtomicBool::new(false));
+        let worker = Worker::new(self.shared.clone(), receiver, poke.clone(), stale.clone(), rejected);
         let id = self.tasks.spawn(worker.run()).id();
         self.ids.insert(id, uid.clone());
-        self.workers.insert(uid, Handle { desired, poke, rejected: refused });
+        self.workers.insert(uid, Handle { desired, poke, stale, rejected: refused });
     }
 
     fn rejection(&self, pod: &Arc<Pod>) -> Option<(String, String)> {
@@ -196,7 +216,9 @@ impl Dispatcher {
                 || reported.is_some_and(|status| pod::is_over(&Pod { status: Some(status), ..Pod::default() }))
         };
         let holding = self.workers.values().filter(|w| !w.rejected);
-        let others: Vec<Arc<Pod>> = holding.map(|w| w.desired.borrow().pod.clone()).collect();
+        // What a pod was given counts, not what it asks for by now.
+        let given = |pod: Arc<Pod>| self.shared.allocations.get(pod::uid(&pod)).unwrap_or(pod);
+        let others: Vec<Arc<Pod>> = holding.map(|w| given(w.desired.borrow().pod.clone())).collect();
         let others: Vec<&Pod> = others.iter().map(|p| &**p).filter(|p| !over(p)).collect();
         let rejection = self.admission.rejection(&self.shared, pod, &others)?;
         self.shared.events.pod(pod, None, true, rejection.reason.clone(), rejection.message.clone());

@@ -28,6 +28,7 @@ mod sources;
 mod stats;
 mod status;
 mod sync;
+mod throttle;
 mod tls;
 mod tools;
 mod watched;

@@ -16,8 +16,9 @@ use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kubelet_volumes::{ObjectError, Objects, Token};
+use tokio::sync::mpsc;
 
-use crate::pod;
+use crate::pod::{self, Changed};
 use crate::watched::Watched;
 
 const FRESH: Duration = Duration::from_secs(5);
@@ -73,12 +74,18 @@ pub(crate) struct FromApi {
 
 impl FromApi {
     /// Reads with the kubelet's own identity.
-    pub(crate) fn new(client: kube::Client, strategy: Strategy) -> Self {
+    /// What is watched and changes is told to `changes`.
+    pub(crate) fn new(client: kube::Client, strategy: Strategy, changes: mpsc::Sender<Changed>) -> Self {
+        let told = |secret| {
+            let changes = changes.clone();
+            // When too many wait, the rest is found by the volumes' own regular looks.
+            move |key: &str| drop(changes.try_send(Changed { secret, key: key.to_owned() }))
+        };
         Self {
             client,
             strategy,
-            watched_maps: Watched::new(|map| map.immutable == Some(true)),
-            watched_secrets: Watched::new(|secret| secret.immutable == Some(true)),
+            watched_maps: Watched::new(|map| map.immutable == Some(true), told(false)),
+            watched_secrets: Watched::new(|secret| secret.immutable == Some(true), told(true)),
             config_maps: Cache::new(),
             secrets: Cache::new(),
             services: Cache::new(),

@@ -18,11 +18,14 @@ use crate::config::{Flags, KubeletConfiguration, Loaded, tls_policy};
 use crate::cri::Cri;
 use crate::events::Recorder;
 use crate::eviction::{Kills, Pressure};
+use crate::images::Pulls;
+use crate::images::providers::Providers;
+use crate::images::records::{Policy, Records};
 use crate::kubelet::{Dispatcher, Pods};
 use crate::node::facts;
 use crate::objects::{FromApi, Nowhere, Strategy};
 use crate::pleg::Health;
-use crate::pod::{NodeDns, NodeFacts, NodeResolv};
+use crate::pod::{Changed, NodeDns, NodeFacts, NodeResolv};
 use crate::resources::cgroups::{Cgroups, Driver};
 use crate::resources::pages::{PageSizes, Swap};
 use crate::resources::{allocatable, managers};
@@ -33,6 +36,8 @@ use crate::sources::manifest::Origin;
 use crate::sources::{Source, api, static_pods, url};
 use crate::status::manager::Statuses;
 use crate::sync::admission::Admission;
+use crate::sync::resize::Allocations;
+use crate::throttle::Throttle;
 use crate::{eviction, gc, images, logs, node, pleg, plugins, sources};
 
 /// How long the kubelet waits for the runtime before it goes on without knowing its name.
@@ -97,7 +102,11 @@ async fn cgroup_driver(cri: &Cri, config: &KubeletConfiguration) -> Driver {
     }
 }
 
-async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, Option<Apiserver>)> {
+async fn shared(
+    flags: &Flags,
+    config: KubeletConfiguration,
+    changes: mpsc::Sender<Changed>,
+) -> Result<(Shared, Option<Apiserver>)> {
     let node_name = flags.hostname_override.clone().unwrap_or_else(facts::host_name);
     let api = certificates::connect(flags, &config, &node_name).await?;
     let client = api.as_ref().map(Apiserver::client);
@@ -126,7 +135,7 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
     let objects: Arc<dyn Objects> = match &client {
         Some(client) => {
             let strategy = Strategy::named(&config.config_map_and_secret_change_detection_strategy);
-            Arc::new(FromApi::new(client.clone(), strategy))
+            Arc::new(FromApi::new(client.clone(), strategy, changes))
         }
         None => Arc::new(Nowhere),
     };
@@ -135,10 +144,11 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
         shutdown: Shutdown::default(),
         kills: Kills::default(),
         pressure: Pressure::default(),
-        events: Recorder::start(client.clone(), &node_name),
+        events: Recorder::start(client.clone(), &node_name, Throttle::new(config.event_record_qps, config.event_burst)),
+        allocations: Allocations::default(),
         statuses: Arc::new(Statuses::new(client.clone())),
         volumes: Volumes::new(&flags.root_dir, objects.clone()),
-        pulls: Semaphore::new(images::permits(config.serialize_image_pulls, config.max_parallel_image_pulls)),
+        pulls: pulls(flags, &config)?,
         facts: NodeFacts {
             log_root: PathBuf::from(&config.pod_logs_dir),
             seccomp_root: flags.root_dir.join("seccomp"),
@@ -170,10 +180,28 @@ async fn shared(flags: &Flags, config: KubeletConfiguration) -> Result<(Shared, 
         objects,
         cgroups,
         cpu_rate: crate::stats::Rate::default(),
+        external_cloud: flags.cloud_provider == "external",
         flags: flags.told(),
         started: std::time::Instant::now(),
     };
     Ok((shared, api))
+}
+
+/// How images are pulled.
+fn pulls(flags: &Flags, config: &KubeletConfiguration) -> Result<Pulls> {
+    let policy = Policy::named(
+        &config.image_pull_credentials_verification_policy,
+        &config.preloaded_images_verification_allowlist,
+    );
+    Ok(Pulls {
+        slots: Semaphore::new(images::permits(config.serialize_image_pulls, config.max_parallel_image_pulls)),
+        rate: Throttle::new(config.registry_pull_qps, config.registry_burst),
+        providers: Providers::read(
+            flags.image_credential_provider_config.as_deref(),
+            flags.image_credential_provider_bin_dir.as_deref(),
+        )?,
+        records: Records::new(&flags.root_dir, policy),
+    })
 }
 
 /// The runtime's name, which is part of container ids.
@@ -214,8 +242,9 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     let labels = labels(&flags)?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let (changes, objects) = mpsc::channel(256);
     let (shared, api) = tokio::select! {
-        made = shared(&flags, config) => made?,
+        made = shared(&flags, config, changes) => made?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -279,7 +308,8 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     });
     let server = start_servers(&flags, &shared, served, &stop).await?;
     let dispatcher = tokio::spawn(
-        Dispatcher::new(shared.clone(), pods, expected, Admission::new(&shared, object)).run(received, happened),
+        Dispatcher::new(shared.clone(), pods, expected, Admission::new(&shared, object))
+            .run(received, happened, objects),
     );
     shared.events.node(&shared.node_name, false, "Starting", "Starting kubelet.".to_owned());
     let _ = gantry_telemetry::notify::ready();

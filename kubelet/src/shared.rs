@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use kubelet_managers::Managers;
 use kubelet_volumes::{Allocatable, Objects, PodContext, Volumes};
-use tokio::sync::Semaphore;
 
 use crate::config::KubeletConfiguration;
 use crate::cri::Cri;
 use crate::events::Recorder;
 use crate::eviction::{Kills, Pressure};
+use crate::images::Pulls;
 use crate::pod::NodeFacts;
 use crate::resources::cgroups::Cgroups;
 use crate::shutdown::Shutdown;
 use crate::status::manager::Statuses;
+use crate::sync::resize::Allocations;
 
 /// Handles and facts; made once at the start.
 pub(crate) struct Shared {
@@ -44,8 +45,12 @@ pub(crate) struct Shared {
     pub(crate) allocatable: Allocatable,
     /// Events.
     pub(crate) events: Recorder,
+    /// What each pod was given.
+    pub(crate) allocations: Allocations,
     /// Statuses.
     pub(crate) statuses: Arc<Statuses>,
+    /// Another program tells the cloud's facts of the node (`--cloud-provider=external`).
+    pub(crate) external_cloud: bool,
     /// The command line's flags with their texts.
     pub(crate) flags: Vec<(String, String)>,
     /// When this kubelet started.
@@ -60,8 +65,8 @@ pub(crate) struct Shared {
     pub(crate) shutdown: Shutdown,
     /// Who gets which devices, CPUs and memory.
     pub(crate) managers: Managers,
-    /// Pulls at work.
-    pub(crate) pulls: Semaphore,
+    /// How images are pulled, and for whom.
+    pub(crate) pulls: Pulls,
 }
 
 impl Shared {

@@ -2,7 +2,7 @@
 //! known while the apiserver is away.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
@@ -39,12 +39,15 @@ impl<T> Drop for Entry<T> {
 pub(crate) struct Watched<T> {
     entries: Mutex<HashMap<String, Entry<T>>>,
     immutable: fn(&T) -> bool,
+    /// Hears the key of what has changed, so that nobody has to ask again and again.
+    changed: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl<T: Clone + Send + Sync + 'static> Watched<T> {
     /// `immutable` tells of an object that it never changes: it is not watched any more then.
-    pub(crate) fn new(immutable: fn(&T) -> bool) -> Self {
-        Self { entries: Mutex::default(), immutable }
+    /// `changed` hears of each change of what is watched.
+    pub(crate) fn new(immutable: fn(&T) -> bool, changed: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { entries: Mutex::default(), immutable, changed: Arc::new(changed) }
     }
 
     /// The object as it is now; `follow` begins to watch it.
@@ -58,7 +61,7 @@ impl<T: Clone + Send + Sync + 'static> Watched<T> {
         let mut known = {
             let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
             entries.retain(|_, entry| entry.used.elapsed() < KEEP);
-            let entry = entries.entry(key.to_owned()).or_insert_with(|| self.begin(follow()));
+            let entry = entries.entry(key.to_owned()).or_insert_with(|| self.begin(key, follow()));
             entry.used = Instant::now();
             entry.known.clone()
         };
@@ -78,16 +81,19 @@ impl<T: Clone + Send + Sync + 'static> Watched<T> {
         }
     }
 
-    fn begin(&self, events: impl Stream<Item = Result<Option<T>, String>> + Send + 'static) -> Entry<T> {
+    fn begin(&self, key: &str, events: impl Stream<Item = Result<Option<T>, String>> + Send + 'static) -> Entry<T> {
         let (sender, known) = watch::channel(Known { value: None, error: None });
-        let immutable = self.immutable;
+        let (immutable, changed, key) = (self.immutable, self.changed.clone(), key.to_owned());
         let task = tokio::spawn(async move {
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
                 match event {
                     Ok(value) => {
                         let last = value.as_ref().is_some_and(immutable);
-                        sender.send_replace(Known { value: Some(value), error: None });
+                        let before = sender.send_replace(Known { value: Some(value), error: None });
+                        if before.value.is_some() {
+                            changed(&key);
+                        }
                         if last {
                             return;
                         }
@@ -111,7 +117,9 @@ mod tests {
     #[tokio::test]
     async fn what_is_watched_is_asked_for_once_and_changes_are_seen() {
         let (events, stream) = mpsc::unbounded::<Event>();
-        let watched = Watched::new(|_| false);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ears = heard.clone();
+        let watched = Watched::new(|_| false, move |key| ears.lock().unwrap().push(key.to_owned()));
         let asked = AtomicU32::new(0);
         let mut stream = Some(stream);
         events.unbounded_send(Ok(None)).unwrap();
@@ -135,11 +143,12 @@ mod tests {
             assert_eq!(get().await, Ok(Some(1)));
         }
         assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert_eq!(*heard.lock().unwrap(), ["n/a"], "told of the change, not of the first answer");
     }
 
     #[tokio::test]
     async fn what_never_changes_is_not_watched_and_a_failure_is_not_kept() {
-        let watched = Watched::new(|n| *n == 7);
+        let watched = Watched::new(|n| *n == 7, |_| {});
         let refused = || futures::stream::iter([Err::<Option<u32>, String>("forbidden".into())]);
         assert_eq!(watched.get("n/a", refused).await, Err("forbidden".to_owned()));
         let (events, stream) = mpsc::unbounded::<Event>();

@@ -24,7 +24,7 @@ start_node() {
     start_kubelet && wait_for 60 node node_ready || die "the node does not come up" "$STATE/logs/kubelet.log"
   local rootfs; rootfs=$(mktemp -d) && mkdir -p "$rootfs/bin" && cp "$BIN_DIR/gantry-demo" "$rootfs/bin/" &&
     "$BIN_DIR/gantry-cri" image build "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo --output "$rootfs.tar" >/dev/null &&
-    "$BIN_DIR/gantry-cri" --config "$STATE/cri.toml" image import "$rootfs.tar" >/dev/null || die "no demo image" "$STATE/logs/gantry-cri.log"
+    import_image "$rootfs.tar" >/dev/null || die "no demo image" "$STATE/logs/gantry-cri.log"
   rm -rf "$rootfs" "$rootfs.tar"
   kubectl config view --raw -o 'jsonpath={.users[0].user.client-certificate-data}' | base64 -d >"$STATE/bench.crt"
   kubectl config view --raw -o 'jsonpath={.users[0].user.client-key-data}' | base64 -d >"$STATE/bench.key"

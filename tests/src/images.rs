@@ -71,6 +71,18 @@ pub fn noise(programs: &Path, folder: &Path) -> Result<Image> {
     build(programs, folder, &rootfs, "gantry.local/noise:latest", &["--cmd", "/noise"])
 }
 
+/// Packs an image whose program holds a pod's namespaces, for runtimes that need one.
+///
+/// # Errors
+/// `gantry-cri image build` fails.
+pub fn pause(programs: &Path, folder: &Path) -> Result<Image> {
+    let rootfs = folder.join("pause-rootfs");
+    fs::create_dir_all(rootfs.join("bin"))?;
+    fs::copy(programs.join("gantry-demo"), rootfs.join("bin/pause"))?;
+    let words = ["--entrypoint", "/bin/pause", "--cmd", "sleep", "--cmd", "1000000000"];
+    build(programs, folder, &rootfs, "gantry.local/pause:1", &words)
+}
+
 fn build(programs: &Path, folder: &Path, rootfs: &Path, name: &str, words: &[&str]) -> Result<Image> {
     let short = name.rsplit('/').next().unwrap_or(name).split(':').next().unwrap_or(name);
     let archive = folder.join(format!("{short}.tar"));

@@ -4,6 +4,7 @@
 //! a veth pair: it has no route back to the pods, so only masqueraded traffic returns.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +18,7 @@ use serde_json::Value;
 use crate::command::{Output, eventually, run};
 use crate::host::Holdings;
 use crate::images;
+use crate::registry::LOGIN;
 
 /// The node's address towards the outside host.
 pub const NODE_ADDRESS: &str = "192.0.2.1";
@@ -68,15 +70,21 @@ impl Node {
         fs::create_dir_all(&packed)?;
         let demo = images::demo(&programs, &packed)?;
         let busybox = images::busybox(&programs, &packed)?;
+        // Other runtimes hold a pod's namespaces by a process.
+        let pause = if runtime() == GANTRY { None } else { Some(images::pause(&programs, &packed)?) };
         let before = Holdings::look(&netns, &[&folder.path().join("state")], &programs)?;
         let node = Self { folder, programs, netns, outside, before, busybox };
         node.script("write_node_config")?;
+        credential_provider(node.folder.path())?;
         for daemon in DAEMONS {
             node.start_daemon(daemon)?;
+            if let Some(image) = pause.as_ref().filter(|_| daemon == "gantry-cri") {
+                node.script(&format!("import_image {}", image.archive.display()))?;
+            }
         }
         node.wait_ready().with_context(|| node.logs())?;
         for image in [&demo.archive, &node.busybox.archive] {
-            node.cri(&["image", "import", &image.to_string_lossy()])?.ok()?;
+            node.script(&format!("import_image {}", image.display()))?;
         }
         Ok(node)
     }
@@ -89,6 +97,12 @@ impl Node {
     /// Folder of what survives a restart (see scripts/node.sh).
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("state")
+    }
+
+    /// What the tests' credential provider was asked so far.
+    pub fn logins_asked(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.folder.path().join("asked")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
     }
 
     /// A folder for the files of a case.
@@ -120,6 +134,15 @@ impl Node {
             ("GANTRY_RUN", self.folder.path().join("run").display().to_string()),
             ("GANTRY_BIN_DIR", self.programs.display().to_string()),
             ("GANTRY_NODE_NAME", self.name().to_owned()),
+            ("GANTRY_RUNTIME", runtime()),
+            ("CRICTL", crictl().unwrap_or_default().display().to_string()),
+            (
+                "GANTRY_KUBELET_ARGS",
+                format!(
+                    "--image-credential-provider-config={0}/providers.yaml --image-credential-provider-bin-dir={0}/providers",
+                    self.folder.path().display()
+                ),
+            ),
         ]
     }
 
@@ -333,6 +356,34 @@ impl Node {
         }
         output.map(|_| left)
     }
+}
+
+/// A program that knows the login of registries on port 5011, and that counts how often it was asked.
+fn credential_provider(folder: &Path) -> Result<()> {
+    let programs = folder.join("providers");
+    fs::create_dir_all(&programs)?;
+    let (user, password) = LOGIN.split_once(':').context("a login")?;
+    let script = format!(
+        "#!/bin/sh\ncat >>{}/asked; echo >>{0}/asked\ncat <<EOF\n{{\"apiVersion\":\"credentialprovider.kubelet.k8s.io/v1\",\
+         \"kind\":\"CredentialProviderResponse\",\"cacheKeyType\":\"Registry\",\
+         \"auth\":{{\"127.0.0.1:5011\":{{\"username\":\"{user}\",\"password\":\"{password}\"}}}}}}\nEOF\n",
+        folder.display()
+    );
+    let program = programs.join("test-login");
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let config = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: test-login\n  \
+                  apiVersion: credentialprovider.kubelet.k8s.io/v1\n  matchImages: ['127.0.0.1:5011']\n  \
+                  defaultCacheDuration: 1h\n";
+    Ok(fs::write(folder.join("providers.yaml"), config)?)
+}
+
+/// Our own runtime, by its name in `GANTRY_NODE_RUNTIME`.
+pub const GANTRY: &str = "gantry-cri";
+
+/// The container runtime of nodes under test: `GANTRY_NODE_RUNTIME` (gantry-cri or containerd).
+pub fn runtime() -> String {
+    std::env::var("GANTRY_NODE_RUNTIME").unwrap_or_else(|_| GANTRY.to_owned())
 }
 
 /// Where crictl is: `CRICTL`, PATH, or nowhere.

@@ -1,6 +1,7 @@
 //! A real image registry (Debian's docker-registry) on a loopback port inside the node's network namespace.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -17,7 +18,12 @@ pub struct Registry {
     /// `127.0.0.1:PORT`, as image references start.
     pub address: String,
     folder: PathBuf,
+    /// `user:password`, where the registry wants one.
+    login: Option<&'static str>,
 }
+
+/// The login of [`Registry::start_private`].
+pub const LOGIN: &str = "user:secret";
 
 impl Registry {
     /// Starts a registry that keeps its files below `folder`.
@@ -25,6 +31,18 @@ impl Registry {
     /// # Errors
     /// docker-registry is not installed or does not answer.
     pub fn start(netns: &str, folder: &Path, port: u16) -> Result<Self> {
+        Self::begin(netns, folder, port, None)
+    }
+
+    /// As [`Registry::start`], for those who have [`LOGIN`].
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_private(netns: &str, folder: &Path, port: u16) -> Result<Self> {
+        Self::begin(netns, folder, port, Some(LOGIN))
+    }
+
+    fn begin(netns: &str, folder: &Path, port: u16, login: Option<&'static str>) -> Result<Self> {
         let address = format!("127.0.0.1:{port}");
         fs::create_dir_all(folder)?;
         let config = folder.join("registry.yml");
@@ -36,6 +54,13 @@ impl Registry {
                 storage.display()
             ),
         )?;
+        if login.is_some() {
+            let users = folder.join("users");
+            // The bcrypt hash of LOGIN's password.
+            fs::write(&users, "user:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n")?;
+            let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", users.display());
+            OpenOptions::new().append(true).open(&config)?.write_all(auth.as_bytes())?;
+        }
         let log = File::create(folder.join("registry.log"))?;
         let child = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{netns}"))
@@ -47,7 +72,7 @@ impl Registry {
             .stderr(log)
             .spawn()
             .context("start docker-registry")?;
-        let registry = Self { child, netns: netns.to_owned(), address, folder: storage };
+        let registry = Self { child, netns: netns.to_owned(), address, folder: storage, login };
         eventually("docker-registry answers", Duration::from_secs(10), || registry.curl(&["/v2/"]))?;
         Ok(registry)
     }
@@ -122,6 +147,9 @@ impl Registry {
         let (path, options) = words.split_last().context("a path")?;
         let mut curl = Command::new("nsenter");
         curl.arg(format!("--net=/run/netns/{}", self.netns)).args(["curl", "-fsS", "--max-time", "20"]);
+        if let Some(login) = self.login {
+            curl.args(["-u", login]);
+        }
         curl.args(options).arg(format!("http://{}{path}", self.address));
         run(&mut curl, "", Duration::from_secs(30))?.ok()
     }

@@ -225,11 +225,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
             views.push(view.clone());
             container.change(&daemon.ledger, |r| r.views = views.clone())?;
             daemon.images.mount(&view, &folder, &cri_images::MountOptions { read_only: true, ..mapped.clone() })?;
-            let sub = mount.image_sub_path.trim_start_matches('/');
-            if sub.split('/').any(|part| part == "..") {
-                return Err(Error::Invalid(format!("image sub path {sub:?} leaves the image")));
-            }
-            mount.host_path = folder.join(sub).display().to_string();
+            mount.host_path = within(&folder, &mount.image_sub_path)?.display().to_string();
             mount.readonly = true;
         } else if !Path::new(&mount.host_path).exists() {
             return Err(Error::Invalid(format!("mount source {} does not exist", mount.host_path)));
@@ -277,6 +273,21 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
 }
 
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
+
+/// A path of an image on the host, found by the image's own links, which never lead out of it.
+fn within(image: &Path, sub: &str) -> Result<std::path::PathBuf, Error> {
+    let sub = sub.trim_start_matches('/');
+    if sub.is_empty() {
+        return Ok(image.to_owned());
+    }
+    if sub.split('/').any(|part| part == "..") {
+        return Err(Error::Invalid(format!("image sub path {sub:?} leaves the image")));
+    }
+    let found = Root::open(image)
+        .and_then(|root| root.place(Path::new(sub)))
+        .and_then(|place| std::fs::read_link(gantry_sys::root::proc_path(std::os::fd::AsFd::as_fd(&place))));
+    found.map_err(|e| Error::Invalid(format!("image sub path {sub:?}: {e}")))
+}
 
 /// The lowest oom_score_adj that this daemon may give: any, or without CAP_SYS_RESOURCE its own. The first request that cannot
 /// be met is told to the operator.

@@ -17,6 +17,7 @@ use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 
 use super::store::{Pair, Store};
 use crate::metrics::own;
+use crate::throttle::Throttle;
 
 /// How often the files are looked at, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -45,6 +46,8 @@ struct Inner {
     identity: Identity,
     state: Mutex<State>,
     loading: tokio::sync::Mutex<()>,
+    /// How many requests begin a second.
+    rate: Throttle,
 }
 
 /// A handle that hands requests to the client of the day.
@@ -165,11 +168,11 @@ impl Changing {
     ///
     /// # Errors
     /// A file is missing or wrong at the start; later that leaves the old client in use.
-    pub(crate) async fn new(identity: Identity) -> Result<Self> {
+    pub(crate) async fn new(identity: Identity, rate: Throttle) -> Result<Self> {
         let stamps = identity.stamps();
         let client = identity.client().await?;
         let state = Mutex::new(State { client, host: identity.host(), stamps, looked: Instant::now() });
-        Ok(Self(Arc::new(Inner { identity, state, loading: tokio::sync::Mutex::new(()) })))
+        Ok(Self(Arc::new(Inner { identity, state, rate, loading: tokio::sync::Mutex::new(()) })))
     }
 
     /// As a client for everyone.
@@ -215,6 +218,11 @@ impl Changing {
     }
 }
 
+/// Events are held back by themselves, and a lease must never wait behind other requests.
+fn has_own_limit(path: &str) -> bool {
+    path.contains("/events") || path.contains("/leases")
+}
+
 impl tower::Service<Request<Body>> for Changing {
     type Response = Response<Body>;
     type Error = kube::Error;
@@ -227,6 +235,9 @@ impl tower::Service<Request<Body>> for Changing {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
+            if !has_own_limit(request.uri().path()) {
+                this.0.rate.turn().await;
+            }
             let (method, start) = (request.method().clone(), Instant::now());
             let client = this.current().await;
             let host = this.0.host();

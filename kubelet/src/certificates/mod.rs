@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 
 use crate::config::{Flags, KubeletConfiguration};
+use crate::throttle::Throttle;
 use client::{Changing, Identity};
 use store::{Pair, Store};
 
@@ -46,7 +47,8 @@ pub(crate) async fn connect(flags: &Flags, config: &KubeletConfiguration, node: 
         bootstrap::run(bootstrap, kubeconfig, node, &flags.cert_dir).await.context("get a client certificate")?;
     }
     let identity = identity(flags, config)?;
-    let changing = Changing::new(identity.clone()).await?;
+    let rate = Throttle::new(config.kube_api_qps, config.kube_api_burst);
+    let changing = Changing::new(identity.clone(), rate).await?;
     Ok(Some(Apiserver { changing, identity }))
 }
 

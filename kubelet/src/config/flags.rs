@@ -43,6 +43,12 @@ pub(crate) struct Flags {
     /// `external`: another program sets the node's cloud facts; the node is tainted until it has
     #[arg(long, value_name = "NAME", default_value = "")]
     pub(crate) cloud_provider: String,
+    /// CredentialProviderConfig (kubelet.config.k8s.io/v1): a file, or a folder of them
+    #[arg(long, value_name = "PATH")]
+    pub(crate) image_credential_provider_config: Option<PathBuf>,
+    /// Folder of the programs that --image-credential-provider-config names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
     /// File that only one kubelet at a time may hold
     #[arg(long, value_name = "FILE")]
     pub(crate) lock_file: Option<PathBuf>,
@@ -79,8 +85,6 @@ const IDLE: &[(&str, bool, &str)] = &[
     ("maximum-dead-containers", true, "deprecated upstream; one dead container is kept"),
     ("experimental-mounter-path", true, "deprecated upstream; the kernel mounts"),
     ("experimental-allocatable-ignore-eviction", false, "deprecated upstream; thresholds count"),
-    ("image-credential-provider-config", true, "credentials come from pull secrets and the runtime's configuration"),
-    ("image-credential-provider-bin-dir", true, "credentials come from pull secrets and the runtime's configuration"),
 ];
 
 const FIELDS: &str = "Fields of the configuration file (better said there)";

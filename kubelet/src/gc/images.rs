@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 
 use super::plan::{Record, Records, expired, removable, to_free};
 use crate::eviction::FileSystems;
+use crate::images::name::full as full_name;
 use crate::kubelet::Pods;
 use crate::pod;
 use crate::shared::Shared;
@@ -41,19 +42,6 @@ pub(crate) async fn run(shared: Arc<Shared>, pods: Pods, images: Arc<Images>) {
             }
         }
     }
-}
-
-/// An image's name with what is left out added, so that names can be compared.
-fn full_name(name: &str) -> String {
-    let first = name.split('/').next().unwrap_or_default();
-    let host = name.contains('/') && (first.contains(['.', ':']) || first == "localhost");
-    let name = match (host, name.contains('/')) {
-        (true, _) => name.to_owned(),
-        (false, true) => format!("docker.io/{name}"),
-        (false, false) => format!("docker.io/library/{name}"),
-    };
-    let last = name.rsplit('/').next().unwrap_or_default();
-    if last.contains([':', '@']) { name } else { format!("{name}:latest") }
 }
 
 /// Whether an image is one of `names` (ids or full names).
@@ -132,6 +120,7 @@ impl Images {
 }
 
 async fn refresh(records: &mut Records, shared: &Shared, pods: &Pods, first: bool) -> bool {
+    let looked = std::time::SystemTime::now();
     let (images, containers) = match tokio::try_join!(shared.cri.image_list(), shared.cri.containers(None)) {
         Ok(both) => both,
         Err(e) => {
@@ -158,6 +147,7 @@ async fn refresh(records: &mut Records, shared: &Shared, pods: &Pods, first: boo
         let own = pod::all_containers(&pod).filter_map(|c| c.image.as_deref());
         names.extend(own.chain(volumes).map(full_name));
     }
+    shared.pulls.records.keep(&images.iter().map(|i| i.id.clone()).collect(), looked);
     let now = Instant::now();
     records.retain(|id, _| images.iter().any(|i| &i.id == id));
     for image in images {

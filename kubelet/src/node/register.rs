@@ -6,15 +6,18 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use proto::cri::StatusResponse;
 use serde_json::json;
 
 use super::facts;
+use crate::cri::CriError;
 use crate::eviction::Condition;
 use crate::pleg::Health;
 use crate::shared::Shared;
@@ -30,10 +33,13 @@ pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, 
     let mut sent: Option<(NodeStatus, Instant)> = None;
     let mut registered = !shared.config.register_node;
     let mut was_ready = None;
+    // A kubelet that begins anew goes on with what it said before: conditions keep the times of their last change.
+    let known = tokio::time::timeout(LIMIT, api.get_opt(&shared.node_name)).await;
+    let known = known.ok().and_then(Result::ok).flatten().and_then(|node| node.status);
     let (mut pressure, mut devices) = (shared.pressure.subscribe(), shared.managers.changes());
     loop {
-        let before = sent.as_ref().map(|(s, _)| s.clone());
-        let status = status(&shared, &health, before.as_ref()).await;
+        let before = sent.as_ref().map(|(s, _)| s).or(known.as_ref());
+        let status = status(&shared, &health, before).await;
         let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
         let due = sent.as_ref().is_none_or(|(old, at)| {
             !same(old, &status) || at.elapsed() >= shared.config.node_status_report_frequency.0
@@ -93,14 +99,27 @@ async fn register(shared: &Shared, api: &Api<Node>, labels: &BTreeMap<String, St
     ] {
         all.insert(key.to_owned(), value.to_owned());
     }
+    // Told to the controller that attaches volumes, so that the kubelet need not.
+    let annotations = shared.config.enable_controller_attach_detach.then(|| {
+        BTreeMap::from([("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())])
+    });
     if api.get_opt(name).await?.is_some() {
-        let patch = json!({"metadata": {"labels": all}});
+        let patch = json!({"metadata": {"labels": all, "annotations": annotations}});
         return api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop);
     }
-    let taints = shared.config.register_with_taints.clone();
+    let mut taints = shared.config.register_with_taints.clone();
+    if shared.external_cloud {
+        // Until the cloud's own controller has written the node's facts, nothing is to be put on it.
+        taints.push(Taint {
+            key: "node.cloudprovider.kubernetes.io/uninitialized".to_owned(),
+            value: Some("true".to_owned()),
+            effect: "NoSchedule".to_owned(),
+            time_added: None,
+        });
+    }
     let some = |text: &String| Some(text.clone()).filter(|t| !t.is_empty());
     let node = Node {
-        metadata: ObjectMeta { name: Some(name.clone()), labels: Some(all), ..Default::default() },
+        metadata: ObjectMeta { name: Some(name.clone()), labels: Some(all), annotations, ..Default::default() },
         spec: Some(NodeSpec {
             taints: (!taints.is_empty()).then_some(taints),
             provider_id: some(&shared.config.provider_id),
@@ -126,7 +145,7 @@ fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
     still(a) == still(b)
 }
 
-async fn status(shared: &Shared, health: &Health, before: Option<&NodeStatus>) -> NodeStatus {
+async fn status(shared: &Arc<Shared>, health: &Health, before: Option<&NodeStatus>) -> NodeStatus {
     let (mut capacity, mut allocatable) = facts::resources(&shared.config, &shared.root);
     for (name, (all, usable)) in shared.managers.totals() {
         capacity.insert(name.clone(), Quantity(all.to_string()));
@@ -137,11 +156,20 @@ async fn status(shared: &Shared, health: &Health, before: Option<&NodeStatus>) -
     addresses.push(NodeAddress { type_: "Hostname".into(), address: shared.node_name.clone() });
     let version = shared.cri.version().await.ok();
     let runtime = version.map_or_else(String::new, |v| format!("{}://{}", v.runtime_name, v.runtime_version));
+    let answer = shared.cri.status().await;
+    let volumes = shared.clone();
+    let in_use = tokio::task::spawn_blocking(move || volumes.volumes.in_use()).await.unwrap_or_default();
     NodeStatus {
+        runtime_handlers: answer.as_ref().ok().map(handlers),
+        features: answer.as_ref().ok().and_then(|a| {
+            let supplemental_groups_policy = Some(a.features.as_ref()?.supplemental_groups_policy);
+            Some(NodeFeatures { supplemental_groups_policy })
+        }),
+        volumes_in_use: Some(in_use),
         capacity: Some(capacity),
         allocatable: Some(allocatable),
         addresses: Some(addresses),
-        conditions: Some(conditions(shared, health, before).await),
+        conditions: Some(conditions(shared, health, before, answer)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: shared.config.port }),
         }),
@@ -162,7 +190,24 @@ async fn images(shared: &Shared) -> Vec<ContainerImage> {
     named.collect()
 }
 
-async fn conditions(shared: &Shared, health: &Health, before: Option<&NodeStatus>) -> Vec<NodeCondition> {
+/// What the runtime's handlers can do.
+fn handlers(answer: &StatusResponse) -> Vec<NodeRuntimeHandler> {
+    let one = |h: &proto::cri::RuntimeHandler| NodeRuntimeHandler {
+        name: Some(h.name.clone()),
+        features: h.features.as_ref().map(|f| NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(f.recursive_read_only_mounts),
+            user_namespaces: Some(f.user_namespaces),
+        }),
+    };
+    answer.runtime_handlers.iter().map(one).collect()
+}
+
+fn conditions(
+    shared: &Shared,
+    health: &Health,
+    before: Option<&NodeStatus>,
+    answer: Result<StatusResponse, CriError>,
+) -> Vec<NodeCondition> {
     let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
     let mut problems = Vec::new();
     if shared.shutdown.active() {
@@ -171,7 +216,7 @@ async fn conditions(shared: &Shared, health: &Health, before: Option<&NodeStatus
     if let Err(e) = health.check() {
         problems.push(e);
     }
-    match shared.cri.status().await {
+    match answer {
         Ok(status) => {
             let status = status.status.unwrap_or_default();
             for (kind, title) in [

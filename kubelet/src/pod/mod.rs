@@ -8,10 +8,12 @@ mod read;
 mod requests;
 mod spec;
 mod sysctls;
+mod uses;
 
 pub(crate) use admit::*;
 pub(crate) use dns::{NodeDns, NodeResolv};
 pub(crate) use ephemeral::*;
 pub(crate) use read::*;
-pub(crate) use requests::amounts;
+pub(crate) use requests::{amounts, requests};
 pub(crate) use spec::*;
+pub(crate) use uses::{Changed, shows};

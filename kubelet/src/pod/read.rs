@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
 
+use crate::images::Wanted;
+
 /// Annotation: where a pod came from (`file`, `api`).
 pub(crate) const SOURCE: &str = "kubernetes.io/config.source";
 /// Annotation: the hash of a static pod's manifest.
@@ -111,10 +113,25 @@ pub(crate) fn pull_policy(container: &Container) -> &str {
     if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
         return policy;
     }
-    let image = container.image.as_deref().unwrap_or_default();
+    policy_of_tag(container.image.as_deref().unwrap_or_default())
+}
+
+fn policy_of_tag(image: &str) -> &'static str {
     let last = image.rsplit('/').next().unwrap_or_default();
     let always = !image.contains('@') && (!last.contains(':') || last.ends_with(":latest"));
     if always { "Always" } else { "IfNotPresent" }
+}
+
+/// The image volumes that a container mounts, and the image of each.
+pub(crate) fn image_volumes<'a>(pod: &'a Pod, container: &'a Container) -> impl Iterator<Item = (&'a str, Wanted<'a>)> {
+    let mounted = |name: &str| container.volume_mounts.iter().flatten().any(|m| m.name == name);
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter(move |v| mounted(&v.name));
+    volumes.filter_map(|v| {
+        let source = v.image.as_ref()?;
+        let image = source.reference.as_deref().unwrap_or_default();
+        let policy = source.pull_policy.as_deref().filter(|p| !p.is_empty()).unwrap_or_else(|| policy_of_tag(image));
+        Some((v.name.as_str(), Wanted { image, policy, container: None }))
+    })
 }
 
 /// The period of a probe in seconds and the like, with defaults.

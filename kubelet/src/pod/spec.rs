@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SeccompProfile};
-use kubelet_volumes::{DeviceSpec, MountSpec, Propagation, expand};
+use kubelet_volumes::{DeviceSpec, MountSpec, Propagation, Recursive, expand};
 use proto::cri;
 
 use super::dns::{NodeDns, dns_config};
@@ -16,6 +16,8 @@ use crate::resources::qos;
 
 /// Annotation of a container: the hash of its spec; a change restarts it.
 pub(crate) const SPEC_HASH: &str = "io.kubernetes.container.hash";
+/// Annotation of a container: the resources that it was made with.
+pub(crate) const RESOURCES: &str = "gantry.io/container.resources";
 /// Annotation of a container: milliseconds to wait before its successor starts, should it end.
 pub(crate) const RESTART_DELAY: &str = "io.kubernetes.container.restartDelayMs";
 const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
@@ -224,6 +226,8 @@ pub(crate) struct Creation<'a> {
     pub(crate) target: Option<String>,
     /// Its image on this node.
     pub(crate) image: &'a cri::Image,
+    /// Ids of the images that are volumes, by volume.
+    pub(crate) volumes: &'a HashMap<String, String>,
 }
 
 /// The container's configuration.
@@ -231,13 +235,14 @@ pub(crate) struct Creation<'a> {
 /// # Errors
 /// The spec demands what cannot be (a non-root user of an image that runs as root).
 pub(crate) fn container_config(creation: Creation<'_>, node: &NodeFacts) -> Result<cri::ContainerConfig, String> {
-    let Creation { pod, container, attempt, restart_delay_ms, env, mounts, devices, target, image } = creation;
+    let Creation { pod, container, attempt, restart_delay_ms, env, mounts, devices, target, image, volumes } = creation;
     let known: HashMap<String, String> = env.iter().cloned().collect();
     let words = |list: &Option<Vec<String>>| list.iter().flatten().map(|w| expand(w, &known)).collect();
     let mut labels = labels(pod);
     labels.insert(CONTAINER_LABEL.to_owned(), container.name.clone());
     let annotations = BTreeMap::from([
         (SPEC_HASH, spec_hash(container)),
+        (RESOURCES, crate::sync::resize::text_of(container)),
         (RESTART_DELAY, restart_delay_ms.to_string()),
         (RESTART_COUNT, attempt.to_string()),
         (MESSAGE_PATH, container.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".into())),
@@ -255,7 +260,7 @@ pub(crate) fn container_config(creation: Creation<'_>, node: &NodeFacts) -> Resu
         args: words(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value: value.into() }).collect(),
-        mounts: mounts.into_iter().map(mount).collect(),
+        mounts: mounts.into_iter().map(|spec| mount(spec, volumes)).collect(),
         devices: devices.into_iter().map(device).collect(),
         labels,
         annotations: annotations.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
@@ -288,7 +293,7 @@ fn device(spec: DeviceSpec) -> cri::Device {
     }
 }
 
-fn mount(spec: MountSpec) -> cri::Mount {
+fn mount(spec: MountSpec, volumes: &HashMap<String, String>) -> cri::Mount {
     let propagation = match spec.propagation {
         Propagation::Private => cri::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
@@ -298,11 +303,26 @@ fn mount(spec: MountSpec) -> cri::Mount {
         container_path: spec.container_path,
         host_path: spec.host_path.display().to_string(),
         readonly: spec.read_only,
-        recursive_read_only: spec.recursive_read_only,
+        recursive_read_only: spec.recursive_read_only != Recursive::Disabled,
         selinux_relabel: spec.selinux_relabel,
         propagation: propagation as i32,
+        image: spec.image.as_ref().and_then(|i| volumes.get(&i.volume)).map(|id| crate::cri::image_spec(id)),
+        image_sub_path: spec.image.map(|i| i.sub_path).unwrap_or_default(),
         ..Default::default()
     }
+}
+
+/// The resources of a container that runs, to be changed.
+pub(crate) fn updated_resources(pod: &Pod, container: &Container, node: &NodeFacts) -> cri::LinuxContainerResources {
+    let mut out = resources(pod, container, node);
+    if out.cpu_quota == 0 && node.period_us.is_some() {
+        // It has no limit any more; leaving the quota out would leave it as it is.
+        out.cpu_quota = -1;
+    }
+    // Pages and the score of the out-of-memory killer are set once, when a container begins.
+    out.hugepage_limits.clear();
+    out.oom_score_adj = 0;
+    out
 }
 
 fn resources(pod: &Pod, container: &Container, node: &NodeFacts) -> cri::LinuxContainerResources {

@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::pod;
+use crate::sync::resize::{IN_PROGRESS, PENDING};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -147,7 +148,8 @@ impl Statuses {
                     }
                 })
                 .buffer_unordered(16)
-                .any(|failed| async move { failed })
+                // All of them: stopping at the first that fails would cut off those at work, again and again.
+                .fold(false, |any, failed| async move { any || failed })
                 .await;
             self.arrived.notify_waiters();
             if failed {
@@ -169,6 +171,17 @@ async fn send(client: &kube::Client, entry: &Entry) -> Result<bool, kube::Error>
     for cleared in ["reason", "message", "containerStatuses", "initContainerStatuses"] {
         if patch["status"].get(cleared).is_none() {
             patch["status"][cleared] = serde_json::Value::Null;
+        }
+    }
+    // A condition that is over has to be taken out of the list by name.
+    let told =
+        |s: Option<&PodStatus>, type_: &str| s.is_some_and(|s| s.conditions.iter().flatten().any(|c| c.type_ == type_));
+    for type_ in [PENDING, IN_PROGRESS] {
+        if told(entry.pod.status.as_ref(), type_)
+            && !told(Some(&entry.status), type_)
+            && let Some(list) = patch["status"]["conditions"].as_array_mut()
+        {
+            list.push(json!({"$patch": "delete", "type": type_}));
         }
     }
     if let Some(uid) = &uid {

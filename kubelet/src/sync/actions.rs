@@ -73,8 +73,22 @@ pub(crate) struct Plan {
     pub(crate) finished: bool,
 }
 
+/// Whether the first of the container's rules that knows the exit code wants it started again.
+fn restarted_by_rule(container: &Container, code: i32) -> bool {
+    let mut rules = container.restart_policy_rules.iter().flatten().filter(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|v| *v == code);
+            if codes.operator == "NotIn" { !listed } else { listed }
+        })
+    });
+    rules.next().is_some_and(|rule| rule.action == "Restart")
+}
+
 /// Whether a container that ended is started again.
 fn again(pod: &Pod, container: &Container, ended: &Seen) -> bool {
+    if restarted_by_rule(container, ended.exit_code) {
+        return true;
+    }
     match container.restart_policy.as_deref().unwrap_or_else(|| pod::restart_policy(pod)) {
         "Never" => false,
         "OnFailure" => ended.exit_code != 0,

@@ -4,6 +4,7 @@ pub(crate) mod actions;
 pub(crate) mod admission;
 pub(crate) mod backoff;
 pub(crate) mod observe;
+pub(crate) mod resize;
 pub(crate) mod results;
 pub(crate) mod start;
 pub(crate) mod stop;

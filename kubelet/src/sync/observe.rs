@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::LinuxContainerUser;
 use proto::cri;
 
 use crate::cri::{CONTAINER_LABEL, Cri, CriError};
-use crate::pod::{RESTART_DELAY, SPEC_HASH};
+use crate::pod::{RESOURCES, RESTART_DELAY, SPEC_HASH};
 
 /// A sandbox.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,6 +76,8 @@ pub(crate) struct Seen {
     pub(crate) stop_signal: Option<String>,
     /// The user that it began as.
     pub(crate) user: Option<LinuxContainerUser>,
+    /// The resources that it was made with.
+    pub(crate) resources: String,
     /// How long its successor waits, in milliseconds.
     pub(crate) restart_delay_ms: u64,
 }
@@ -186,6 +188,7 @@ fn seen(listed: &cri::Container, status: cri::ContainerStatus) -> Seen {
         exit_code: status.exit_code,
         image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
         hash: annotation(SPEC_HASH),
+        resources: annotation(RESOURCES),
         restart_delay_ms: annotation(RESTART_DELAY).parse().unwrap_or(0),
         stop_signal: (status.stop_signal != 0).then(|| status.stop_signal().as_str_name().to_owned()),
         user: status.user.and_then(|u| u.linux).map(|user| LinuxContainerUser {

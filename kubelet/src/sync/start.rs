@@ -1,13 +1,16 @@
 //! Making a sandbox or a container run.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::api::node::v1::RuntimeClass;
+use kubelet_volumes::Recursive;
 use proto::cri::CreateContainerRequest;
 
 use super::observe::{Observed, Sandbox, State};
 use super::stop;
+use crate::images::Wanted;
 use crate::metrics::own;
 use crate::pod::{self, Creation};
 use crate::resources::managers;
@@ -92,6 +95,23 @@ async fn handler(shared: &Shared, pod: &Pod) -> Result<String, String> {
     }
 }
 
+/// Whether the runtime makes what lies below a read-only mount read-only, too; asked only where a container wants it.
+async fn recursive(shared: &Shared, pod: &Pod, container: &Container) -> Result<bool, String> {
+    let modes =
+        || container.volume_mounts.iter().flatten().map(|m| m.recursive_read_only.as_deref().unwrap_or_default());
+    if !modes().any(|m| m == "IfPossible" || m == "Enabled") {
+        return Ok(false);
+    }
+    let name = handler(shared, pod).await?;
+    let told = shared.cri.status().await.map_err(|e| e.to_string())?.runtime_handlers;
+    let can = told.into_iter().find(|h| h.name == name).and_then(|h| h.features);
+    let can = can.is_some_and(|f| f.recursive_read_only_mounts);
+    if !can && modes().any(|m| m == "Enabled") {
+        return Err(format!("volumeMounts: recursiveReadOnly Enabled: the runtime's handler {name:?} cannot do it"));
+    }
+    Ok(can)
+}
+
 /// Creates and starts a container in the sandbox.
 ///
 /// # Errors
@@ -125,9 +145,13 @@ pub(crate) async fn container(
         None => None,
     };
     let sandbox_config = pod::sandbox_config(pod, sandbox.attempt, &shared.cgroups.path(pod), &shared.facts);
-    let image = images::ensure(shared, &shared.pulls, pod, container, &sandbox_config)
-        .await
-        .map_err(|e| StartError { reason: e.reason, message: e.message })?;
+    let no_image = |e: images::ImageError| StartError { reason: e.reason, message: e.message };
+    let image = images::ensure(shared, pod, Wanted::of(container), &sandbox_config).await.map_err(no_image)?;
+    let mut volumes = HashMap::new();
+    for (volume, source) in pod::image_volumes(pod, container) {
+        let found = images::ensure(shared, pod, source, &sandbox_config).await.map_err(no_image)?;
+        volumes.insert(volume.to_owned(), found.id);
+    }
     let ips = if pod::host_network(pod) { shared.node_ips.clone() } else { sandbox.ips.clone() };
     let context = shared.context(ips.clone());
     let env = kubelet_volumes::environment(pod, container, &context, &*shared.objects)
@@ -136,10 +160,17 @@ pub(crate) async fn container(
     let (uid, name) = (pod::uid(pod), container.name.as_str());
     shared.managers.pre_start(uid, name).await.map_err(|e| failed("CreateContainerConfigError", e))?;
     let grant = shared.managers.grant(uid, name);
+    let recursive = recursive(shared, pod, container).await.map_err(|e| failed("CreateContainerConfigError", e))?;
     shared
         .volumes
         .write_hosts(pod, &ips, &pod::hostname(pod), &pod::domain(pod, &shared.config.cluster_domain))
         .and_then(|()| shared.volumes.mounts(pod, container, &env, attempt))
+        .map(|mut mounts| {
+            for mount in mounts.iter_mut().filter(|_| !recursive) {
+                mount.recursive_read_only = Recursive::Disabled;
+            }
+            mounts
+        })
         .and_then(|mounts| Ok((mounts, shared.volumes.devices(pod, container)?)))
         .map_err(|e| failed("CreateContainerConfigError", e.to_string()))
         .map(|(mounts, devices)| Creation {
@@ -152,6 +183,7 @@ pub(crate) async fn container(
             devices,
             target,
             image: &image,
+            volumes: &volumes,
         })
         .and_then(|creation| {
             container_config(creation, &shared.facts).map_err(|e| failed("CreateContainerConfigError", e))

@@ -21,6 +21,8 @@ pub(crate) enum Contents {
     Empty { medium: Medium, group: Option<Group> },
     /// A path of the host.
     Host { path: PathBuf, kind: String },
+    /// Nothing on this side: the runtime brings it.
+    Nothing,
     /// Files that the kubelet keeps.
     Files { plugin: &'static str, in_memory: bool, files: Payload, gid: Option<u32> },
 }
@@ -71,6 +73,7 @@ pub(crate) async fn plan(
             let mode = source.default_mode.unwrap_or(payload::DEFAULT_MODE);
             payload::of_downward(pod, ctx, source.items.as_deref(), mode)?
         }
+        Kind::Image => return Ok(Contents::Nothing),
         Kind::Csi(_) | Kind::Claim => return Err("the volume's contents are not the kubelet's".into()),
         Kind::Projected(source) => projected(pod, source, ctx, objects, tokens).await?,
     };
@@ -220,6 +223,7 @@ fn huge_page_sizes(pod: &Pod) -> Vec<u64> {
 /// Makes the volume so. Tells whether files changed.
 pub(crate) fn apply(layout: &Layout, uid: &str, name: &str, contents: &Contents) -> Result<bool, String> {
     match contents {
+        Contents::Nothing => Ok(false),
         Contents::Host { path, kind } => host_path::check(path, kind).map(|()| false),
         Contents::Empty { medium, group } => {
             let dir = layout.volume(uid, "empty-dir", name);

@@ -14,6 +14,8 @@ pub(crate) enum Kind<'a> {
     Secret(&'a SecretVolumeSource),
     DownwardApi(&'a DownwardAPIVolumeSource),
     Projected(&'a ProjectedVolumeSource),
+    /// An image's files; the runtime mounts them.
+    Image,
     /// A CSI driver makes it for this pod.
     Csi(&'a CSIVolumeSource),
     /// Whatever a claim is bound to; of the pod's own claim, too (`ephemeral`).
@@ -30,6 +32,7 @@ impl Kind<'_> {
             Self::Secret(_) => "secret",
             Self::DownwardApi(_) => "downward-api",
             Self::Projected(_) => "projected",
+            Self::Image => "image",
             Self::Csi(_) => "csi",
             Self::Claim => "claim",
         }
@@ -37,7 +40,7 @@ impl Kind<'_> {
 
     /// Whether the kubelet writes the contents (so containers get them read-only).
     pub(crate) fn is_payload(&self) -> bool {
-        !matches!(self, Self::EmptyDir(_) | Self::HostPath(_) | Self::Csi(_) | Self::Claim)
+        !matches!(self, Self::EmptyDir(_) | Self::HostPath(_) | Self::Image | Self::Csi(_) | Self::Claim)
     }
 
     /// Whether the contents must stay in memory.
@@ -65,6 +68,9 @@ pub(crate) fn kind_of(volume: &Volume) -> Result<Kind<'_>, String> {
     }
     if let Some(v) = &volume.projected {
         return Ok(Kind::Projected(v));
+    }
+    if volume.image.is_some() {
+        return Ok(Kind::Image);
     }
     if let Some(v) = &volume.csi {
         return Ok(Kind::Csi(v));

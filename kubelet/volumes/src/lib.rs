@@ -40,7 +40,7 @@ pub use error::{EnvError, VolumeError};
 pub use expand::expand;
 pub use hosts::{render_hosts, write_hosts};
 pub use layout::Layout;
-pub use mounts::{DeviceSpec, MountSpec, Propagation};
+pub use mounts::{DeviceSpec, ImageFiles, MountSpec, Propagation, Recursive};
 pub use objects::{ObjectError, Objects, Standalone, Token};
 pub use usage::Usage;
 pub use volumes::Volumes;

@@ -22,6 +22,18 @@ pub enum Propagation {
     Bidirectional,
 }
 
+/// Whether mounts below a read-only mount are read-only, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recursive {
+    /// They are as they are.
+    #[default]
+    Disabled,
+    /// If the runtime can.
+    IfPossible,
+    /// Or the container must not start.
+    Enabled,
+}
+
 /// One bind mount of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountSpec {
@@ -32,11 +44,22 @@ pub struct MountSpec {
     /// Mount read-only.
     pub read_only: bool,
     /// Make mounts below read-only, too (only with `read_only`).
-    pub recursive_read_only: bool,
+    pub recursive_read_only: Recursive,
     /// Mount propagation.
     pub propagation: Propagation,
     /// The runtime may give the files the container's SELinux label.
     pub selinux_relabel: bool,
+    /// The files are an image's, not the host's (`host_path` is empty then).
+    pub image: Option<ImageFiles>,
+}
+
+/// Files of an image volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFiles {
+    /// The pod's volume that names the image.
+    pub volume: String,
+    /// The path in the image; empty for all of it.
+    pub sub_path: String,
 }
 
 /// A device of the host that a container gets.
@@ -121,6 +144,20 @@ fn one(
         None => volume_path(layout, uid, volume, &kind),
     };
     let sub_path = sub_path(mount, env)?;
+    if matches!(kind, Kind::Image) {
+        if !sub_path.is_empty() {
+            subpath::check(&sub_path)?;
+        }
+        return Ok(MountSpec {
+            host_path: PathBuf::new(),
+            container_path: absolute(&mount.mount_path),
+            read_only: true,
+            recursive_read_only: Recursive::Disabled,
+            propagation: Propagation::Private,
+            selinux_relabel: true,
+            image: Some(ImageFiles { volume: volume.name.clone(), sub_path }),
+        });
+    }
     if !sub_path.is_empty() {
         subpath::check(&sub_path)?;
         let shown = |e: std::io::Error| format!("failed to create subPath {sub_path:?}: {e}");
@@ -138,15 +175,15 @@ fn one(
         Some(other) => return Err(format!("invalid MountPropagation mode: {other:?}")),
     };
     let recursive = match mount.recursive_read_only.as_deref() {
-        None | Some("" | "Disabled") => false,
-        Some("IfPossible" | "Enabled") => {
+        None | Some("" | "Disabled") => Recursive::Disabled,
+        Some(mode @ ("IfPossible" | "Enabled")) => {
             if !read_only {
                 return Err("recursiveReadOnly needs readOnly".into());
             }
             if propagation != Propagation::Private {
                 return Err("recursiveReadOnly needs mountPropagation None".into());
             }
-            true
+            if mode == "Enabled" { Recursive::Enabled } else { Recursive::IfPossible }
         }
         Some(other) => return Err(format!("invalid recursiveReadOnly mode: {other:?}")),
     };
@@ -157,6 +194,7 @@ fn one(
         recursive_read_only: recursive,
         propagation,
         selinux_relabel: !matches!(kind, Kind::HostPath(_)),
+        image: None,
     })
 }
 

@@ -15,8 +15,8 @@ use crate::csi::Csi;
 use crate::kind::{Kind, kind_of};
 use crate::token::Tokens;
 use crate::{
-    DeviceSpec, Drivers, Layout, MountSpec, Objects, PodContext, Propagation, Usage, VolumeError, hosts, mounts,
-    teardown, usage,
+    DeviceSpec, Drivers, Layout, MountSpec, Objects, PodContext, Propagation, Recursive, Usage, VolumeError, hosts,
+    mounts, teardown, usage,
 };
 
 /// Sets up, refreshes and removes what lies below `pods/<uid>`. All state is on disk: a new value on the same root goes
@@ -126,9 +126,10 @@ impl Volumes {
             host_path,
             container_path: mounts::absolute(container_path),
             read_only: false,
-            recursive_read_only: false,
+            recursive_read_only: Recursive::Disabled,
             propagation: Propagation::Private,
             selinux_relabel: true,
+            image: None,
         };
         let hosts = self.layout.hosts(uid);
         if hosts.exists() && !mounts::mounts_over(container, "/etc/hosts") {
@@ -228,6 +229,12 @@ impl Volumes {
     /// Takes away what a kubelet that died left of CSI volumes that no pod has any more.
     pub async fn sweep(&self) {
         self.csi.sweep().await;
+    }
+
+    /// Attached volumes that pods of the node have, in the words of a node's status (`volumesInUse`): the controller must
+    /// not detach them.
+    pub fn in_use(&self) -> Vec<String> {
+        crate::csi::in_use(&self.layout, &self.pods_on_disk())
     }
 
     /// What each of the pod's local volumes holds. Walks the files: call it from a blocking thread, about once a minute.

@@ -10,7 +10,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service};
-use kubelet_volumes::{Allocatable, MountSpec, ObjectError, Objects, PodContext, Propagation, Token, Volumes};
+use kubelet_volumes::{
+    Allocatable, MountSpec, ObjectError, Objects, PodContext, Propagation, Recursive, Token, Volumes,
+};
 use serde_json::{Value, json};
 
 #[derive(Default)]
@@ -178,7 +180,9 @@ async fn all_kinds_are_set_up_refreshed_and_removed() {
         |path: &str| mounts.iter().find(|m| m.container_path == path).unwrap_or_else(|| panic!("{path}: {mounts:?}"));
     assert_eq!(by("/disk").host_path, b.at("volumes/kubernetes.io~empty-dir/disk"));
     assert!(!by("/disk").read_only && by("/cm").read_only);
-    assert!(by("/host").read_only && by("/host").recursive_read_only && !by("/host").selinux_relabel);
+    assert!(
+        by("/host").read_only && by("/host").recursive_read_only == Recursive::Enabled && !by("/host").selinux_relabel
+    );
     assert_eq!(by("/shared").propagation, Propagation::Bidirectional);
     assert_eq!(by("/etc/hosts").host_path, b.at("etc-hosts"));
     let sub = by("/sub").host_path.clone();

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_openapi::api::core::v1::SecretReference;
 
 pub use drivers::{DriverNode, Drivers};
-pub(crate) use places::hex;
+pub(crate) use places::{hex, in_use};
 
 use crate::token::Tokens;
 use crate::{Layout, Objects};

@@ -131,3 +131,14 @@ pub(crate) fn used(layout: &Layout, driver: &str, handle: &str) -> bool {
             .any(|(_, n)| n.persistent() && n.driver_name == driver && n.volume_handle == handle)
     })
 }
+
+/// Persistent volumes that are staged or that one of the pods has, by their names in a node's status.
+pub(crate) fn in_use(layout: &Layout, pods: &[String]) -> Vec<String> {
+    let of_pods = pods.iter().flat_map(|uid| all_of_pod(layout, uid));
+    let notes = of_pods.chain(all_staged(layout)).map(|(_, notes)| notes).filter(Notes::persistent);
+    let mut out: Vec<String> =
+        notes.map(|n| format!("kubernetes.io/csi/{}^{}", n.driver_name, n.volume_handle)).collect();
+    out.sort();
+    out.dedup();
+    out
+}
