@@ -125,7 +125,7 @@ fn from_docker_config(text: &[u8], image: &str) -> Vec<AuthConfig> {
             password,
             identity_token: text("identitytoken"),
             registry_token: text("registrytoken"),
-            server_address: host.to_owned(),
+            // No server address, as upstream: containerd takes it for a URL and refuses, or drops the login.
             ..Default::default()
         };
         found.push((bare.len(), login));

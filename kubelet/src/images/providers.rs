@@ -141,12 +141,7 @@ impl Providers {
             }
         }
         found.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then(b.cmp(a)));
-        let login = |auth: Auth| AuthConfig {
-            username: auth.username,
-            password: auth.password,
-            server_address: name::registry(image).to_owned(),
-            ..Default::default()
-        };
+        let login = |auth: Auth| AuthConfig { username: auth.username, password: auth.password, ..Default::default() };
         found.into_iter().map(|(_, auth)| login(auth)).collect()
     }
 
