@@ -200,24 +200,16 @@ fn what_comes_from_outside_is_put_in_again() {
     mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
         "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}));
     case.config["linux"]["resources"]["pids"] = json!({"limit": 77});
-    let network = Network::new();
-    for namespace in case.config["linux"]["namespaces"].as_array_mut().unwrap() {
-        if namespace["type"] == "network" {
-            namespace["path"] = json!(network.path());
-        }
-    }
+    let network = Network::new("first");
+    network.join(&mut case.config);
     let mut counter = Counter::run(case);
     let ran = counter.checkpoint(&[]);
     assert_eq!(ran.code, 0, "{ran:?}");
     // Restored for another pod: other files, another network, another place among the cgroups.
     let then = counter.heard.last();
-    let other = Network::new();
+    let other = Network::new("second");
     fs::write(dir.join("data/word"), "second\n").unwrap();
-    for namespace in counter.case.config["linux"]["namespaces"].as_array_mut().unwrap() {
-        if namespace["type"] == "network" {
-            namespace["path"] = json!(other.path());
-        }
-    }
+    other.join(&mut counter.case.config);
     counter.case.config["linux"]["resources"]["pids"] = json!({"limit": 88});
     counter.case.write();
     let ran = counter.restore(&[]);
@@ -229,6 +221,10 @@ fn what_comes_from_outside_is_put_in_again() {
     assert!(ran.out.starts_with(&wanted) && ran.out.lines().count() == 6, "{ran:?} instead of {wanted}");
     let ran = counter.case.run(&["exec", &counter.case.id, "sh", "-c", "echo x > /etc/hosts"]);
     assert!(ran.code != 0, "read-only stays so: {ran:?}");
+    if is_ours() {
+        let ran = counter.case.run(&["exec", &counter.case.id, "hostname"]);
+        assert_eq!(ran.out, "second\n", "the other pod keeps its name");
+    }
     let limits = counter.case.run(&["events", "--stats", &counter.case.id]).out;
     let stats: serde_json::Value = serde_json::from_str(&limits).unwrap();
     assert_eq!(stats["data"]["pids"]["limit"], 88, "the limits are the new configuration's: {limits}");
@@ -238,9 +234,9 @@ fn what_comes_from_outside_is_put_in_again() {
 struct Network(std::process::Child);
 
 impl Network {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let mut child = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo; exec cat"])
+            .args(["--net", "--uts", "sh", "-c", "hostname \"$0\" && echo && exec cat", name])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -251,6 +247,17 @@ impl Network {
 
     fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.0.id())
+    }
+
+    /// Has a configuration join it.
+    fn join(&self, config: &mut serde_json::Value) {
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if let Some(file) = [("network", "net"), ("uts", "uts")].iter().find(|(kind, _)| namespace["type"] == *kind)
+            {
+                namespace["path"] = json!(format!("/proc/{}/ns/{}", self.0.id(), file.1));
+            }
+        }
+        config.as_object_mut().unwrap().remove("hostname");
     }
 
     fn name(&self) -> String {

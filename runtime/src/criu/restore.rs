@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -157,7 +158,12 @@ fn revive(container: &mut Container, ask: &Restore<'_>, descriptors: &[String], 
         }
         Ok(())
     };
-    session.work(Work::Restore, &all.options, &all.log, reached)?;
+    let names = Names::of(&namespaces)?;
+    let done = session.work(Work::Restore, &all.options, &all.log, reached);
+    // criu gives the namespaces that it joins the names of the images; these belong to others too, such as a pod.
+    let kept = names.map_or(Ok(()), |names| names.put_back());
+    done?;
+    kept?;
     if container.state.pid == 0 {
         fail!("criu does not say what it restored (log file: {})", all.log.display());
     }
@@ -216,6 +222,36 @@ fn in_private_mounts(
     })();
     back()?;
     made
+}
+
+/// The names of a host as others set them, in a namespace that the container joins.
+struct Names {
+    own: File,
+    theirs: File,
+    host: std::ffi::OsString,
+    domain: Vec<u8>,
+}
+
+impl Names {
+    fn of(namespaces: &namespaces::Namespaces) -> Result<Option<Self>> {
+        let Some(path) = namespaces.joins(Kind::Uts) else { return Ok(None) };
+        let what = || format!("read the names of {}", path.display());
+        let (own, theirs) = (File::open("/proc/self/ns/uts").context(what)?, File::open(path).context(what)?);
+        enter(&theirs, Kind::Uts).context(what)?;
+        let now = rustix::system::uname();
+        enter(&own, Kind::Uts).context(what)?;
+        let host = std::ffi::OsStr::from_bytes(now.nodename().to_bytes()).to_owned();
+        Ok(Some(Self { own, theirs, host, domain: now.domainname().to_bytes().to_vec() }))
+    }
+
+    fn put_back(&self) -> Result<()> {
+        let what = || "put the host's name back".to_owned();
+        enter(&self.theirs, Kind::Uts).context(what)?;
+        let host = nix::unistd::sethostname(&self.host).context(what);
+        let domain = rustix::system::setdomainname(&self.domain).context(what);
+        enter(&self.own, Kind::Uts).context(what)?;
+        host.and(domain)
+    }
 }
 
 /// Names criu's cgroups, one per hierarchy, as those of the processes that it makes.
