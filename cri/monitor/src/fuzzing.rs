@@ -60,7 +60,7 @@ pub fn log(data: &[u8]) {
     let Some((piece, text)) = data.split_first() else { return };
     // Long lines are what is cut: each byte of the input stands for many of the output.
     let text: Vec<u8> =
-        text.iter().take(2000).flat_map(|b| std::iter::repeat_n(*b, if *b == b'\n' { 1 } else { 97 })).collect();
+        text.iter().take(600).flat_map(|b| std::iter::repeat_n(*b, if *b == b'\n' { 1 } else { 97 })).collect();
     let written = |size: usize| {
         let (mut splitter, mut out) = (Splitter::new("stdout"), Vec::new());
         text.chunks(size).for_each(|bytes| splitter.push(bytes, "T", &mut out));
