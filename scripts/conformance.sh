@@ -68,6 +68,8 @@ on_machine() { # node critest-flags...
   mkdir -p "$work/copy/scripts" "$out"
   cp "$here/lib.sh" "$here/conformance.sh" "$work/copy/scripts/"
   cp -r "$work"/{registry,critest,images.yaml,crictl.yaml} "$(command -v docker-registry)" "$work/copy/"
+  # The suite loads AppArmor profiles through sudo, also when it is root.
+  printf '#!/bin/sh\nexec "$@"\n' >"$work/copy/sudo" && chmod +x "$work/copy/sudo"
   tar -C "$work/copy" -czf "$work/copy.tar" .
   "$here/vm/exec.sh" "$node" "rm -rf $there && mkdir -p $there/out"
   "$here/vm/copy.sh" "$node" "$work/copy.tar" "vm:$there/copy.tar"
@@ -251,7 +253,7 @@ run_critest() {
   local flags=() start=$SECONDS
   [ -z "${FOCUS:-}" ] || flags+=("--ginkgo.focus=$FOCUS")
   [ -z "${WEBSOCKET:-}" ] || flags+=(--websocket-exec --websocket-attach --websocket-portforward)
-  (cd "$work" && CRI_CONFIG_FILE=$work/crictl.yaml timeout 1800 "$work/critest" --runtime-endpoint="unix://$work/cri.sock" \
+  (cd "$work" && CRI_CONFIG_FILE=$work/crictl.yaml timeout 1800 "$work/critest" --runtime-endpoint="unix://$work/cri.sock" --image-endpoint="unix://$work/cri.sock" \
     --config="$work/crictl.yaml" --test-images-file="$work/images.yaml" --ginkgo.no-color --ginkgo.v --ginkgo.seed="${SEED:-1}" \
     --ginkgo.json-report="$OUT/report.json" "${flags[@]}" "$@") >"$OUT/critest.log" 2>&1 || true
   [ -s "$OUT/report.json" ] || die "critest made no report" "$OUT/critest.log"

@@ -10,7 +10,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 VM_STATE=${GANTRY_VM_STATE:-$ROOT/target/vm}
 VM_SUITE=bookworm
-VM_PACKAGES=systemd,systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,initramfs-tools,openssh-server,iproute2,nftables,iputils-ping,procps,apparmor,apparmor-utils,ca-certificates,curl,busybox-static,e2fsprogs
+VM_PACKAGES=systemd,systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,initramfs-tools,openssh-server,iproute2,nftables,iputils-ping,procps,apparmor,apparmor-utils,ca-certificates,curl,busybox-static,e2fsprogs,uidmap
 
 # What the image is made from; another text is another image.
 vm_image_hash() {

@@ -18,6 +18,7 @@ declare -A needs_all=()
 . "$(dirname "${BASH_SOURCE[0]}")/life.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/cgroups.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/overlay.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/runtime.sh"
 finish() { [ -n "$keep" ] || "$vm/down.sh" n1 n2 >/dev/null 2>&1; rm -rf "$work"; }
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -42,6 +43,8 @@ main() {
   fi
 
   step "Tests"
+  try runtime "the OCI runtime's own suite, with cgroups of files and of systemd, under AppArmor"
+  try rootless "a normal user's containers: the own id, those of /etc/subuid, limits by the user's systemd"
   try install "the package installs on a clean machine and brings units, configuration, man pages, completions"
   try start "the quick start: start the services, the node is Ready, status and journal tell so"
   tunnel || die "the apiserver of n1 cannot be reached" "$VM_STATE/n1/console.log"
