@@ -19,9 +19,20 @@ pub struct Rate {
     nano_cores: Option<u64>,
 }
 
+/// Nanoseconds on a clock that nobody sets.
+fn ticks() -> i64 {
+    static BEGUN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    i64::try_from(BEGUN.elapsed().as_nanos()).unwrap_or(i64::MAX)
+}
+
 impl Rate {
-    /// Of what has used nothing at this time (nanoseconds since the epoch).
-    pub fn since(at: i64) -> Self {
+    /// Of what was made at this time (nanoseconds since the epoch).
+    pub fn of(created_at: i64) -> Self {
+        Self::since(ticks() - (now() - created_at).max(0))
+    }
+
+    /// Of what has used nothing at this time (see [`ticks`]).
+    fn since(at: i64) -> Self {
         Self { at, used: 0, nano_cores: None }
     }
 
@@ -101,7 +112,7 @@ fn usage(daemon: &Daemon, path: &str, rate: &Mutex<Rate>) -> Usage {
         cpu: cri::CpuUsage {
             timestamp,
             usage_core_nano_seconds: number(s.cpu_ns),
-            usage_nano_cores: lock(rate).sample(timestamp, s.cpu_ns).and_then(number),
+            usage_nano_cores: lock(rate).sample(ticks(), s.cpu_ns).and_then(number),
             psi: pressure("cpu"),
         },
         memory: cri::MemoryUsage {

@@ -17,7 +17,7 @@ use crate::daemon::{Container, Daemon, Making, Sandbox, new_id, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::{ContainerRecord, Wire};
-use crate::oci::{capabilities, cdi, seccomp, spec, user};
+use crate::oci::{capabilities, cdi, refuse, seccomp, spec, user};
 use crate::sandbox::users;
 use crate::{cgroups, monitors, nri, sandbox};
 
@@ -25,7 +25,11 @@ use crate::{cgroups, monitors, nri, sandbox};
 ///
 /// # Errors
 /// What failed; nothing is left then.
-pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, config: cri::ContainerConfig) -> Result<String> {
+pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, mut config: cri::ContainerConfig) -> Result<String> {
+    refuse::container(&config, refuse::selinux()).map_err(Error::Invalid)?;
+    if let Some(security) = config.linux.as_mut().and_then(|l| l.security_context.as_mut()) {
+        refuse::modern(security).map_err(Error::Invalid)?;
+    }
     let sandbox = daemon.sandbox(sandbox)?;
     let metadata = config.metadata.clone().ok_or_else(|| Error::Invalid("the container has no metadata".to_owned()))?;
     let _turn = daemon.name_turn(&format!("{}_{}_{}", sandbox.id, metadata.name, metadata.attempt)).await;
@@ -387,7 +391,8 @@ fn devices(asked: &[cri::Device], privileged: bool) -> Result<Vec<Value>> {
     };
     for device in asked {
         let host = Path::new(&device.host_path);
-        let entries = if host.is_dir() {
+        let folder = host.is_dir();
+        let entries = if folder {
             fs::read_dir(host)
                 .into_iter()
                 .flatten()
@@ -398,6 +403,12 @@ fn devices(asked: &[cri::Device], privileged: bool) -> Result<Vec<Value>> {
             vec![(host.to_path_buf(), device.container_path.clone())]
         };
         for (host, inside) in entries {
+            use std::io::{Error as IoError, ErrorKind};
+            // What else a folder has is passed over; what was named has to be one.
+            if !folder && fs::metadata(&host).is_ok_and(|m| m.is_file()) {
+                let error = IoError::new(ErrorKind::InvalidInput, "it is a regular file");
+                return Err(Error::failed(format!("device {}", host.display()))(error));
+            }
             node(&host, &inside, &device.permissions).map_err(Error::failed(format!("device {}", host.display())))?;
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod capabilities;
 pub mod cdi;
+pub mod refuse;
 pub mod seccomp;
 pub mod spec;
 pub mod user;

@@ -12,6 +12,7 @@ use crate::daemon::{Daemon, Making, Sandbox, new_id, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::{SandboxRecord, Wire};
+use crate::oci::refuse;
 use crate::oci::spec::is_node;
 use crate::{monitors, nri};
 
@@ -21,6 +22,7 @@ use crate::{monitors, nri};
 /// What failed; nothing is left then.
 pub async fn run(daemon: &Arc<Daemon>, config: cri::PodSandboxConfig, handler: String) -> Result<String> {
     let metadata = config.metadata.clone().ok_or_else(|| Error::Invalid("the sandbox has no metadata".to_owned()))?;
+    refuse::pod(&config, refuse::selinux()).map_err(Error::Invalid)?;
     if daemon.settings().handler(&handler).is_none() {
         return Err(Error::Invalid(format!("runtime handler {handler:?} is not in the configuration")));
     }
