@@ -20,7 +20,7 @@ env "$flags_var=-C target-feature=+crt-static $link" \
   cargo build --locked --profile small --target "$host" -j "$jobs" -p runtime -p gantry-monitor -p cni-plugins -p gantry-demo
 
 mkdir -p "$ROOT/target/gantry/bin"
-for p in gantry-apiserver gantry-cri kubelet gantry-overlay; do install -m 755 "$target/release/$p" "$ROOT/target/gantry/bin/$p"; done
-# A profile that changes one package loses its `strip` for that one: gantry-run.
+# A profile that changes one package loses its `strip` for that one.
+for p in gantry-apiserver gantry-cri kubelet gantry-overlay; do install -s -m 755 "$target/release/$p" "$ROOT/target/gantry/bin/$p"; done
 for p in gantry-run gantry-monitor gantry-cni gantry-demo; do install -s -m 755 "$target/$host/small/$p" "$ROOT/target/gantry/bin/$p"; done
 (cd "$ROOT/target/gantry/bin" && ls -l --block-size=K | awk 'NR>1 {printf "%8s  %s\n", $5, $9}')

@@ -4,10 +4,11 @@
 #
 # usage: test.sh [--fast|--unit|--vm]   --fast: no lints; --unit: no release programs, no node tests; --vm: tests in virtual machines too
 # env:   CRICTL, CNITOOL, FLANNELD  programs to use (default: built where Go is found)
+#        DOCKER  a folder with docker.io's programs (default: unpacked from Debian's packages)
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 fast= node=1 vm=
-case ${1:-} in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; --unit) node= ;; --vm) vm=1 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
+case ${1:-} in -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit ;; --fast) fast=1 ;; --unit) node= ;; --vm) vm=1 ;; '') ;; *) die "unknown argument $1 (see --help)" ;; esac
 cd "$ROOT" || exit
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
@@ -64,6 +65,13 @@ unpack_promtool() {
   cd "$work" && apt-get download prometheus && dpkg -x prometheus_*.deb prometheus && install -D prometheus/usr/bin/promtool "$PROMTOOL"
 }
 
+# dockerd and what it runs: the package would start it.
+unpack_docker() {
+  cd "$work" && apt-get download docker.io && dpkg -x docker.io_*.deb docker && mkdir -p "$DOCKER" &&
+    install docker/usr/bin/docker docker/usr/sbin/dockerd docker/usr/sbin/docker-proxy "$DOCKER" &&
+    apt-get download tini && dpkg -x tini_*.deb docker && install docker/usr/bin/tini-static "$DOCKER/docker-init"
+}
+
 step "Requirements"
 need_cargo
 if [ "$(id -u)" = 0 ]; then
@@ -79,6 +87,13 @@ tool FLANNELD flanneld github.com/flannel-io/flannel v0.26.7 github.com/flannel-
 if ! command -v promtool >/dev/null; then
   export PROMTOOL=$ROOT/target/tools/promtool
   [ -x "$PROMTOOL" ] || [ "$(id -u)" != 0 ] || (unpack_promtool) >"$work/promtool.log" 2>&1 || note "promtool could not be had: $(tail -n 1 "$work/promtool.log")"
+fi
+export DOCKER=${DOCKER:-$ROOT/target/tools/docker}
+[ -x "$DOCKER/dockerd" ] || [ "$(id -u)" != 0 ] || (unpack_docker) >"$work/docker.log" 2>&1 || note "docker could not be had: $(tail -n 1 "$work/docker.log")"
+# Tests of checkpoints need a criu that works on this kernel.
+if [ "$(id -u)" = 0 ] && ! criu check >"$work/criu.log" 2>&1; then
+  PATH=$ROOT/target/tools/criu:$PATH
+  [ -x "$ROOT/target/tools/criu/criu" ] || ./scripts/criu.sh "$ROOT/target/tools/criu" >"$work/criu.log" 2>&1 || note "criu could not be had: $(tail -n 1 "$work/criu.log")"
 fi
 good "ready"
 
@@ -131,6 +146,11 @@ if [ -n "$node" ]; then
     step "With others' programs"
     need_packages containerd
     check "podman and containerd with gantry-run" ./tests/interop-runtime.sh
+    if [ -x "$DOCKER/dockerd" ]; then
+      check "docker with gantry-run" ./tests/interop-docker.sh
+    else
+      skipped=$((skipped + 1)); note "skipped: docker with gantry-run: there is no dockerd"
+    fi
     command -v podman >/dev/null || { skipped=$((skipped + 1)); note "skipped: podman with gantry-run: there is no podman"; }
     if [ -x "$CRICTL" ]; then
       need_packages containerd
