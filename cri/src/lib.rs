@@ -18,7 +18,6 @@ pub mod fsck;
 pub mod fuzzing;
 pub mod hangup;
 pub mod ledger;
-pub mod memory;
 pub mod metrics;
 pub mod monitors;
 pub mod nri;

@@ -202,7 +202,7 @@ fn main() -> anyhow::Result<()> {
     let config = flags.settings()?;
     match command {
         None => {
-            gantry_sys::memory::one_arena();
+            gantry_telemetry::memory::one_arena();
             gantry_telemetry::log::init(&flags.log_level, flags.log_format).map_err(anyhow::Error::msg)?;
             tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
@@ -294,7 +294,7 @@ async fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     cri::streams::start(&daemon).await.context("start the streaming server")?;
     cri::prometheus::serve(&daemon).await.context("serve metrics")?;
     cri::nri::serve(&daemon).await;
-    cri::memory::follow(&daemon);
+    tokio::spawn(gantry_telemetry::memory::give_back_when_quiet(Arc::downgrade(&daemon.worked)));
     let (listener, handed) = match handed_socket()? {
         Some(listener) => (listener, true),
         None => (own_socket(&socket)?, false),

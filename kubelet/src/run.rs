@@ -68,6 +68,7 @@ pub fn main() -> Result<()> {
         tracing::warn!(flag = format!("--{flag}"), why, "this flag changes nothing");
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
+    gantry_telemetry::memory::one_arena();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
     let result = runtime.block_on(serve(flags, config));
@@ -180,6 +181,7 @@ async fn shared(
         objects,
         cgroups,
         cpu_rate: crate::stats::Rate::default(),
+        worked: Arc::default(),
         external_cloud: flags.cloud_provider == "external",
         flags: flags.told(),
         started: std::time::Instant::now(),
@@ -298,6 +300,7 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     tokio::spawn(gc::run(shared.clone(), pods.clone(), images.clone()));
     tokio::spawn(eviction::run(shared.clone(), pods.clone(), images));
     tokio::spawn(logs::rotate(shared.clone()));
+    tokio::spawn(gantry_telemetry::memory::give_back_when_quiet(Arc::downgrade(&shared.worked)));
     tokio::spawn(plugins::run(shared.clone()));
     let served: Arc<Served> = Arc::new(Served {
         shared: shared.clone(),

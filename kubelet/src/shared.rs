@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) managers: Managers,
     /// How images are pulled, and for whom.
     pub(crate) pulls: Pulls,
+    /// Notified by each look at a pod.
+    pub(crate) worked: Arc<tokio::sync::Notify>,
 }
 
 impl Shared {

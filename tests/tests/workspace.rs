@@ -17,7 +17,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("gantry-cgroup", &["gantry-dbus", "gantry-sys"]),
         ("gantry-net", &["gantry-sys"]),
         ("gantry-kube", &[]),
-        ("gantry-telemetry", &[]),
+        ("gantry-telemetry", &["gantry-sys"]),
         ("runtime", &["gantry-cgroup", "gantry-sys"]),
         ("gantry-monitor", &["gantry-cgroup", "gantry-sys"]),
         ("cri-images", &["gantry-sys"]),

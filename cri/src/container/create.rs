@@ -331,28 +331,15 @@ fn choose_apparmor(security: &cri::LinuxContainerSecurityContext, loaded: &str) 
     use cri::security_profile::ProfileType;
     let is_loaded = |name: &str| loaded.lines().any(|l| l.rsplit_once(" (").is_some_and(|(n, _)| n == name));
     let default = || if is_loaded(DEFAULT_APPARMOR) { DEFAULT_APPARMOR.to_owned() } else { String::new() };
-    let of_host = |name: &str| {
-        let name = name.trim_start_matches("localhost/");
-        if is_loaded(name) {
-            Ok(name.to_owned())
-        } else {
-            Err(format!("AppArmor profile {name:?} is not loaded on this node"))
-        }
+    let Some(asked) = security.apparmor.as_ref().filter(|_| !security.privileged) else {
+        return Ok(if security.privileged { String::new() } else { default() });
     };
-    #[allow(deprecated, reason = "callers of before the message `apparmor` fill this in alone")]
-    let old = security.apparmor_profile.as_str();
-    match security.apparmor.as_ref() {
-        _ if security.privileged => Ok(String::new()),
-        None => match old {
-            "" | "runtime/default" => Ok(default()),
-            "unconfined" => Ok(String::new()),
-            name if name.starts_with("localhost/") => of_host(name),
-            other => Err(format!("apparmor_profile {other:?} is none of runtime/default, unconfined, localhost/NAME")),
-        },
-        Some(asked) => match asked.profile_type() {
-            ProfileType::Unconfined => Ok(String::new()),
-            ProfileType::RuntimeDefault => Ok(default()),
-            ProfileType::Localhost => of_host(&asked.localhost_ref),
+    match asked.profile_type() {
+        ProfileType::Unconfined => Ok(String::new()),
+        ProfileType::RuntimeDefault => Ok(default()),
+        ProfileType::Localhost => match asked.localhost_ref.trim_start_matches("localhost/") {
+            name if is_loaded(name) => Ok(name.to_owned()),
+            name => Err(format!("AppArmor profile {name:?} is not loaded on this node")),
         },
     }
 }
@@ -445,15 +432,5 @@ mod tests {
         assert_eq!(ask(Some(ProfileType::Unconfined), "", false, loaded).unwrap(), "");
         assert_eq!(ask(Some(ProfileType::Localhost), "localhost/mine", false, loaded).unwrap(), "mine");
         assert!(ask(Some(ProfileType::Localhost), "min", false, loaded).unwrap_err().contains("not loaded"));
-        #[allow(deprecated, reason = "the field of old callers is what is tested")]
-        let old = |text: &str| {
-            let apparmor_profile = text.to_owned();
-            choose_apparmor(&cri::LinuxContainerSecurityContext { apparmor_profile, ..Default::default() }, loaded)
-        };
-        assert_eq!(old("runtime/default").unwrap(), "gantry-default");
-        assert_eq!(old("unconfined").unwrap(), "");
-        assert_eq!(old("localhost/mine").unwrap(), "mine");
-        assert!(old("localhost/min").unwrap_err().contains("not loaded"));
-        assert!(old("mine").unwrap_err().contains("apparmor_profile"));
     }
 }

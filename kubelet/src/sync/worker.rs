@@ -232,6 +232,7 @@ impl Worker {
                 self.shared.managers.release(pod::uid(pod));
             }
             self.collect(pod, &observed_now).await;
+            self.shared.worked.notify_one();
             return self.rest(pod, &observed_now, wake).await;
         }
         RETRY
