@@ -55,7 +55,8 @@ twenty() {
   local i have
   have=$(k get pods --field-selector spec.nodeName=n1 --no-headers | wc -l)
   on n1 'mkdir -p /etc/kubernetes/manifests'
-  for i in 1 2; do pod static$i n1 | sed '/nodeName/d' | on n1 "cat >/etc/kubernetes/manifests/static$i.yaml"; done
+  # A hard reset may follow: what is not on the disk by then is an empty file after it.
+  for i in 1 2; do pod static$i n1 | sed '/nodeName/d' | on n1 "cat >/etc/kubernetes/manifests/static$i.yaml && sync /etc/kubernetes/manifests/static$i.yaml"; done
   [ "$have" -ge 20 ] || for ((i = have + 3; i <= 20; i++)); do pod many$i n1; done | apply
   until_so 240 "20 pods on n1 are Ready" twenty_ready
 }
