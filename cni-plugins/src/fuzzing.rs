@@ -5,7 +5,6 @@
 //! tried by everyone; `fuzz/README.md` says how to look for new ones.
 
 use std::fs;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -139,18 +138,11 @@ pub fn host_local(data: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 #[test]
 fn what_fuzzing_found_and_starts_from() {
-    type Target = fn(&[u8]);
-    let targets: [(&str, Target); 3] = [("cni_stdin", stdin), ("cni_result", result), ("cni_host_local", host_local)];
-    for (name, run) in targets {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);
-        let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(!files.is_empty(), "{} is empty", folder.display());
-        for file in files {
-            // Seen when it fails.
-            println!("{}", file.display());
-            run(&fs::read(&file).unwrap());
-        }
-    }
+    replay::corpus(&[("cni_stdin", stdin), ("cni_result", result), ("cni_host_local", host_local)]);
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde_json::{Value, json};
 
+use crate::fuzzing::{check_error, valid};
 use crate::init::{Channel, Message};
 use crate::plan::{capabilities, mounts, namespaces, resources};
 use crate::seccomp::{AARCH64, Machine, RISCV64, X86_64, compile_for};
@@ -197,33 +198,10 @@ fn document(base: Value) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// What people read: one line that says something.
-fn check_error(error: &crate::Error) {
-    let text = error.to_string();
-    assert!(!text.trim().is_empty());
-    assert!(!text.contains('\0'), "{text:?}");
-}
-
-/// As the kernel checks a filter: every way through it ends with an answer.
-fn check_filter(code: &[gantry_sys::seccomp::Instruction]) {
-    assert!(!code.is_empty() && code.len() <= 4096);
-    for (at, i) in code.iter().enumerate() {
-        let end = match i.code {
-            0x05 => at + 1 + i.k as usize,
-            0x15 | 0x25 | 0x35 => at + 1 + usize::from(i.jt.max(i.jf)),
-            0x06 => continue,
-            0x20 | 0x54 => at + 1,
-            other => panic!("instruction {other:#x}"),
-        };
-        assert!(end < code.len(), "instruction {at} leads out of the filter");
-        assert!(i.code != 0x20 || (i.k % 4 == 0 && i.k < 64), "instruction {at} reads past the call");
-    }
-}
-
 fn compiles(profile: &Seccomp) {
     for machine in [&X86_64, &AARCH64, &RISCV64] as [&Machine; 3] {
         match compile_for(machine, profile) {
-            Ok(code) => check_filter(&code),
+            Ok(code) => valid(&code),
             Err(error) => check_error(&error),
         }
     }

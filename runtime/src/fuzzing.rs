@@ -19,7 +19,7 @@ use crate::spec::{Mount, Process, Resources, Seccomp, Spec, parse, validate, val
 use crate::state::Store;
 
 /// What people read: text that says something.
-fn check_error(error: &Error) {
+pub(crate) fn check_error(error: &Error) {
     let text = error.to_string();
     assert!(!text.trim().is_empty());
     assert!(!text.contains('\0'), "{text:?}");
@@ -131,7 +131,7 @@ pub fn seccomp(data: &[u8]) {
 }
 
 /// As the kernel checks a filter when it is loaded: every way through it ends with an answer.
-fn valid(code: &[Instruction]) {
+pub(crate) fn valid(code: &[Instruction]) {
     assert!(!code.is_empty() && code.len() <= 4096);
     for (at, i) in code.iter().enumerate() {
         let end = match i.code {
@@ -236,24 +236,17 @@ pub fn messages(mut data: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 #[test]
 fn what_fuzzing_found_and_starts_from() {
-    type Target = fn(&[u8]);
-    let targets: [(&str, Target); 5] = [
+    replay::corpus(&[
         ("runtime_config", config),
         ("runtime_process", process),
         ("runtime_seccomp", seccomp),
         ("runtime_state", state),
         ("runtime_messages", messages),
-    ];
-    for (name, run) in targets {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);
-        let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(!files.is_empty(), "{} is empty", folder.display());
-        for file in files {
-            // Seen when it fails.
-            println!("{}", file.display());
-            run(&fs::read(&file).unwrap());
-        }
-    }
+    ]);
 }

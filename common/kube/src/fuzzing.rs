@@ -62,19 +62,11 @@ pub fn pem(data: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 #[test]
 fn what_fuzzing_found_and_starts_from() {
-    type Target = fn(&[u8]);
-    let targets: [(&str, Target); 3] =
-        [("api_quantity", quantity), ("api_label_selector", label_selector), ("api_pem", pem)];
-    for (name, run) in targets {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-        let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(!files.is_empty(), "{} is empty", folder.display());
-        for file in files {
-            // Seen when it fails.
-            println!("{}", file.display());
-            run(&std::fs::read(&file).unwrap());
-        }
-    }
+    replay::corpus(&[("api_quantity", quantity), ("api_label_selector", label_selector), ("api_pem", pem)]);
 }

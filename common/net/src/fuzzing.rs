@@ -67,14 +67,11 @@ pub fn netlink(data: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 #[test]
 fn what_fuzzing_found_and_starts_from() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/cni_netlink");
-    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(!files.is_empty(), "{} is empty", folder.display());
-    for file in files {
-        // Seen when it fails.
-        println!("{}", file.display());
-        netlink(&std::fs::read(&file).unwrap());
-    }
+    replay::corpus(&[("cni_netlink", netlink)]);
 }

@@ -201,25 +201,18 @@ pub fn headers(data: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 #[test]
 fn what_fuzzing_found_and_starts_from() {
-    type Target = fn(&[u8]);
-    let targets: [(&str, Target); 6] = [
+    replay::corpus(&[
         ("cri_layer", layer),
         ("cri_manifest", manifest),
         ("cri_reference", reference),
         ("cri_hosts", hosts),
         ("cri_docker_config", docker_config),
         ("cri_headers", headers),
-    ];
-    for (name, run) in targets {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-        let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(!files.is_empty(), "{} is empty", folder.display());
-        for file in files {
-            // Seen when it fails.
-            println!("{}", file.display());
-            run(&fs::read(&file).unwrap());
-        }
-    }
+    ]);
 }

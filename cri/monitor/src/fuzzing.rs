@@ -8,7 +8,6 @@ use std::fs;
 use std::io::Write as _;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -83,18 +82,11 @@ pub fn log(data: &[u8]) {
 }
 
 #[cfg(test)]
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 #[test]
 fn what_fuzzing_found_and_starts_from() {
-    type Target = fn(&[u8]);
-    let targets: [(&str, Target); 3] = [("monitor_frames", frames), ("monitor_record", record), ("monitor_log", log)];
-    for (name, run) in targets {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-        let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(!files.is_empty(), "{} is empty", folder.display());
-        for file in files {
-            // Seen when it fails.
-            println!("{}", file.display());
-            run(&fs::read(&file).unwrap());
-        }
-    }
+    replay::corpus(&[("monitor_frames", frames), ("monitor_record", record), ("monitor_log", log)]);
 }

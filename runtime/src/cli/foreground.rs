@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use gantry_sys::process::{pidfd_open, pidfd_send_signal, reap_any, wait};
 use gantry_sys::pty::{Size, resize};
@@ -15,6 +16,28 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use crate::error::{Context, Result};
 use crate::fail;
+use crate::init;
+use crate::spec::Bundle;
+
+/// Where the program's terminal goes: to whom `socket` names, or, without one, to this process, whose end of a new pair is the
+/// second answer.
+///
+/// # Errors
+/// Nobody would get the terminal of a detached program, or the socket cannot be reached.
+pub(super) fn console(
+    bundle: &Bundle,
+    socket: Option<&Path>,
+    detach: bool,
+) -> Result<(Option<UnixStream>, Option<UnixStream>)> {
+    if socket.is_some() || !bundle.spec.process.as_ref().is_some_and(|p| p.terminal) {
+        return Ok((init::console(socket)?, None));
+    }
+    if detach {
+        fail!("a detached container with a terminal needs --console-socket");
+    }
+    let (theirs, ours) = UnixStream::pair().context(|| "make a socket pair".to_owned())?;
+    Ok((Some(theirs), Some(ours)))
+}
 
 /// Waits for a process; answers the code it leaves with. `socket` brings its terminal where it has one.
 pub(super) fn wait_for(pid: i32, socket: Option<&UnixStream>) -> Result<i32> {

@@ -1,6 +1,5 @@
 //! `restore`: a container whose processes go on from where `checkpoint` wrote them.
 
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use gantry_sys::process::set_child_subreaper;
@@ -9,7 +8,6 @@ use super::args::Words;
 use super::{Globals, checkpoint, delete, foreground};
 use crate::criu::{self, Restore};
 use crate::error::{Context, Result};
-use crate::fail;
 use crate::init;
 use crate::spec::Bundle;
 
@@ -60,17 +58,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let detach = words.is_set("detach");
     let bundle = Bundle::read(Path::new(words.value("bundle").filter(|b| !b.is_empty()).unwrap_or(".")))?;
     let socket = words.value("console-socket").filter(|s| !s.is_empty()).map(Path::new);
-    let wants_terminal = bundle.spec.process.as_ref().is_some_and(|p| p.terminal);
-    if wants_terminal && detach && socket.is_none() {
-        fail!("a detached container with a terminal needs --console-socket");
-    }
-    let (console, own) = match (wants_terminal, socket) {
-        (true, None) => {
-            let (theirs, ours) = UnixStream::pair().context(|| "make a socket pair".to_owned())?;
-            (Some(theirs), Some(ours))
-        }
-        _ => (init::console(socket)?, None),
-    };
+    let (console, own) = foreground::console(&bundle, socket, detach)?;
     if !detach && !words.is_set("no-subreaper") {
         set_child_subreaper(true).context(|| "become a subreaper".to_owned())?;
     }

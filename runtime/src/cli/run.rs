@@ -1,6 +1,5 @@
 //! `run`: create, start, wait for the program, delete.
 
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use gantry_sys::process::set_child_subreaper;
@@ -9,7 +8,6 @@ use super::Globals;
 use super::args::Words;
 use super::{create, delete, foreground, start};
 use crate::error::{Context, Result};
-use crate::fail;
 use crate::init::{self, Create};
 use crate::protect;
 use crate::spec::Bundle;
@@ -29,17 +27,7 @@ pub(super) fn main(globals: &Globals, words: Vec<String>) -> Result<i32> {
     let detach = words.is_set("detach");
     let bundle = Bundle::read(Path::new(words.value("bundle").unwrap_or(".")))?;
     let socket = words.value("console-socket").map(Path::new);
-    let wants_terminal = bundle.spec.process.as_ref().is_some_and(|p| p.terminal);
-    if wants_terminal && detach && socket.is_none() {
-        fail!("a detached container with a terminal needs --console-socket");
-    }
-    let (console, own) = match (wants_terminal, socket) {
-        (true, None) => {
-            let (theirs, ours) = UnixStream::pair().context(|| "make a socket pair".to_owned())?;
-            (Some(theirs), Some(ours))
-        }
-        _ => (init::console(socket)?, None),
-    };
+    let (console, own) = foreground::console(&bundle, socket, detach)?;
     if !detach && !words.is_set("no-subreaper") {
         set_child_subreaper(true).context(|| "become a subreaper".to_owned())?;
     }
