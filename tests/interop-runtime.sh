@@ -5,29 +5,15 @@
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=${GANTRY_BIN_DIR:-$root/target/gantry/bin}
-work=$(mktemp -d /var/tmp/gantry-runtime.XXXXXX) group=gantry-runtime-$$ daemon= podman=() || exit 1
+name=runtime podman=()
+. "$root/tests/interop.sh"
 finish() {
   [ ${#podman[@]} = 0 ] || timeout 60 "${podman[@]}" rm -f -a -t 0 >/dev/null 2>&1
-  [ -z "$daemon" ] || { kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null; }
-  awk -v w="$work/" 'index($2, w)==1 {print $2}' /proc/self/mounts | sort -r | xargs -r umount
-  # The last monitors of containers are just ending.
-  for _ in $(seq 50); do
-    find /sys/fs/cgroup -depth -type d -path "*/$group*" -exec rmdir {} + 2>/dev/null
-    [ -n "$(find /sys/fs/cgroup -type d -path "*/$group*" 2>/dev/null | head -n 1)" ] || break
-    sleep 0.2
-  done
-  rm -rf --one-file-system "$work"
+  clean
 }
 trap finish EXIT
-fail() { echo "$*"; tail -n 20 "$work/log" 2>/dev/null; exit 1; }
-# is WHAT WANT CMD...: a command's output, its errors with it, must have WANT in it.
-is() { local what=$1 want=$2 got; shift 2; got=$(timeout 60 "$@" 2>&1); case $got in *"$want"*) ;; *) fail "$what: wants $want, got: $got" ;; esac; }
-code() { local what=$1 want=$2; shift 2; timeout 60 "$@" >"$work/out" 2>&1; local got=$?; [ "$got" = "$want" ] || fail "$what: exit $got, not $want: $(cat "$work/out")"; }
 
-mkdir -p "$work/image/bin" "$work/image/etc"
-cp /bin/busybox "$work/image/bin/busybox"
-for word in sh sleep echo cat id tty grep true; do ln -s busybox "$work/image/bin/$word"; done
-echo "root:x:0:0::/:/bin/sh" >"$work/image/etc/passwd"
+rootfs "$work/image"
 "$bin/gantry-cri" image build "$work/image" --name gantry.local/box:1 --entrypoint /bin/sh --output "$work/box.tar" >/dev/null || exit 1
 
 if command -v podman >/dev/null; then
@@ -86,6 +72,5 @@ code "ctr task kill" 0 "${ctr[@]}" task kill -s SIGKILL three
 for _ in $(seq 100); do "${ctr[@]}" task ls | grep -q 'three.*STOPPED' && break; sleep 0.1; done
 code "ctr task rm" 0 "${ctr[@]}" task rm three
 code "ctr container rm" 0 "${ctr[@]}" container rm three
-# What it keeps for itself is no container.
-left=$(ls -A "$work/runs/default" 2>/dev/null | grep -vxF -e .kdevtmpfs~ -e .seccomp~)
+left=$(containers_left "$work/runs/default")
 [ -z "$left" ] || fail "containers are left: $left"

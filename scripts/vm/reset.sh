@@ -9,7 +9,15 @@ before=$(vm_ssh "$node" cat /proc/sys/kernel/random/boot_id) || die "$node does 
 vm_ssh "$node" -O exit 2>/dev/null
 python3 - "$VM_STATE/$node/monitor.sock" <<'PY' || die "QEMU's monitor of $node does not answer"
 import socket, sys
-s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(sys.argv[1]); s.recv(4096); s.sendall(b"system_reset\n"); s.recv(4096)
+s = socket.socket(socket.AF_UNIX); s.settimeout(60); s.connect(sys.argv[1])
+# The monitor reads a command only after its prompt, and drops one whose sender hangs up before the next prompt.
+def prompt():
+    said = b""
+    while not said.endswith(b"(qemu) "):
+        more = s.recv(4096)
+        if not more: sys.exit("the monitor hung up")
+        said += more
+prompt(); s.sendall(b"system_reset\n"); prompt()
 PY
 rm -f "$VM_STATE/$node/ssh"
 back() { local now; now=$(vm_ssh "$node" cat /proc/sys/kernel/random/boot_id) && [ "$now" != "$before" ]; }

@@ -16,7 +16,9 @@ fail() { echo "FAILED: $*"; exit 1; }
 try() {
   local name=$1 what=$2 start=$SECONDS log=$work/$1.log
   [ ${#only[@]} = 0 ] || case " ${only[*]} " in *" $name "*) ;; *) [ "${needs_all[$name]:-}" ] || return 0 ;; esac
-  if (set -e; "t_$name") >"$log" 2>&1; then
+  # Not in the condition itself: there the shell ignores "set -e", and only the last command of a test could fail it.
+  (set -e; "t_$name") >"$log" 2>&1
+  if [ $? = 0 ]; then
     passed=$((passed + 1)); good "test $name: $what ... ok ($((SECONDS - start)) s)"
   else
     failed=$((failed + 1)); failures+=("$name")
