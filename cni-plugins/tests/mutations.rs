@@ -36,7 +36,9 @@ fn shut_in() -> File {
     nix::unistd::chdir("/tmp").unwrap();
     let mut socket = Socket::route().unwrap();
     // A port of the host for macvlan and host-device.
-    socket.request(link::create("up0", &Kind::Bridge { vlan_filtering: false }, None, None)).unwrap();
+    socket
+        .request(link::create("up0", &Kind::Bridge { vlan_filtering: false, mcast_snooping: true }, None, None))
+        .unwrap();
     container
 }
 

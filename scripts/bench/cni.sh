@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # How fast the CNI plugins are, against Debian's containernetworking-plugins in the same run, call by call in turn:
-# medians of ADD and DEL in milliseconds and their ratio, without and with standing pods, and peak memory.
+# medians of ADD and DEL in milliseconds and their ratio, without and with standing pods, and peak memory. For bridge ADD also
+# what the kernel alone takes for the same requests, and what is left of ours without that and the start of a program.
 # In a network namespace of its own; needs root and scripts/build.sh.
 #
 # usage: cni.sh [--output json]
-# env:   ROUNDS (30), STANDING ("100 1000") pods that stand in the further parts; of the reference plugins at most 100 stand,
-#        whose rules grow with them
+# env:   ROUNDS (30), QUANTILE (0.5, the median; less on a machine with other work), STANDING ("100 1000") pods that stand in the
+#        further parts; of the reference plugins at most 100 stand, whose rules grow with them
 set -uo pipefail
 . "$(dirname "$0")/../lib.sh"
-case ${1:-} in -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;; esac
+case ${1:-} in -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;; esac
 need_root
 need_packages containernetworking-plugins iptables iproute2
 [ -x "$BIN_DIR/gantry-cni" ] || die "$BIN_DIR/gantry-cni is missing: run scripts/build.sh"

@@ -194,6 +194,10 @@ pub enum Kind<'a> {
     Bridge {
         /// Ports have VLANs.
         vlan_filtering: bool,
+        /// Listens who joins multicast groups. Without somebody who asks for that (a querier), of which a bridge has none by
+        /// itself, the kernel sends multicast to all ports all the same; but each port that joins or leaves starts two timers
+        /// of every other port.
+        mcast_snooping: bool,
     },
     /// A VXLAN tunnel end (VTEP).
     Vxlan(Vxlan),
@@ -241,6 +245,8 @@ pub struct Vxlan {
     pub checksum: bool,
 }
 
+const BRIDGE_VLAN_FILTERING: u16 = 7;
+const BRIDGE_SNOOPING: u16 = 23;
 const VXLAN_ID: u16 = 1;
 const VXLAN_LINK: u16 = 3;
 const VXLAN_LOCAL: u16 = 4;
@@ -293,9 +299,15 @@ pub fn create(name: &str, kind: &Kind<'_>, mtu: Option<u32>, mac: Option<[u8; 6]
                 other
             })
         }),
-        Kind::Bridge { vlan_filtering } => info
-            .put_text(INFO_KIND, "bridge")
-            .nest(INFO_DATA, |data| if *vlan_filtering { data.put_u8(7, 1) } else { data }),
+        Kind::Bridge { vlan_filtering, mcast_snooping } => info.put_text(INFO_KIND, "bridge").nest(INFO_DATA, |data| {
+            if *vlan_filtering {
+                data.put_u8(BRIDGE_VLAN_FILTERING, 1);
+            }
+            if !*mcast_snooping {
+                data.put_u8(BRIDGE_SNOOPING, 0);
+            }
+            data
+        }),
         Kind::Vxlan(vxlan) => info.put_text(INFO_KIND, "vxlan").nest(INFO_DATA, |data| {
             data.put_u32(VXLAN_ID, vxlan.vni).put(VXLAN_PORT, &vxlan.port.to_be_bytes());
             data.put_u32(VXLAN_LINK, vxlan.parent).put_u8(VXLAN_LEARNING, u8::from(vxlan.learning));

@@ -35,10 +35,17 @@ fn prefix(text: &str) -> Prefix {
 fn a_bridge_with_a_port_addresses_and_routes() {
     in_namespace(|other| {
         let mut socket = Socket::route().unwrap();
-        socket.request(link::create("br0", &Kind::Bridge { vlan_filtering: false }, Some(1400), None)).unwrap();
+        socket
+            .request(link::create(
+                "br0",
+                &Kind::Bridge { vlan_filtering: false, mcast_snooping: true },
+                Some(1400),
+                None,
+            ))
+            .unwrap();
         let bridge = socket.link("br0").unwrap().unwrap();
         assert_eq!((bridge.kind.as_str(), bridge.mtu, bridge.is_up()), ("bridge", 1400, false));
-        let again = link::create("br0", &Kind::Bridge { vlan_filtering: false }, None, None);
+        let again = link::create("br0", &Kind::Bridge { vlan_filtering: false, mcast_snooping: true }, None, None);
         assert_eq!(socket.request(again).unwrap_err().raw_os_error(), Some(libc::EEXIST));
 
         let netns = BorrowedFdKey(other.as_fd());
@@ -90,7 +97,9 @@ fn a_failing_request_of_a_batch_is_named_and_the_others_are_done() {
 fn a_tunnel_end_with_its_neighbours() {
     in_namespace(|_| {
         let mut socket = Socket::route().unwrap();
-        socket.request(link::create("under", &Kind::Bridge { vlan_filtering: false }, None, None)).unwrap();
+        socket
+            .request(link::create("under", &Kind::Bridge { vlan_filtering: false, mcast_snooping: true }, None, None))
+            .unwrap();
         let under = socket.link("under").unwrap().unwrap().index;
         let settings = link::Vxlan {
             vni: 1,
@@ -124,7 +133,9 @@ fn changes_are_heard() {
         const LINKS: u32 = 1;
         let mut news = Socket::subscribe(LINKS).unwrap();
         let mut socket = Socket::route().unwrap();
-        socket.request(link::create("br0", &Kind::Bridge { vlan_filtering: false }, None, None)).unwrap();
+        socket
+            .request(link::create("br0", &Kind::Bridge { vlan_filtering: false, mcast_snooping: true }, None, None))
+            .unwrap();
         let mut seen = Vec::new();
         assert!(news.heard(|m| seen.extend(link::Link::heard(m))).unwrap());
         assert!(seen.iter().any(|(l, gone)| l.name == "br0" && !gone));

@@ -44,7 +44,8 @@ pub(super) fn ensure_bridge(socket: &mut Socket, config: &Config) -> Result<Link
 
 fn make_bridge(socket: &mut Socket, config: &Config) -> Result<Link> {
     let name = &config.bridge;
-    let kind = Kind::Bridge { vlan_filtering: config.vlans() };
+    // Snooping decides nothing where nobody asks who listens, and makes each ADD and DEL dearer with every port.
+    let kind = Kind::Bridge { vlan_filtering: config.vlans(), mcast_snooping: false };
     // An address of its own: otherwise it changes with the ports, and pods send to one that is gone.
     let mac = random_mac().doing(|| "read random bytes".into())?;
     match socket.request(link::create(name, &kind, config.mtu, Some(mac))) {
