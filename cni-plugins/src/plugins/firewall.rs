@@ -150,7 +150,7 @@ impl Plugin for Firewall {
         let result = previous(request)?;
         let owner = table::owner(request);
         let firewalld = config.firewalld()?;
-        table::add(&owner, &wanted(&config, &result, firewalld.is_some())?)?;
+        table::add(request, &wanted(&config, &result, firewalld.is_some())?)?;
         let accepted = match firewalld {
             Some(mut firewalld) => firewalld.add(&owner, &config.zone, &ips(&result)),
             None => iptables::retain(|other| other != owner).and_then(|()| iptables::accept(&owner, &ips(&result))),

@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use gantry_net::link::{self, Change, Ipv4Setting};
-use gantry_net::nft::Expr;
 use gantry_net::{Prefix, Socket, conntrack};
 use serde::Deserialize;
 
 use super::{Plugin, field};
 use crate::spec::{CniResult, Context, Error, Request, Result};
-use crate::table::{self, HostPort, Part, Wanted, conditions};
+use crate::table::conditions::{self, Steps};
+use crate::table::{self, HostPort, Part, Wanted};
 
 /// The plugin.
 #[derive(Debug)]
@@ -32,14 +32,14 @@ struct Config {
     ports: Vec<HostPort>,
     snat: bool,
     masq_all: bool,
-    /// For packets of IPv4 and of IPv6; without any, ports stand in a map.
-    conditions: (Vec<Expr<'static>>, Vec<Expr<'static>>),
+    /// For packets of IPv4 and of IPv6, of which one must be met; without any, ports stand in a map.
+    conditions: (Vec<Steps>, Vec<Steps>),
 }
 
 impl Config {
     fn read(request: &Request) -> Result<Self> {
         let value = &request.config.value;
-        let conditions = |key: &str, four: bool| -> Result<Vec<Expr<'static>>> {
+        let conditions = |key: &str, four: bool| -> Result<Vec<Steps>> {
             conditions::read(key, &field::<Vec<String>>(value, key)?, four)
         };
         let conditions = (conditions("conditionsV4", true)?, conditions("conditionsV6", false)?);
@@ -73,7 +73,9 @@ impl Config {
                 let port = HostPort { host_ip, ..*port };
                 match if four { &self.conditions.0 } else { &self.conditions.1 } {
                     none if none.is_empty() => wanted.host_port(address, &port),
-                    conditions => wanted.conditional_port(address, &port, conditions),
+                    alternatives => {
+                        alternatives.iter().for_each(|steps| wanted.conditional_port(address, &port, steps));
+                    }
                 }
                 any = true;
             }
@@ -140,16 +142,19 @@ fn previous(request: &Request) -> Result<CniResult> {
     request.config.previous.clone().ok_or_else(|| Error::config("must be called as chained plugin"))
 }
 
-fn route_localnet(device: &str) -> Result<()> {
-    let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
-    let link = socket.link(device).doing(|| format!("find {device}"))?;
-    let link = link.ok_or_else(|| Error::internal(format!("there is no device {device}")))?;
+/// Lets connections of the host to itself, which have a loopback address, leave by the device behind which a container is.
+fn route_localnet(container: IpAddr) -> Result<()> {
+    let what = || format!("find the device that leads to {container}");
+    let mut socket = Socket::route().doing(what)?;
+    // Without a way to the container there is nobody whom it could help.
+    let Some(index) = socket.way_to(container).doing(what)? else { return Ok(()) };
+    let Some(link) = socket.link_by_index(index).doing(what)? else { return Ok(()) };
     if link.ipv4_setting(Ipv4Setting::RouteLocalnet) == Some(1) {
         return Ok(());
     }
     let ipv4 = &[Ipv4Setting::RouteLocalnet];
     let change = link::change(link.index, &Change { ipv4, ..Change::default() });
-    socket.request(change).doing(|| format!("set route_localnet of {device}"))
+    socket.request(change).doing(|| format!("set route_localnet of {}", link.name))
 }
 
 impl Plugin for Portmap {
@@ -163,12 +168,10 @@ impl Plugin for Portmap {
             return Err(Error::internal("got no container IPs, cannot map ports"));
         }
         let wanted = config.wanted(&result);
-        table::add(&table::owner(request), &wanted)?;
-        if config.snat && addresses(&result).iter().any(|a| a.ip.is_ipv4()) {
-            // Connections of the host to itself leave by this device with a loopback address.
-            if let Some(device) = result.interfaces.iter().find(|i| i.sandbox.is_empty()) {
-                route_localnet(&device.name)?;
-            }
+        table::add(request, &wanted)?;
+        let four = addresses(&result).into_iter().find(|a| a.ip.is_ipv4());
+        if let Some(container) = four.filter(|_| config.snat) {
+            route_localnet(container.ip)?;
         }
         forget_flows(&config.udp())?;
         Ok(result)

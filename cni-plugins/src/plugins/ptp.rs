@@ -104,7 +104,7 @@ fn attach(
     if let Some(dns) = config.dns.clone() {
         result.dns = dns;
     }
-    table::add(&table::owner(request), &wanted(config, &result))?;
+    table::add(request, &wanted(config, &result))?;
     Ok(result)
 }
 

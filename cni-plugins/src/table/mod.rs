@@ -23,7 +23,7 @@ use gantry_net::{Prefix, Socket};
 use self::chains::Chain;
 use self::layout::{CONDITIONAL, GROUPS, Group};
 use self::packet::{name_bytes, octets, parts};
-use self::record::Records;
+use self::record::{Place, Records};
 pub use self::wanted::{HostPort, Wanted};
 use crate::afterwards::{self, Later};
 use crate::spec::{Context, Request, Result};
@@ -70,7 +70,8 @@ fn short(name: &str) -> String {
     format!("{}-{hash:016x}", &name[..name.floor_char_boundary(80)])
 }
 
-/// For GC: tells of an owner whether it is still there. Of other networks nothing is known: theirs stay.
+/// For GC: tells of an owner whether it is still there. Those of other networks stay, but for containers that ended without
+/// a DEL: nobody may ever ask for the GC of a network that is no longer configured.
 ///
 /// # Errors
 /// The list of valid attachments is malformed (7).
@@ -78,9 +79,10 @@ pub fn valid(request: &Request) -> Result<impl Fn(&str) -> bool + use<>> {
     let network = short(&request.config.name);
     let valid = request.valid_attachments()?;
     let valid: Vec<_> = valid.iter().map(|(container, ifname)| format!("{} {ifname}", short(container))).collect();
+    let vanished = Records::here().map(|records| records.vanished()).unwrap_or_default();
     Ok(move |owner: &str| match owner.rsplit_once(' ') {
         Some((attachment, of)) if of == network => valid.iter().any(|v| v == attachment),
-        _ => true,
+        _ => !vanished.iter().any(|v| v == owner),
     })
 }
 
@@ -207,17 +209,19 @@ fn repeat<T>(socket: &mut Socket, mut work: impl FnMut(&mut Socket, u32) -> io::
     }
 }
 
-/// Puts elements of an owner into the tables. What a crash left under the same address is replaced: the address would not
+/// Puts elements of a request's attachment into the tables. What a crash left under the same address is replaced: the address would not
 /// have been given again, had its owner still been there. A host port is not taken from another container.
 ///
 /// # Errors
 /// The kernel refuses, or a host port is another container's (which is named); nothing is changed then.
-pub fn add(owner: &str, wanted: &Wanted) -> Result<()> {
+pub fn add(request: &Request, wanted: &Wanted) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
+    let owner = &owner(request);
+    let place = request.netns.as_deref().and_then(Place::of);
     let records = Records::here();
-    let kept = records.as_ref().map_or(Ok(()), |records| records.keep(owner, wanted));
+    let kept = records.as_ref().map_or(Ok(()), |records| records.keep(owner, place.as_ref(), wanted));
     kept.doing(|| "remember what the nf_tables table shall hold".into())?;
     let added = put(owner, wanted, records.as_ref());
     if let (Err(_), Some(records)) = (&added, &records) {

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use gantry_net::nft::Element;
@@ -28,6 +29,34 @@ struct Kept {
     /// There were rules with conditions, too.
     #[serde(default)]
     conditional: bool,
+    #[serde(default)]
+    place: Option<Place>,
+}
+
+/// Where the container's network namespace was found.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Place {
+    path: PathBuf,
+    /// In which mount namespace.
+    mounts: u64,
+}
+
+impl Place {
+    /// Of a path that stays for as long as the namespace: below /proc it ends with one of its processes.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let mounts = own_mounts().filter(|_| !path.starts_with("/proc"))?;
+        Some(Self { path: path.to_owned(), mounts })
+    }
+
+    /// The runtime has removed it, as only this mount namespace can tell.
+    fn vanished(&self) -> bool {
+        let gone = fs::symlink_metadata(&self.path).is_err_and(|e| e.kind() == ErrorKind::NotFound);
+        gone && own_mounts() == Some(self.mounts)
+    }
+}
+
+fn own_mounts() -> Option<u64> {
+    fs::metadata("/proc/self/ns/mnt").map(|m| m.ino()).ok()
 }
 
 impl Kept {
@@ -76,7 +105,7 @@ impl Records {
     }
 
     /// Remembers what an owner gets. Rules with conditions are not remembered.
-    pub(super) fn keep(&self, owner: &str, wanted: &Wanted) -> io::Result<()> {
+    pub(super) fn keep(&self, owner: &str, place: Option<&Place>, wanted: &Wanted) -> io::Result<()> {
         for (part, name) in PARTS {
             let of = wanted.elements.iter().filter(|(_, set, _)| part.has(set));
             let elements: Vec<_> = of
@@ -91,7 +120,8 @@ impl Records {
                 continue;
             }
             let conditional = part == Part::Ports && !wanted.rules.is_empty();
-            let kept = Kept { owner: owner.to_owned(), admin: wanted.admin.clone(), elements, conditional };
+            let (admin, place) = (wanted.admin.clone(), place.cloned());
+            let kept = Kept { owner: owner.to_owned(), admin, elements, conditional, place };
             let path = self.file(name, owner);
             let fresh = path.with_extension("new");
             let text = serde_json::to_vec(&kept)?;
@@ -110,6 +140,12 @@ impl Records {
     /// Whether anything is remembered of an owner.
     pub(super) fn has(&self, part: Part, owner: &str) -> bool {
         PARTS.iter().any(|(p, name)| *p == part && self.file(name, owner).exists())
+    }
+
+    /// Owners whose containers ended without a DEL: their namespaces are gone.
+    pub(super) fn vanished(&self) -> Vec<String> {
+        let all = PARTS.iter().flat_map(|(_, name)| self.read(name)).filter_map(|(_, kept)| kept);
+        all.filter(|kept| kept.place.as_ref().is_some_and(Place::vanished)).map(|kept| kept.owner).collect()
     }
 
     /// What one owner had; none when it is not remembered whole.

@@ -171,9 +171,28 @@ fn conditions_say_for_whom_a_host_port_is() {
     ));
     assert!(net.get_within("out", "192.0.2.1:8080", Duration::from_millis(500)).is_err());
     assert!(net.get_within("out", "[2001:db8::1]:8080", Duration::from_millis(500)).is_err());
-    let wrong = with(config.clone(), "conditionsV4", json!(["-m", "multiport", "--dports", "1"]));
-    let error = net.call("portmap", "ADD", "b", &wrong).unwrap_err();
-    assert!(error["code"] == 7 && error["msg"].as_str().unwrap().contains("multiport"), "{error}");
+    for (wrong, part) in [(json!(["-m", "set", "--match-set", "x", "src"]), "-m set"), (json!(["ip saddr @x"]), "@x")] {
+        let error = net.call("portmap", "ADD", "b", &with(config.clone(), "conditionsV4", wrong)).unwrap_err();
+        assert!(error["code"] == 7 && error["msg"].as_str().unwrap().contains(part), "{error}");
+    }
+    net.call("portmap", "DEL", "a", &config).unwrap();
+    let mut config = with(config, "backend", json!("nftables"));
+    config["conditionsV4"] = json!(["ip saddr { 192.0.2.3, 198.51.100.1-198.51.100.9 }", "iifname", "up*"]);
+    config["conditionsV6"] = json!(["ip6 saddr != 2001:db8::3/128 tcp sport 1-65535"]);
+    net.call("portmap", "ADD", "a", &config).unwrap();
+    net.call("portmap", "CHECK", "a", &config).unwrap();
+    // As nft itself reads them.
+    for rule in
+        ["ip saddr 198.51.100.1-198.51.100.9", "iifname \"up*\"", "ip6 saddr != 2001:db8::3", "th sport 1-65535"]
+    {
+        let there = net.nft().replace("tcp sport", "th sport");
+        assert!(there.contains(rule), "{rule}: {there}");
+    }
+    assert_eq!(net.get("out", "192.0.2.1:8080").unwrap(), "192.0.2.3");
+    assert!(net.get_within("out", "[2001:db8::1]:8080", Duration::from_millis(500)).is_err());
+    sh(&format!("ip -n {out} addr del 192.0.2.3/24 dev up0 && ip -n {out} -6 addr del 2001:db8::3/64 dev up0"));
+    assert!(net.get_within("out", "192.0.2.1:8080", Duration::from_millis(500)).is_err());
+    assert_eq!(net.get("out", "[2001:db8::1]:8080").unwrap(), "2001:db8::2");
     net.call("portmap", "DEL", "a", &config).unwrap();
     assert!(!net.nft().contains("8080") && !net.nft().contains("hairpin-"), "{}", net.nft());
     net.call("bridge", "DEL", "a", &net.bridge()).unwrap();

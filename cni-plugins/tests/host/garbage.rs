@@ -1,6 +1,6 @@
 //! Whatever a plugin is given, it answers a CNI error with the right code, soon, and makes nothing.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -14,11 +14,16 @@ struct Checked<'a> {
 
 impl Checked<'_> {
     /// The call fails with one of these codes, at once, and nothing is there that was not before.
-    fn fails(&self, what: &str, codes: &[u64], call: impl FnOnce() -> Result<Value, Value>) {
-        let start = Instant::now();
-        let error = call().expect_err(what);
-        // A second is what a user is promised, which `Net::call` enforces for the work; on a busy machine that waits.
-        assert!(start.elapsed() < Duration::from_secs(8), "{what} took {:?}", start.elapsed());
+    fn fails(&self, what: &str, codes: &[u64], call: impl Fn() -> Result<Value, Value>) {
+        let mut error = call().expect_err(what);
+        let took = || *self.net.took.lock().unwrap();
+        // A busy disk is not the plugin's doing: it may answer late once, not each time.
+        for _ in 0..3 {
+            if took() > Duration::from_secs(1) {
+                error = call().expect_err(what);
+            }
+        }
+        assert!(took() < Duration::from_secs(1), "{what} took {:?}", took());
         let code = error["code"].as_u64().unwrap_or_else(|| panic!("{what}: no error object but {error}"));
         assert!(codes.contains(&code), "{what}: {error}");
         assert!(error["msg"].as_str().is_some_and(|m| !m.is_empty()), "{what}: {error}");
@@ -96,7 +101,7 @@ fn a_field_of_the_wrong_type_is_named_by_the_plugin_that_reads_it() {
     ] {
         let config = &good.iter().find(|(name, _)| *name == plugin).unwrap().1;
         let what = format!("{plugin}: {key} {value}");
-        checked.fails(&what, &[7], || net.call(plugin, "ADD", "a", &with(config.clone(), key, value)));
+        checked.fails(&what, &[7], || net.call(plugin, "ADD", "a", &with(config.clone(), key, value.clone())));
     }
 }
 

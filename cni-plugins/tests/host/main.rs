@@ -29,6 +29,9 @@ fn containers_reach_each_other_and_the_outside() {
     net.serve("b", 80);
     assert_eq!(net.get("a", "10.77.0.3:80").unwrap(), "10.77.0.2");
     assert_eq!(net.get("a", "[fd77::3]:80").unwrap(), "fd77::2");
+    // Else each ADD would begin timers for all ports.
+    let bridge = sh(&format!("ip -n {} -d link show br0", net.name("host")));
+    assert!(bridge.contains("mcast_snooping 0"), "{bridge}");
     net.serve("out", 81);
     assert_eq!(net.get("a", "192.0.2.2:81").unwrap(), "192.0.2.1", "masqueraded");
     assert_eq!(net.get("a", "[2001:db8::2]:81").unwrap(), "2001:db8::1", "masqueraded");
@@ -238,6 +241,34 @@ fn gc_of_a_network_takes_its_devices_too_and_nothing_of_another_network() {
     assert_eq!(net.links().matches("veth").count(), 1, "{}", net.links());
     net.serve("out", 81);
     assert_eq!(net.get("b", "192.0.2.2:81").unwrap(), "192.0.2.1", "the other network stands");
+}
+
+#[test]
+fn gc_of_any_network_takes_what_is_kept_of_containers_that_ended_without_a_del() {
+    let Some(mut net) = Net::new(&["a", "b"]) else { return };
+    let mut gone = with(net.bridge(), "name", json!("gone"));
+    gone["ipam"]["ranges"] = json!([[{"subnet": "10.78.0.0/24"}]]);
+    for id in ["a", "b"] {
+        let result = net.call("bridge", "ADD", id, &gone).unwrap();
+        let ports = json!([{"hostPort": if id == "a" { 8080 } else { 8081 }, "containerPort": 80, "protocol": "tcp"}]);
+        let mapped = json!({"cniVersion": "1.1.0", "name": "gone", "type": "portmap", "prevResult": result,
+            "runtimeConfig": {"portMappings": ports}});
+        net.call("portmap", "ADD", id, &mapped).unwrap();
+    }
+    // Nobody calls DEL, and the network is no longer configured: only other networks' GC is called.
+    net.delete_namespace("a");
+    let gc = with(net.bridge(), "cni.dev/valid-attachments", json!([]));
+    net.call("bridge", "GC", "", &gc).unwrap();
+    net.call("portmap", "GC", "", &with(gc, "type", json!("portmap"))).unwrap();
+    let after = net.nft();
+    assert!(!after.contains("10.78.0.2") && after.contains("10.78.0.3"), "{after}");
+    net.serve("b", 80);
+    assert!(net.get("out", "192.0.2.1:8081").is_ok());
+    // What is kept for a flush is no more than what is there.
+    sh(&format!("ip netns exec {} nft flush ruleset", net.name("host")));
+    net.call("bridge", "STATUS", "", &net.bridge()).unwrap();
+    let after = net.nft();
+    assert!(!after.contains("10.78.0.2") && after.contains("10.78.0.3"), "{after}");
 }
 
 #[test]
@@ -480,7 +511,7 @@ fn tuning_sets_sysctls_and_the_device_and_gives_back_what_was() {
 #[test]
 fn macvlan_gives_the_container_a_device_on_one_of_the_hosts() {
     let Some(net) = Net::new(&["a", "b"]) else { return };
-    let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "macvlan", "master": "up0", "ipam": {
+    let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "macvlan", "master": "up0", "bcqueuelen": 500, "ipam": {
         "type": "host-local", "dataDir": net.data(), "ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.10"}]]}});
     let probe = net.call("macvlan", "ADD", "a", &config);
     if probe.as_ref().is_err_and(|e| e["msg"].as_str().is_some_and(|m| m.contains("not supported"))) {
@@ -490,6 +521,8 @@ fn macvlan_gives_the_container_a_device_on_one_of_the_hosts() {
     let a = probe.unwrap();
     net.call("macvlan", "ADD", "b", &config).unwrap();
     assert_eq!(a["ips"][0]["address"], "192.0.2.10/24");
+    let device = sh(&format!("ip -n {} -d link show eth0", net.name("a")));
+    assert!(device.contains("mode bridge bcqueuelen 500"), "{device}");
     net.serve("out", 81);
     assert_eq!(net.get("a", "192.0.2.2:81").unwrap(), "192.0.2.10");
     net.serve("b", 80);

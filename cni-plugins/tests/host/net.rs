@@ -5,8 +5,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -19,6 +20,8 @@ pub(crate) struct Net {
     pub(crate) folder: tempfile::TempDir,
     /// However much the machine has to do: a plugin that works for more than a second is killed.
     pub(crate) limited: bool,
+    /// How long the last plugin was at it, without the time that it was ready to run and others were running.
+    pub(crate) took: Mutex<Duration>,
 }
 
 pub(crate) fn sh(text: &str) -> String {
@@ -36,7 +39,7 @@ impl Net {
         }
         let prefix = format!("cni{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();
-        let mut net = Self { prefix, names: Vec::new(), folder, limited: false };
+        let mut net = Self { prefix, names: Vec::new(), folder, limited: false, took: Mutex::default() };
         for name in ["host", "out"].iter().chain(containers) {
             net.namespace(name);
         }
@@ -124,6 +127,7 @@ impl Net {
         if self.limited {
             command_line.args(["--cpu=1", "nsenter"]);
         }
+        let start = Instant::now();
         let mut child = command_line
             .arg(format!("--net=/run/netns/{}", self.name("host")))
             .arg(self.bin().join(plugin))
@@ -138,9 +142,16 @@ impl Net {
             .spawn()
             .unwrap();
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let out = child.wait_with_output().unwrap();
-        let value = serde_json::from_slice(&out.stdout).unwrap_or(Value::Null);
-        if out.status.success() { Ok(value) } else { Err(value) }
+        let mut stdout = Vec::new();
+        child.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        // Ended and still there: what it waited for is told.
+        let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+        let _ = nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), flags);
+        *self.took.lock().unwrap() = start.elapsed().saturating_sub(ready(pid));
+        let status = child.wait().unwrap();
+        let value = serde_json::from_slice(&stdout).unwrap_or(Value::Null);
+        if status.success() { Ok(value) } else { Err(value) }
     }
 
     /// Runs `work` on a thread inside a namespace.
@@ -208,6 +219,12 @@ impl Drop for Net {
             let _ = Command::new("ip").args(["netns", "delete", name]).status();
         }
     }
+}
+
+/// How long a process waited for a processor (the second number of its `schedstat`, in nanoseconds).
+fn ready(pid: nix::unistd::Pid) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+    Duration::from_nanos(text.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0))
 }
 
 fn rustix_is_root() -> bool {

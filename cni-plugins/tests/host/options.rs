@@ -243,6 +243,13 @@ fn a_vlan_has_a_gateway_of_its_own() {
     assert!(net.get("a", "10.77.1.3:80").is_ok(), "the same VLAN");
     // To another VLAN it goes through the node.
     assert!(net.get("c", "10.77.1.2:80").is_ok(), "another VLAN");
+    // The device that leads to the container is the VLAN's, not the bridge.
+    let mapped = json!({"cniVersion": "1.1.0", "name": "net1", "type": "portmap", "prevResult": a,
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}});
+    net.call("portmap", "ADD", "a", &mapped).unwrap();
+    assert_eq!(net.get("host", "127.0.0.1:8080").unwrap(), "10.77.1.1", "the host to itself");
+    assert!(net.get("out", "192.0.2.1:8080").is_ok(), "from outside");
+    net.call("portmap", "DEL", "a", &mapped).unwrap();
     for (id, number) in [("a", 1), ("b", 1), ("c", 2)] {
         net.call("bridge", "DEL", id, &gateway(number)).unwrap();
     }

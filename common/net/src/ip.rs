@@ -419,6 +419,22 @@ impl Socket {
         Ok(found)
     }
 
+    /// The device by which packets to an address leave; none when there is no route to it.
+    ///
+    /// # Errors
+    /// The kernel's errno other than that of unreachable addresses.
+    pub fn way_to(&mut self, ip: IpAddr) -> io::Result<Option<u32>> {
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[1]) = (family(ip), if ip.is_ipv4() { 32 } else { 128 });
+        let mut message = Message::new(GET_ROUTE, 0, &fixed);
+        message.put(1, &octets(ip));
+        let mut found = None;
+        match self.query(message, |m| found = Route::heard(m).map(|(route, _)| route.device)) {
+            Err(e) if !matches!(e.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable) => Err(e),
+            _ => Ok(found),
+        }
+    }
+
     /// All unicast routes of the main table.
     ///
     /// # Errors

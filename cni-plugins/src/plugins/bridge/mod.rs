@@ -117,7 +117,7 @@ fn attach(
         attach::described(&container, &netns.text()),
     ];
     result.interfaces.extend(router.map(|device| attach::described(&device, "")));
-    table::add(&table::owner(request), &wanted(config, &result, &name))?;
+    table::add(request, &wanted(config, &result, &name))?;
     if config.enabled {
         host::forwarding(socket, &port)?;
         if setup.announce {

@@ -22,6 +22,8 @@ pub enum Expr<'a> {
     Payload(u32, u32, u32, Register),
     /// Goes on when a register equals (or not) these bytes.
     Compare(Register, bool, Vec<u8>),
+    /// Goes on when a register is from the first to the second of these (or not), both of them in it.
+    Range(Register, bool, Vec<u8>, Vec<u8>),
     /// Goes on when the set has the key (or not).
     Lookup(&'a str, Register, bool),
     /// Loads the key's value from a map, or ends the rule.
@@ -74,6 +76,10 @@ impl Expr<'_> {
             Self::Compare(from, equal, bytes) => {
                 add("cmp", &|m| m.put_be32(1, *from).put_be32(2, u32::from(!*equal)).nest(3, |d| d.put(1, bytes)))
             }
+            Self::Range(register, inside, from, to) => add("range", &|m| {
+                m.put_be32(1, *register).put_be32(2, u32::from(!*inside));
+                m.nest(3, |d| d.put(1, from)).nest(4, |d| d.put(1, to))
+            }),
             Self::Lookup(set, from, there) => add("lookup", &|m| {
                 m.put_text(1, set).put_be32(2, *from);
                 if *there { m } else { m.put_be32(5, 1) }
