@@ -87,7 +87,7 @@ async fn listen(daemon: &Arc<Daemon>, sandbox: &str) -> anyhow::Result<()> {
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await?;
         if let Answer::Exit { id, record } = serde_json::from_slice(&body)? {
-            crate::container::ended(daemon, &id, record, "", "");
+            crate::container::end_told(daemon, id, record);
         }
     }
 }

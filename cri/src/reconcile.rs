@@ -49,6 +49,7 @@ pub async fn run(daemon: &Arc<Daemon>) {
             tracing::warn!(container = %entry.id, %error, "half-made container stays");
         }
     }
+    container::find_started(daemon).await;
     container::recover(daemon).await;
     collect_addresses(daemon).await;
     let sandboxes = daemon.all_sandboxes().into_iter().filter(|s| s.record().doomed).map(|s| s.id.clone());

@@ -37,10 +37,8 @@ impl Slow {
             folder.display()
         );
         let run = daemon.programs().join("gantry-run");
-        let text = format!(
-            "for what; do case $what in create|start|delete) {wait} ;; esac; done\nexec {} \"$@\"",
-            run.display()
-        );
+        let text =
+            format!("for what; do case $what in run|delete) {wait} ;; esac; done\nexec {} \"$@\"", run.display());
         script(&folder.join("run"), &text);
         let mut install = Command::new(daemon.programs().join("gantry-cni"));
         assert!(install.arg("install").arg(folder.join("cni")).output().unwrap().status.success());
@@ -111,13 +109,16 @@ async fn calls_of_impatient_clients_are_joined() {
         async move {
             let ask =
                 cri::CreateContainerRequest { pod_sandbox_id: pod, config: Some(main), sandbox_config: Some(config) };
-            Ok(client.create_container(ask).await?.into_inner().container_id)
+            Ok::<_, tonic::Status>(client.create_container(ask).await?.into_inner().container_id)
         }
     };
-    let id = slow.again("create", || create("main", "exec /bin/busybox sleep 1000")).await;
+    let twice = || create("main", "exec /bin/busybox sleep 1000");
+    let (id, same) = tokio::join!(twice(), twice());
+    let id = id.unwrap();
+    assert_eq!(id, same.unwrap());
     let listed = containers(&client).await;
     assert!(listed.len() == 1 && listed[0].id == id, "{listed:?}");
-    slow.again("start", || {
+    slow.again("run", || {
         let (mut client, container_id) = (client.clone(), id.clone());
         async move { client.start_container(cri::StartContainerRequest { container_id }).await.map(drop) }
     })

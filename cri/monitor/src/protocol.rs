@@ -13,10 +13,17 @@ use crate::record::ExitRecord;
 pub enum Request {
     /// Answers [`Answer::Done`]: the monitor is alive.
     Ping,
-    /// Makes a container (the runtime's `create`). Answers [`Answer::Created`].
+    /// Makes a container: the runtime's `create`, or its `run` where [`Create::start`] says so. Answers [`Answer::Created`], or
+    /// [`Answer::Running`] of one that is started; made already is fine.
     Create(Box<Create>),
-    /// Starts a created container. Answers [`Answer::Done`].
+    /// Starts a created container; started already is fine. Answers [`Answer::Done`].
     Start {
+        /// Container id.
+        id: String,
+    },
+    /// Asks how far a container has come. Answers [`Answer::Created`] or [`Answer::Running`], also of one that has ended since;
+    /// refused where it is not made.
+    Look {
         /// Container id.
         id: String,
     },
@@ -98,6 +105,9 @@ pub struct Create {
     /// The folder of a checkpoint (its images in `checkpoint`) from which its processes go on; they run when this is answered.
     #[serde(default)]
     pub restore: Option<PathBuf>,
+    /// Start it, too. A monitor of an older version only makes it, and says so by its answer.
+    #[serde(default)]
+    pub start: bool,
 }
 
 /// The monitor's answer.
@@ -114,6 +124,13 @@ pub enum Answer {
     Created {
         /// Host pid.
         pid: i32,
+    },
+    /// The container was started.
+    Running {
+        /// Host pid.
+        pid: i32,
+        /// When, in nanoseconds since the epoch.
+        since: i64,
     },
     /// The exec'd process runs with this pid.
     Started {

@@ -1,11 +1,14 @@
-//! CreateContainer: record, snapshot, configuration, then the monitor's create; failures undo in reverse.
+//! CreateContainer: record, snapshot, configuration; failures undo in reverse.
+//!
+//! No OCI runtime runs yet. Everything that a request can say wrong is found here, by name; the process and all that the runtime
+//! makes for it come with StartContainer ([`super::start`]). That is containerd's split, too, by which kubelets and their users
+//! tell CreateContainerError from RunContainerError: what the runtime itself refuses is told by StartContainer.
 
 use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use gantry_monitor::protocol::{Create, Request};
 use gantry_sys::root::Root;
 use proto::cri;
 use rustix::fs::{Mode, OFlags};
@@ -19,7 +22,7 @@ use crate::events::emit;
 use crate::ledger::{ContainerRecord, Wire};
 use crate::oci::{capabilities, cdi, refuse, seccomp, spec, user};
 use crate::sandbox::users;
-use crate::{cgroups, monitors, nri, sandbox};
+use crate::{cgroups, nri, sandbox};
 
 /// Makes a container, or answers the one that has the same metadata in this sandbox already.
 ///
@@ -133,47 +136,33 @@ async fn make(
         (daemon.clone(), sandbox.clone(), container.clone(), image.clone());
     let prepared =
         tokio::task::spawn_blocking(move || prepare(&task_daemon, &task_sandbox, &task_container, &task_image));
-    let (oci, coming) = nri::container_comes(daemon, sandbox, container, prepared.await??).await?;
-    if let Err(error) = made(daemon, sandbox, container, &oci).await {
+    let (oci, who) = prepared.await??;
+    let (oci, coming) = nri::container_comes(daemon, sandbox, container, oci).await?;
+    if let Err(error) = made(daemon, container, &oci, who) {
         nri::container_removed(daemon, container, || drop(coming)).await;
         return Err(error);
     }
     Ok(coming)
 }
 
-/// Writes the configuration and has the monitor make the container.
-async fn made(daemon: &Arc<Daemon>, sandbox: &Sandbox, container: &Container, oci: &Value) -> Result<()> {
+/// Writes the configuration: the container can start.
+fn made(daemon: &Daemon, container: &Container, oci: &Value, who: user::User) -> Result<()> {
     let group = oci["linux"]["cgroupsPath"].as_str().unwrap_or_default();
-    if group != cgroups::oci_path(&container.record().cgroup) {
-        if daemon.config.cgroup_driver != cgroups::Driver::Cgroupfs || !group.starts_with('/') {
-            return Err(Error::Invalid(format!(
-                "an NRI plugin wants cgroup {group:?}: it can change paths of folders only"
-            )));
-        }
-        container.change(&daemon.ledger, |r| r.cgroup = group.to_owned())?;
+    let moved = group != cgroups::oci_path(&container.record().cgroup);
+    if moved && (daemon.config.cgroup_driver != cgroups::Driver::Cgroupfs || !group.starts_with('/')) {
+        return Err(Error::Invalid(format!(
+            "an NRI plugin wants cgroup {group:?}: it can change paths of folders only"
+        )));
     }
     let file = daemon.bundle(&container.id).join("config.json");
     fs::write(&file, oci.to_string()).map_err(Error::failed(format!("write {}", file.display())))?;
-    let record = container.record();
-    // One that is restored is made when it starts: its processes go on as soon as there are any.
-    if record.restore.is_none() {
-        monitors::call(daemon, &sandbox.id, request(daemon, &record)).await?;
-    }
-    container.change(&daemon.ledger, |r| r.complete = true)
-}
-
-/// What the monitor is asked for to make a container.
-pub(super) fn request(daemon: &Daemon, record: &ContainerRecord) -> Request {
-    Request::Create(Box::new(Create {
-        id: record.id.clone(),
-        bundle: daemon.bundle(&record.id),
-        terminal: record.config.0.tty,
-        stdin: record.config.0.stdin,
-        log: (!record.log_path.is_empty()).then(|| record.log_path.clone().into()),
-        exit_file: daemon.ledger.exit_file(&record.id),
-        cgroup: record.cgroup.clone().into(),
-        restore: record.restore.as_ref().map(|_| restore::folder(daemon, &record.id)),
-    }))
+    container.change(&daemon.ledger, |r| {
+        if moved {
+            r.cgroup = group.to_owned();
+        }
+        r.user = (who.uid, who.gid, who.groups);
+        r.complete = true;
+    })
 }
 
 /// A file of the image as text, found without leaving its root; empty when missing.
@@ -185,12 +174,21 @@ fn read_in(rootfs: &Root, path: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cri_images::Image) -> Result<Value> {
+/// Mounts what the container sees. Answers its configuration and whom it runs as.
+fn prepare(
+    daemon: &Daemon,
+    sandbox: &Sandbox,
+    container: &Container,
+    image: &cri_images::Image,
+) -> Result<(Value, user::User)> {
     let (pod, record) = (sandbox.record(), container.record());
     let config = &record.config.0;
     let bundle = daemon.bundle(&record.id);
     let rootfs = bundle.join("rootfs");
     fs::create_dir_all(&bundle).map_err(Error::failed(format!("create {}", bundle.display())))?;
+    if let Some(folder) = Path::new(&record.log_path).parent() {
+        fs::create_dir_all(folder).map_err(Error::failed(format!("create folder of log {}", record.log_path)))?;
+    }
     daemon.images.prepare(&record.id, &record.image_id)?;
     if let Some(archive) = &record.restore {
         restore::unpack(daemon, &record.id, archive)?;
@@ -240,7 +238,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         cri::NamespaceMode::Node => Some(String::new()),
         cri::NamespaceMode::Pod => pod.pid_init.map(|pid| format!("/proc/{pid}/ns/pid")),
         cri::NamespaceMode::Target => {
-            let target = monitor_pid(daemon, &options.target_id)?;
+            let target = init_of(daemon, &options.target_id)?;
             Some(format!("/proc/{target}/ns/pid"))
         }
         cri::NamespaceMode::Container => None,
@@ -272,8 +270,7 @@ fn prepare(daemon: &Daemon, sandbox: &Sandbox, container: &Container, image: &cr
         root.make_dir(Path::new(cwd.trim_start_matches('/')))
             .map_err(Error::failed(format!("create working directory {cwd}")))?;
     }
-    container.change(&daemon.ledger, |r| r.user = (who.uid, who.gid, who.groups.clone()))?;
-    Ok(text)
+    Ok((text, who))
 }
 
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
@@ -309,9 +306,12 @@ fn lowest_oom_score(wanted: i64) -> i64 {
     own
 }
 
-/// The host pid of a container's init.
-fn monitor_pid(daemon: &Daemon, id: &str) -> Result<i32> {
+/// The host pid of the init of a container that runs.
+fn init_of(daemon: &Daemon, id: &str) -> Result<i32> {
     let container = daemon.container(id)?;
+    if container.state() != cri::ContainerState::ContainerRunning {
+        return Err(Error::State(format!("target container {} is not running", container.id)));
+    }
     let file = daemon.bundle(&container.id).join("pid");
     let text = fs::read_to_string(&file).map_err(Error::failed(format!("read {}", file.display())))?;
     text.trim().parse().map_err(|e| Error::Failed(format!("read {}: {e}", file.display())))

@@ -1,7 +1,8 @@
-//! Start, stop, remove and resize.
+//! Stop, remove and resize.
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,61 +12,16 @@ use gantry_monitor::protocol::Request;
 use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
-use super::{create, ended, restore, signal_number};
+use super::{ended, signal_number};
 use crate::daemon::{Container, Daemon, lock, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::Wire;
+use crate::oci::spec;
 use crate::{cgroups, monitors, nri, reaper};
 
 /// How long a call waits for files to be deleted. Deleting goes on after it.
 const DELETING: Duration = Duration::from_secs(60);
-
-/// Starts a created container; started already is fine.
-///
-/// # Errors
-/// It has ended, or the runtime fails (it counts as ended with 128 then).
-pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
-    let container = daemon.container(id)?;
-    let _turn = container.turn.lock().await;
-    match container.state() {
-        cri::ContainerState::ContainerRunning => return Ok(()),
-        cri::ContainerState::ContainerCreated => {}
-        _ => return Err(Error::State(format!("container {} has ended already", container.id))),
-    }
-    let allowed = nri::container_starts(daemon, &container).await;
-    container.change(&daemon.ledger, |r| r.started_at = now())?;
-    let started = match allowed {
-        Ok(()) => monitors::call(daemon, &container.sandbox, starting(daemon, &container)).await,
-        Err(refusal) => Err(refusal),
-    };
-    if let Err(error) = started {
-        let _ = monitors::call(
-            daemon,
-            &container.sandbox,
-            Request::Kill { id: container.id.clone(), signal: 9, all: false },
-        )
-        .await;
-        let exit = ExitRecord { code: 128, finished_at: now(), oom_killed: false };
-        ended(daemon, &container.id, exit, "StartError", &error.to_string());
-        return Err(error);
-    }
-    if container.record().restore.is_some() {
-        container.change(&daemon.ledger, |r| r.restore = None)?;
-        let _ = fs::remove_dir_all(restore::folder(daemon, &container.id));
-        tracing::info!(container = %container.id, "container restored");
-    }
-    emit(daemon, &container.id, &container.sandbox, cri::ContainerEventType::ContainerStartedEvent);
-    nri::container_started(daemon, &container).await;
-    tracing::info!(container = %container.id, "container started");
-    Ok(())
-}
-
-/// What the monitor is asked for to start a container.
-fn starting(daemon: &Daemon, container: &Container) -> Request {
-    let record = container.record();
-    if record.restore.is_some() { create::request(daemon, &record) } else { Request::Start { id: record.id } }
-}
 
 /// Waits until a container has ended; false at the time limit.
 async fn wait(container: &Container, limit: Duration) -> bool {
@@ -86,17 +42,43 @@ async fn wait(container: &Container, limit: Duration) -> bool {
 /// # Errors
 /// It does not even die by SIGKILL.
 pub async fn stop(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: i64) -> Result<()> {
+    if container.state() == cri::ContainerState::ContainerCreated {
+        // It may be starting just now: what is to be ended is known after that.
+        let _turn = container.turn.lock().await;
+        if container.state() == cri::ContainerState::ContainerCreated {
+            return never_start(daemon, container).await;
+        }
+    }
+    end(daemon, container, grace).await
+}
+
+/// Ends a container before it has started, in its turn.
+async fn never_start(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
+    // Most have no process yet; one that an earlier version made, or whose start was cut off, has.
+    let delete = Request::Delete { id: container.id.clone() };
+    if let Err(error) = monitors::call(daemon, &container.sandbox, delete).await {
+        if monitors::call(daemon, &container.sandbox, Request::Ping).await.is_ok() {
+            return Err(error);
+        }
+        monitors::lost(daemon, &container.sandbox).await;
+    }
+    ended(daemon, &container.id, unstarted(), "", "");
+    Ok(())
+}
+
+/// The end of a container that has not started.
+fn unstarted() -> ExitRecord {
+    ExitRecord { code: 137, finished_at: now(), oom_killed: false }
+}
+
+/// As [`stop`], of a container that has started.
+async fn end(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: i64) -> Result<()> {
     if container.state() == cri::ContainerState::ContainerExited {
         return Ok(());
     }
     let record = container.record();
-    if record.restore.is_some() && record.started_at == 0 {
-        // No process of it was made yet.
-        ended(daemon, &record.id, ExitRecord { code: 137, finished_at: now(), oom_killed: false }, "", "");
-        return Ok(());
-    }
     let kill = |signal| Request::Kill { id: record.id.clone(), signal, all: false };
-    if record.started_at > 0 && grace > 0 {
+    if grace > 0 {
         let mut asked = true;
         if !container.asked_to_end.swap(true, Ordering::Relaxed) {
             let signal = signal_number(&record.stop_signal);
@@ -126,7 +108,8 @@ async fn end_orphans(id: &str) {
     let at_work = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = line.split(|b| *b == 0);
-        words.clone().any(|w| w == id.as_bytes()) && words.any(|w| w == b"create" || w == b"start" || w == b"restore")
+        let making: [&[u8]; 4] = [b"create", b"start", b"run", b"restore"];
+        words.clone().any(|w| w == id.as_bytes()) && words.any(|w| making.contains(&w))
     };
     let pids = || -> Vec<i32> {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -257,8 +240,11 @@ async fn let_go(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         return Ok(());
     }
     // What was never made whole has no end that could be told: it is let go of by force.
-    if container.record().complete {
-        stop(daemon, &container, 0).await?;
+    match container.state() {
+        _ if !container.with(|r| r.complete) => {}
+        // What an earlier version made of it is deleted with the rest.
+        cri::ContainerState::ContainerCreated => ended(daemon, &container.id, unstarted(), "", ""),
+        _ => end(daemon, &container, 0).await?,
     }
     let faults = release(daemon, &container).await;
     if !faults.is_empty() {
@@ -271,10 +257,10 @@ async fn let_go(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Changes a live container's limits; zero and empty leave a limit as it is.
+/// Changes a container's limits; zero and empty leave a limit as it is. One that has not started gets them when it does.
 ///
 /// # Errors
-/// It has ended, or the kernel refuses a value.
+/// It has ended, or the kernel refuses a value (when it starts, for one that has not).
 pub async fn update_resources(daemon: &Arc<Daemon>, id: &str, new: cri::LinuxContainerResources) -> Result<()> {
     let container = daemon.container(id)?;
     let turn = container.turn.lock().await;
@@ -311,8 +297,15 @@ async fn set(
     }
     let group = container.record().cgroup;
     let cgroup = daemon.host.cgroup(&group).map_err(|e| Error::Failed(e.to_string()))?;
+    let created = container.state() == cri::ContainerState::ContainerCreated;
+    if created {
+        promise(&daemon.bundle(&container.id), &new, tasks)?;
+    }
     let wanted = Resources { pids_limit: tasks, ..to_cgroup(&new) };
     let changed = tokio::task::spawn_blocking(move || {
+        if created && !cgroup.exists() {
+            return Ok(());
+        }
         cgroups::tell(&group, &wanted, cgroup.version())?;
         cgroup.apply(&wanted)
     });
@@ -321,6 +314,18 @@ async fn set(
         let now = std::mem::take(&mut r.resources.0);
         r.resources = Wire(merge(now, new));
     })
+}
+
+/// Writes other limits into the configuration that a container starts with.
+fn promise(bundle: &Path, new: &cri::LinuxContainerResources, tasks: Option<i64>) -> Result<()> {
+    let (file, temporary) = (bundle.join("config.json"), bundle.join("config.json.tmp"));
+    let changed = fs::read(&file).and_then(|text| {
+        let mut oci = serde_json::from_slice(&text)?;
+        spec::limit(&mut oci, new, tasks);
+        fs::write(&temporary, oci.to_string())?;
+        fs::rename(&temporary, &file)
+    });
+    changed.map_err(Error::failed(format!("change {}", file.display())))
 }
 
 /// Limits as the kernel's groups take them; zero and empty are left out.

@@ -5,6 +5,7 @@ mod create;
 pub mod exec;
 mod life;
 mod restore;
+mod start;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,7 +20,8 @@ pub use exec::{Exec, exec, exec_sync, exit_code};
 pub(crate) use life::set_resources;
 pub(crate) use life::to_cgroup;
 pub(crate) use life::try_remove;
-pub use life::{remove, start, stop, update_resources};
+pub use life::{remove, stop, update_resources};
+pub use start::{find_started, start};
 
 use crate::daemon::{Container, Daemon, lock};
 use crate::events::emit;
@@ -46,6 +48,20 @@ pub fn ended(daemon: &Arc<Daemon>, id: &str, exit: ExitRecord, reason: &str, mes
         if let Err(error) = gantry_monitor::record::sync(&file) {
             tracing::warn!(file = %file.display(), %error, "an exit record would not outlive a power failure");
         }
+    });
+}
+
+/// A monitor tells of an end. That of a container which is starting just now comes after its start: in the record, and for those
+/// who follow events.
+pub(crate) fn end_told(daemon: &Arc<Daemon>, id: String, exit: ExitRecord) {
+    let Ok(container) = daemon.container(&id) else { return };
+    if container.state() != cri::ContainerState::ContainerCreated {
+        return ended(daemon, &id, exit, "", "");
+    }
+    let daemon = daemon.clone();
+    tokio::spawn(async move {
+        let _turn = container.turn.lock().await;
+        ended(&daemon, &id, exit, "", "");
     });
 }
 

@@ -67,6 +67,11 @@ impl Nri {
         state.plugins.clone()
     }
 
+    /// Whether any plugin is connected.
+    pub fn is_used(&self) -> bool {
+        !self.noting(|_| {}).is_empty()
+    }
+
     /// Names of the plugins that are connected.
     pub fn plugins(&self) -> Vec<String> {
         self.noting(|_| {}).iter().map(|p| p.name()).collect()

@@ -212,6 +212,26 @@ pub fn resources(r: &cri::LinuxContainerResources) -> Value {
     all
 }
 
+/// Sets the limits that `new` says, and that of tasks, in a configuration; what it does not say stays.
+pub fn limit(config: &mut Value, new: &cri::LinuxContainerResources, tasks: Option<i64>) {
+    let mut wanted = resources(new);
+    if let Some(tasks) = tasks {
+        wanted["pids"] = json!({"limit": tasks});
+    }
+    let Value::Object(wanted) = wanted else { return };
+    for (kind, value) in wanted {
+        let now = &mut config["linux"]["resources"][&kind];
+        match (now, value) {
+            (Value::Object(now), Value::Object(value)) => now.extend(value),
+            (Value::Array(now), Value::Array(value)) => {
+                now.retain(|old| !value.iter().any(|new| new["pageSize"] == old["pageSize"]));
+                now.extend(value);
+            }
+            (now, value) => *now = value,
+        }
+    }
+}
+
 /// The whole configuration.
 ///
 /// # Errors
@@ -347,6 +367,22 @@ mod tests {
         assert!(check_mount(&mount(false, cri::MountPropagation::PropagationPrivate)).is_err());
         assert!(check_mount(&mount(true, cri::MountPropagation::PropagationBidirectional)).is_err());
         assert!(check_mount(&mount(true, cri::MountPropagation::PropagationHostToContainer)).is_err());
+    }
+
+    #[test]
+    fn limits_change_in_a_configuration_one_by_one() {
+        let mut config = json!({"linux": {"resources": {
+            "cpu": {"shares": 2, "quota": 10}, "devices": [], "hugepageLimits": [{"pageSize": "2MB", "limit": 1}, {"pageSize": "1GB", "limit": 1}]}}});
+        let new = cri::LinuxContainerResources {
+            cpu_shares: 5,
+            memory_limit_in_bytes: 6,
+            hugepage_limits: vec![cri::HugepageLimit { page_size: "2MB".into(), limit: 7 }],
+            ..Default::default()
+        };
+        limit(&mut config, &new, Some(8));
+        let wanted = json!({"cpu": {"shares": 5, "quota": 10}, "devices": [], "memory": {"limit": 6}, "pids": {"limit": 8},
+            "hugepageLimits": [{"pageSize": "1GB", "limit": 1}, {"pageSize": "2MB", "limit": 7}]});
+        assert_eq!(config["linux"]["resources"], wanted);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::runtime::Started;
 use crate::log::{LogFile, Splitter, now};
+use crate::protocol::Answer;
 use crate::record::ExitRecord;
 
 /// Most bytes that wait for a slow attached client before it is cut off.
@@ -34,6 +35,8 @@ pub(super) struct Sink {
 pub(super) struct Container {
     pub(super) pid: i32,
     pub(super) pidfd: Option<OwnedFd>,
+    /// When it was started, in nanoseconds since the epoch.
+    pub(super) since: Option<i64>,
     pub(super) bundle: PathBuf,
     pub(super) terminal: bool,
     pub(super) input: Option<OwnedFd>,
@@ -56,6 +59,11 @@ pub(super) enum Deletion {
     Running(Started),
     /// Done.
     Done,
+}
+
+/// Nanoseconds since the epoch.
+pub(super) fn clock() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)
 }
 
 /// Makes reads and writes of a descriptor return at once.
@@ -90,6 +98,7 @@ impl Container {
         Ok(Self {
             pid,
             pidfd,
+            since: None,
             bundle,
             terminal,
             input,
@@ -101,6 +110,14 @@ impl Container {
             deletion: Deletion::Open,
             cgroup,
         })
+    }
+
+    /// How far it has come.
+    pub(super) fn progress(&self) -> Answer {
+        match self.since {
+            Some(since) => Answer::Running { pid: self.pid, since },
+            None => Answer::Created { pid: self.pid },
+        }
     }
 
     /// Whether its output may be read now: not while log lines wait for the disk.
@@ -162,7 +179,7 @@ impl Container {
 
     /// Its init has ended with `code`: writes the exit record.
     pub(super) fn ended(&mut self, code: i32, buffer: &mut [u8]) -> ExitRecord {
-        let finished_at = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0);
+        let finished_at = clock();
         let killed = self.cgroup.as_ref().is_some_and(|c| c.oom_kills() > 0);
         let record = ExitRecord { code, finished_at, oom_killed: killed && code != 0 };
         self.drain(buffer);

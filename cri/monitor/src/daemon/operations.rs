@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use gantry_sys::process::{self, Cloned};
 
-use super::container::{Container, Deletion, Source, set_nonblocking};
+use super::container::{Container, Deletion, Source, clock, set_nonblocking};
 use super::runtime::{Console, Streams, ended_within};
 use super::{Monitor, Role};
 use crate::log::LogFile;
@@ -25,6 +25,7 @@ impl Monitor {
             Request::Ping => Ok(Answer::Done),
             Request::Create(create) => self.create(*create),
             Request::Start { id } => self.start(&id),
+            Request::Look { id } => self.container(&id).map(|c| c.progress()),
             Request::Kill { id, signal, all } => self.kill(&id, signal, all),
             Request::Delete { id } => self.delete(&id),
             Request::CloseStdin { id } => {
@@ -54,7 +55,7 @@ impl Monitor {
 
     fn create(&mut self, create: Create) -> Result<Answer, String> {
         if let Some(container) = self.containers.get(&create.id) {
-            return Ok(Answer::Created { pid: container.pid });
+            return Ok(container.progress());
         }
         let log = LogFile::open(create.log.clone())
             .map_err(|e| format!("open log {}: {e}", create.log.as_deref().unwrap_or(Path::new("")).display()))?;
@@ -62,6 +63,7 @@ impl Monitor {
         let scratch = create.bundle.join("log.json");
         let plain = |e: io::Error| format!("streams of container {}: {e}", create.id);
         let mut arguments: Vec<std::ffi::OsString> = match &create.restore {
+            None if create.start => vec!["run".into(), "--detach".into()],
             None => vec!["create".into()],
             Some(from) => {
                 let images = from.join("checkpoint").into();
@@ -71,6 +73,7 @@ impl Monitor {
         };
         arguments.extend(["--bundle".into(), create.bundle.clone().into()]);
         arguments.extend(["--pid-file".into(), pid_file.clone().into()]);
+        let began = clock();
         let made = if create.terminal {
             let console = Console::open(self.socket.with_extension("tty")).map_err(plain)?;
             arguments.extend(["--console-socket".into(), console.path().into(), create.id.clone().into()]);
@@ -103,10 +106,11 @@ impl Monitor {
                 .map_err(|e| format!("watch container {} (pid {pid}): {e}", create.id))
         });
         match held {
-            Ok(container) => {
-                let pid = container.pid;
+            Ok(mut container) => {
+                container.since = create.start.then_some(began);
+                let answer = container.progress();
                 self.containers.insert(create.id, container);
-                Ok(Answer::Created { pid })
+                Ok(answer)
             }
             Err(message) => {
                 let _ = self.runtime.run(&scratch, &["delete", "--force", &create.id], Streams::null(), SLOW);
@@ -116,8 +120,13 @@ impl Monitor {
     }
 
     fn start(&mut self, id: &str) -> Result<Answer, String> {
-        let scratch = self.container(id)?.bundle.join("log.json");
+        let container = self.container(id)?;
+        if container.since.is_some() {
+            return Ok(Answer::Done);
+        }
+        let (scratch, began) = (container.bundle.join("log.json"), clock());
         self.runtime.run(&scratch, &["start", id], Streams::null(), SLOW)?;
+        self.container(id)?.since = Some(began);
         Ok(Answer::Done)
     }
 
