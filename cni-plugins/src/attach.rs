@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gantry_net::ip::{self, Checked, Route, add_address, add_checked_address};
+use gantry_net::ip::{self, Checked, MAIN_TABLE, Route, add_address, add_checked_address};
 use gantry_net::link::{self, Change, Ipv4Setting, Kind};
 use gantry_net::{Link, Socket};
 
@@ -262,9 +262,11 @@ pub fn check(request: &Request, previous: &CniResult) -> Result<()> {
             return Err(Error::internal(format!("{} does not have address {}", link.name, ip.address)));
         }
     }
-    let routes = socket.routes().doing(|| "read the container's routes".into())?;
+    let routes = socket.all_routes().doing(|| "read the container's routes".into())?;
     for wanted in &previous.routes {
-        if !routes.iter().any(|r| r.to == wanted.dst && (wanted.gw.is_none() || r.gateway == wanted.gw)) {
+        let table = wanted.table.unwrap_or(MAIN_TABLE);
+        let is = |r: &Route| r.to == wanted.dst && r.table == table && (wanted.gw.is_none() || r.gateway == wanted.gw);
+        if !routes.iter().any(is) {
             return Err(Error::internal(format!("the container has no route to {}", wanted.dst)));
         }
     }

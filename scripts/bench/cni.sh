@@ -6,10 +6,11 @@
 #
 # usage: cni.sh [--output json]
 # env:   ROUNDS (30), QUANTILE (0.5, the median; less on a machine with other work), STANDING ("100 1000") pods that stand in the
-#        further parts; of the reference plugins at most 100 stand, whose rules grow with them
+#        further parts; of the reference plugins at most 100 stand, whose rules grow with them;
+#        REFERENCE (/usr/lib/cni) the folder of plugins to compare with
 set -uo pipefail
 . "$(dirname "$0")/../lib.sh"
-case ${1:-} in -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;; esac
+case ${1:-} in -h|--help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit ;; esac
 need_root
 need_packages containernetworking-plugins iptables iproute2
 [ -x "$BIN_DIR/gantry-cni" ] || die "$BIN_DIR/gantry-cni is missing: run scripts/build.sh"

@@ -198,6 +198,20 @@ fn pods_reach_each_other_through_tunnels_and_what_is_harmed_is_repaired() {
     nodes.repaired(1, "ip route del 10.244.2.0/24", "ip route", "10.244.2.0/24 via 10.244.2.0");
     nodes.repaired(1, "ip neigh del 10.244.2.0 dev flannel.1", "ip neigh show dev flannel.1", "10.244.2.0");
     nodes.repaired(1, "bridge fdb flush dev flannel.1", "bridge fdb show dev flannel.1", "192.0.2.2");
+    // Also what was not taken away but changed.
+    let neighbours = nodes.show(1, "neigh show dev flannel.1");
+    let known = neighbours.lines().find(|l| l.starts_with("10.244.2.0 ")).unwrap().to_owned();
+    let mac = known.split_whitespace().nth(2).unwrap();
+    let wrong = "lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent";
+    nodes.repaired(1, &format!("ip neigh replace 10.244.2.0 {wrong}"), "ip neigh show dev flannel.1", known.trim());
+    let place = format!("{mac} dst 192.0.2.2 ");
+    let moved = format!("bridge fdb replace {mac} dev flannel.1 dst 198.51.100.9");
+    nodes.repaired(1, &moved, "bridge fdb show dev flannel.1", &place);
+    let astray = "ip route replace 10.244.2.0/24 via 10.244.3.0 dev flannel.1 onlink";
+    nodes.repaired(1, astray, "ip route", "10.244.2.0/24 via 10.244.2.0");
+    nodes.repaired(1, "ip addr flush dev flannel.1", "ip addr show dev flannel.1", "10.244.1.0/32");
+    nodes.repaired(1, "ip link set flannel.1 mtu 1300", "ip link show flannel.1", "mtu 1450");
+    nodes.repaired(1, "nft flush ruleset", "nft list ruleset", "masquerade");
     nodes.repaired(1, "ip link del flannel.1", "ip route", "10.244.3.0/24 via 10.244.3.0");
     nodes.repaired(1, "ip link set flannel.1 down", "ip route", "10.244.3.0/24 via 10.244.3.0");
     nodes.all_reach_all(&[1, 2, 3]);

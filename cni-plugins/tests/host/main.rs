@@ -4,6 +4,7 @@ mod firewall;
 mod firewalld;
 mod garbage;
 mod good;
+mod keys;
 mod net;
 mod options;
 mod ports;
