@@ -76,6 +76,10 @@ async fn perform(daemon: &Arc<Daemon>, request: &Value, sink: ProgressSink) -> a
         Some("ls") => images.list(),
         Some("pull") => vec![images.pull(subject, None, Some(sink)).await?],
         Some("import") => images.import(Path::new(subject), request["name"].as_str(), Some(sink)).await?,
+        Some("export") => {
+            images.export(request["name"].as_str().unwrap_or_default(), Path::new(subject)).await?;
+            Vec::new()
+        }
         Some("rm") => {
             anyhow::ensure!(images.remove(subject).await?, "image {subject:?} not found");
             Vec::new()

@@ -103,6 +103,14 @@ enum ImageCommand {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Writes an image as an OCI archive.
+    Export {
+        /// Reference, id or digest.
+        name: String,
+        /// Archive to write.
+        #[arg(long, short)]
+        output: PathBuf,
+    },
     /// Lists images.
     Ls {
         /// Only ids.
@@ -355,6 +363,10 @@ async fn image(config: Config, command: ImageCommand) -> anyhow::Result<()> {
         ImageCommand::Import { path, name } => {
             let path = std::fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
             ("import", path.display().to_string(), name)
+        }
+        ImageCommand::Export { name, output } => {
+            let output = std::path::absolute(&output).with_context(|| format!("find {}", output.display()))?;
+            ("export", output.display().to_string(), Some(name))
         }
         ImageCommand::Ls { .. } => ("ls", String::new(), None),
         ImageCommand::Pull { name } => ("pull", name, None),

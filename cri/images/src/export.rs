@@ -1,6 +1,7 @@
 //! Writing an image of the store as an OCI archive.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -11,9 +12,12 @@ use crate::manifest::{Document, OCI_INDEX};
 use crate::store::Store;
 
 /// Writes the image named `name` to `path`. Blocking.
-pub(crate) fn export(store: &Store, name: &str, path: &Path) -> Result<()> {
+pub(crate) fn export(store: &Arc<Store>, name: &str, path: &Path) -> Result<()> {
     let record =
         store.state().find(name).cloned().ok_or_else(|| Error::NotFound { what: "image", name: name.to_string() })?;
+    // Who removes the image meanwhile does not take its blobs away under the archive.
+    let lease = store.lease();
+    record.blobs.iter().for_each(|digest| lease.hold(digest));
     let bytes = store.blobs.read(&record.manifest, store.config.limits.manifest_bytes)?;
     let Document::Manifest(manifest) = Document::parse(&bytes, &record.manifest_type, &record.manifest)? else {
         return Err(Error::Malformed {

@@ -57,9 +57,11 @@ pub(crate) async fn import(
     if name.as_ref().is_some_and(|n| n.tag().is_none()) {
         return Err(Error::Invalid("an imported image is named with a tag, not a digest".into()));
     }
-    let lease = Arc::new(store.lease());
+    let mut lease = store.lease();
+    let ended = lease.watch();
+    let lease = Arc::new(lease);
     let result = import_leased(store, keyed, slots, path, name, &tracker, &lease).await;
-    release(lease).await;
+    release(lease, ended).await;
     result.map_err(|e| Error::Import { path: path.to_path_buf(), cause: Box::new(e) }.in_store(&store.config.root))
 }
 

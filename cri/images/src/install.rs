@@ -1,6 +1,7 @@
 //! The part that pull and import share: from a manifest to unpacked layers and an entry in the list.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,6 +10,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::{Image, Phase, Progress, ProgressSink};
 use crate::manifest::{Config, Manifest};
+use crate::store::content::Follow;
 use crate::store::state::Record;
 use crate::store::{DigestSet, Lease, Store};
 
@@ -109,9 +111,11 @@ pub(crate) async fn unpack_layer(
         .map_err(|e| Error::Task { doing: "unpack layer", reason: e.to_string() })?;
     let stop = Arc::new(AtomicBool::new(false));
     let guard = StopOnDrop(stop.clone());
-    let (store, lease, blob, diff_id) = (store.clone(), lease.clone(), blob.clone(), diff_id.clone());
+    let (store, lease, diff_id) = (store.clone(), lease.clone(), diff_id.clone());
+    let path = store.blobs.path(blob);
     let result = blocking("unpack layer", move || {
-        let info = store.layers.unpack(&store.blobs.path(&blob), &diff_id, &store.config.limits, &stop)?;
+        let blob = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+        let info = store.layers.unpack(blob, &diff_id, &store.config.limits, &stop)?;
         store.layer_added(&diff_id, info);
         drop((lease, slot));
         Ok(())
@@ -119,6 +123,41 @@ pub(crate) async fn unpack_layer(
     .await;
     drop(guard);
     result
+}
+
+/// A layer that is unpacked while its blob comes.
+pub(crate) struct Following {
+    task: tokio::task::JoinHandle<Result<()>>,
+    _stop: StopOnDrop,
+}
+
+impl Following {
+    /// Begins with it when one of `seats` is free. They are not the slots of complete blobs: a registry that drips would keep
+    /// others from unpacking. None: it is to be unpacked when it is complete.
+    pub(crate) fn start(
+        store: &Arc<Store>,
+        seats: &Arc<tokio::sync::Semaphore>,
+        lease: &Arc<Lease>,
+        blob: Follow,
+        diff_id: &Digest,
+    ) -> Option<Following> {
+        let seat = seats.clone().try_acquire_owned().ok()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let guard = StopOnDrop(stop.clone());
+        let (store, lease, diff_id) = (store.clone(), lease.clone(), diff_id.clone());
+        let task = tokio::task::spawn_blocking(move || {
+            let info = store.layers.unpack(blob, &diff_id, &store.config.limits, &stop)?;
+            store.layer_added(&diff_id, info);
+            drop((lease, seat));
+            Ok(())
+        });
+        Some(Following { task, _stop: guard })
+    }
+
+    /// Its end, which comes when the blob is complete or given up.
+    pub(crate) async fn end(self) -> Result<()> {
+        self.task.await.map_err(|e| Error::Task { doing: "unpack layer", reason: e.to_string() })?
+    }
 }
 
 /// What goes into the list.
@@ -194,11 +233,18 @@ pub(crate) fn flush_soon(store: &Arc<Store>) {
     }
 }
 
-/// Gives up a lease off the async threads, as that may delete files.
-pub(crate) async fn release(lease: Arc<Lease>) {
+/// How long work that is given up is waited for.
+const STRAGGLERS: Duration = Duration::from_secs(20);
+
+/// Gives up a lease off the async threads, as that may delete files, and waits until layers that were just being unpacked are let
+/// go of, too: whoever is told of a failure finds nothing left of it.
+pub(crate) async fn release(lease: Arc<Lease>, ended: tokio::sync::oneshot::Receiver<()>) {
     let _ = blocking("release lease", move || {
         drop(lease);
         Ok(())
     })
     .await;
+    if tokio::time::timeout(STRAGGLERS, ended).await.is_err() {
+        tracing::warn!("a layer that is not wanted any more is still being unpacked");
+    }
 }

@@ -38,6 +38,7 @@ pub use snapshot::{MountOptions, Report, Snapshot, Usage};
 
 use install::{Keyed, blocking};
 use store::Store;
+use tokio::sync::Semaphore;
 
 /// The image store; cheap to clone.
 #[derive(Clone)]
@@ -48,17 +49,19 @@ pub struct Images {
 struct Inner {
     store: Arc<Store>,
     keyed: Keyed,
-    slots: Arc<tokio::sync::Semaphore>,
+    slots: Arc<Semaphore>,
+    seats: Arc<Semaphore>,
 }
 
 impl Images {
     /// Opens (or creates) the store and repairs what a crash left: half-made downloads, layers, snapshots. Blocking.
     pub fn open(config: Config) -> Result<Images> {
         let root = config.root.clone();
-        let slots = Arc::new(tokio::sync::Semaphore::new(config.max_concurrent_unpacks.max(1)));
+        let seats = || Arc::new(Semaphore::new(config.max_concurrent_unpacks.max(1)));
+        let (slots, seats) = (seats(), seats());
         let store = Arc::new(Store::open(config).map_err(|e| e.in_store(&root))?);
         install::flush_soon(&store);
-        Ok(Images { inner: Arc::new(Inner { store, keyed: Keyed::default(), slots }) })
+        Ok(Images { inner: Arc::new(Inner { store, keyed: Keyed::default(), slots, seats }) })
     }
 
     fn store(&self) -> &Arc<Store> {
@@ -81,7 +84,7 @@ impl Images {
     /// Pulls `reference` and unpacks it for this machine's platform. Dropping the future gives up and leaves nothing.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>, progress: Option<ProgressSink>) -> Result<Image> {
         let inner = &self.inner;
-        let pull = pull::Pull { store: &inner.store, keyed: &inner.keyed, slots: &inner.slots };
+        let pull = pull::Pull { store: &inner.store, keyed: &inner.keyed, slots: &inner.slots, seats: &inner.seats };
         pull.run(reference, auth, progress).await
     }
 

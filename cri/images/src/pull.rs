@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -14,6 +15,7 @@ use crate::image::{Auth, Image, Phase, ProgressSink};
 use crate::install::{Finished, Keyed, Tracker, blocking, finish, release, unpack_layer};
 use crate::manifest::{self, Descriptor, Document, Manifest, Platform};
 use crate::reference::Reference;
+use crate::registry::blob::Wanted;
 use crate::registry::client::{Fetched, Registry};
 use crate::store::{Lease, Store};
 
@@ -24,7 +26,9 @@ const MAX_DEPTH: usize = 4;
 pub(crate) struct Pull<'a> {
     pub(crate) store: &'a Arc<Store>,
     pub(crate) keyed: &'a Keyed,
-    pub(crate) slots: &'a Arc<tokio::sync::Semaphore>,
+    pub(crate) slots: &'a Arc<Semaphore>,
+    /// For layers that are unpacked while they come.
+    pub(crate) seats: &'a Arc<Semaphore>,
 }
 
 /// The manifest for this machine and what led to it.
@@ -42,9 +46,11 @@ impl Pull<'_> {
     /// Pulls `text`.
     pub(crate) async fn run(&self, text: &str, auth: Option<Auth>, sink: Option<ProgressSink>) -> Result<Image> {
         let reference = Reference::parse(text)?;
-        let lease = Arc::new(self.store.lease());
+        let mut lease = self.store.lease();
+        let ended = lease.watch();
+        let lease = Arc::new(lease);
         let result = self.leased(&reference, text, auth, sink, &lease).await;
-        release(lease).await;
+        release(lease, ended).await;
         result.map_err(|e| {
             Error::Pull { reference: text.to_string(), cause: Box::new(e) }.in_store(&self.store.config.root)
         })
@@ -188,28 +194,23 @@ impl Pull<'_> {
             let what = format!("image config {}", descriptor.digest);
             return Err(Error::Size { what, actual: descriptor.size, limit });
         }
-        self.fetch(registry, "image config", descriptor, lease, &|_| {}).await?;
+        let wanted = Wanted { what: "image config", blob: descriptor, unpack: None, progress: &|_| {} };
+        self.fetch(registry, lease, &wanted).await?;
         let (store, digest) = (self.store.clone(), descriptor.digest.clone());
         let bytes = blocking("read config", move || store.blobs.read(&digest, limit)).await?;
         manifest::Config::parse(&bytes, manifest)
     }
 
-    /// Makes sure that a blob is here, downloading it once however many ask.
-    async fn fetch(
-        &self,
-        registry: &Registry,
-        what: &'static str,
-        descriptor: &Descriptor,
-        lease: &Arc<Lease>,
-        progress: &(dyn Fn(i64) + Sync),
-    ) -> Result<()> {
-        lease.hold(&descriptor.digest);
-        let _one_at_a_time = self.keyed.lock(format!("blob {}", descriptor.digest)).await;
-        if self.store.state().blobs.contains_key(&descriptor.digest) {
-            progress(i64::try_from(descriptor.size).unwrap_or(0));
-            return Ok(());
+    /// Makes sure that a blob is here, downloading it once however many ask; true when it is unpacked, too.
+    async fn fetch(&self, registry: &Registry, lease: &Arc<Lease>, wanted: &Wanted<'_>) -> Result<bool> {
+        let blob = wanted.blob;
+        lease.hold(&blob.digest);
+        let _one_at_a_time = self.keyed.lock(format!("blob {}", blob.digest)).await;
+        if self.store.state().blobs.contains_key(&blob.digest) {
+            (wanted.progress)(i64::try_from(blob.size).unwrap_or(0));
+            return Ok(false);
         }
-        registry.blob(self.store, lease, what, descriptor, progress).await
+        registry.blob(self.store, lease, wanted).await
     }
 
     async fn layer(
@@ -231,8 +232,11 @@ impl Pull<'_> {
         if self.store.state().layers.contains_key(diff_id) {
             progress(i64::try_from(layer.size).unwrap_or(0));
         } else {
-            self.fetch(registry, "layer", layer, lease, &progress).await?;
-            unpack_layer(self.store, self.slots, lease, &layer.digest, diff_id).await?;
+            let unpack = Some((diff_id, self.seats));
+            let wanted = Wanted { what: "layer", blob: layer, unpack, progress: &progress };
+            if !self.fetch(registry, lease, &wanted).await? {
+                unpack_layer(self.store, self.slots, lease, &layer.digest, diff_id).await?;
+            }
         }
         tracker.update(true, |p| p.layers_done += 1);
         Ok(())

@@ -5,21 +5,30 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
-use common::{gzip, leftovers, root, zstd_layer};
+use common::{Scripted, answer, documents, gzip, leftovers, root, zstd_layer};
 use cri_images::build::{BuildConfig, write_archive};
 use cri_images::{Config, Digest, Images, MountOptions};
 
 const DIR: &str = "GANTRY_IMAGES_CRASH_DIR";
+/// What the killed process pulls.
+const PULL: &str = "GANTRY_IMAGES_CRASH_PULL";
 
 /// Not a test by itself: what the killed process does.
 #[tokio::test]
 async fn child_works_until_it_is_killed() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
     let images = Images::open(Config::new(dir.join("store"))).unwrap();
+    if let Ok(name) = std::env::var(PULL) {
+        images.pull(&name, None, None).await.unwrap();
+        std::thread::sleep(Duration::from_secs(60));
+        return;
+    }
     for n in 0..10_000 {
         let archive = dir.join(format!("{}.tar", n % 2));
         let image = images.import(&archive, None, None).await.unwrap().remove(0);
@@ -92,4 +101,87 @@ async fn a_kill_at_any_moment_leaves_a_sound_store() {
             assert!(!mounts.contains("gantry-crash-"), "a mount is left");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_is_killed_leaves_nothing_and_is_made_up_for() {
+    if std::env::var_os(DIR).is_some() || !root() {
+        return;
+    }
+    const PIECES: usize = 6;
+    let noise = |seed: u32| -> String {
+        let mut at = seed;
+        let mut next = || {
+            at = at.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from(b' ' + (at >> 24) as u8 % 90)
+        };
+        (0..150_000).map(|_| next()).collect()
+    };
+    let files: Vec<(String, String)> = (0..4).map(|n| (format!("dir{n}/file"), noise(n + 1))).collect();
+    let layers: Vec<_> = files.iter().map(|(name, text)| gzip(&[(name, text), ("same", name)])).collect();
+    let (config, manifest) = documents(&layers, &BuildConfig::default());
+    let blobs: Vec<Vec<u8>> = layers.into_iter().map(|l| l.bytes).chain([config]).collect();
+    // Whoever kills hears of each piece that was sent.
+    let (sent, pieces) = mpsc::channel();
+    let server = Scripted::start(move |seen, s| {
+        if seen.path == "/v2/repo/manifests/1" {
+            let _ = sent.send(());
+            return answer(s, "200 OK", "", &manifest);
+        }
+        let Some(blob) = blobs.iter().find(|b| seen.path.ends_with(&Digest::of(b).to_string())) else {
+            return answer(s, "404 Not Found", "", b"");
+        };
+        write!(s, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", blob.len())?;
+        for piece in blob.chunks(blob.len() / PIECES + 1) {
+            s.write_all(piece)?;
+            s.flush()?;
+            let _ = sent.send(());
+        }
+        Ok(())
+    });
+    let t = tempfile::tempdir().unwrap();
+    let store = t.path().join("store");
+    let name = format!("127.0.0.1:{}/repo:1", server.port);
+    for round in 0..30u64 {
+        while pieces.try_recv().is_ok() {}
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_works_until_it_is_killed"])
+            .env(DIR, t.path())
+            .env(PULL, &name)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        for _ in 0..=round {
+            pieces.recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+        std::thread::sleep(Duration::from_micros(round * 797 % 5000));
+        let ended = child.try_wait().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(ended.is_none(), "the child failed by itself: {ended:?}");
+
+        let images = Images::open(Config::new(&store)).unwrap();
+        check(&store);
+        assert_eq!(images.check(&HashSet::new()), Vec::<String>::new(), "round {round}");
+        if images.list().is_empty() {
+            assert_eq!(leftovers(&store), Vec::<PathBuf>::new(), "round {round}");
+            assert_eq!(images.fs_usage().bytes, 0, "round {round}");
+        } else {
+            // The pull was through when it was killed: the next starts from nothing again.
+            images.remove(&name).await.unwrap();
+        }
+    }
+    let images = Images::open(Config::new(&store)).unwrap();
+    let image = images.pull(&name, None, None).await.unwrap();
+    images.prepare("gantry-crash-pull", &image.id).unwrap();
+    let m = t.path().join("m/pull");
+    images.mount("gantry-crash-pull", &m, &MountOptions::default()).unwrap();
+    for (name, text) in &files {
+        assert!(fs::read_to_string(m.join(name)).unwrap() == *text, "{name}");
+    }
+    images.remove_snapshot("gantry-crash-pull").unwrap();
+    images.remove(&image.id).await.unwrap();
+    assert!(images.settled(Duration::from_secs(60)));
+    assert_eq!(leftovers(&store), Vec::<PathBuf>::new());
 }

@@ -1,4 +1,5 @@
-//! Downloads a blob into the content store: hashed on the way, resumed after a break, given up when it drips.
+//! Downloads a blob into the content store: hashed on the way, resumed after a break, given up when it drips, and unpacked
+//! meanwhile.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,13 +7,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_RANGE;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::client::{Registry, Server};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::install::blocking;
+use crate::install::{Following, blocking};
 use crate::manifest::Descriptor;
 use crate::store::content::Ingest;
 use crate::store::{Lease, Store};
@@ -25,9 +26,19 @@ struct Writer {
     offset: u64,
 }
 
+/// What becomes of a blob.
+pub(crate) struct Wanted<'a> {
+    /// For messages.
+    pub(crate) what: &'static str,
+    pub(crate) blob: &'a Descriptor,
+    /// The layer that it is, to be unpacked while it comes where one of the seats is free.
+    pub(crate) unpack: Option<(&'a Digest, &'a Arc<Semaphore>)>,
+    /// Told of bytes that came, and (negative) of those that were for nothing.
+    pub(crate) progress: &'a (dyn Fn(i64) + Sync),
+}
+
 impl Writer {
-    fn start(store: &Store) -> Result<Writer> {
-        let mut ingest = store.blobs.ingest()?;
+    fn start(mut ingest: Ingest) -> Writer {
         let (chunks, mut inbox) = mpsc::channel::<Bytes>(8);
         let task = tokio::task::spawn_blocking(move || {
             while let Some(chunk) = inbox.blocking_recv() {
@@ -35,7 +46,7 @@ impl Writer {
             }
             Ok(ingest)
         });
-        Ok(Writer { chunks, task, offset: 0 })
+        Writer { chunks, task, offset: 0 }
     }
 
     /// False when the writer has failed: [`Writer::finish`] says why.
@@ -59,22 +70,16 @@ enum Stop {
 }
 
 impl Registry {
-    /// Downloads `blob` (exactly as many bytes as it says) from the first server that has it intact.
-    pub(crate) async fn blob(
-        &self,
-        store: &Arc<Store>,
-        lease: &Arc<Lease>,
-        what: &'static str,
-        blob: &Descriptor,
-        progress: &(dyn Fn(i64) + Sync),
-    ) -> Result<()> {
+    /// Downloads a blob (exactly as many bytes as it says) from the first server that has it intact; true when it is unpacked, too.
+    pub(crate) async fn blob(&self, store: &Arc<Store>, lease: &Arc<Lease>, wanted: &Wanted<'_>) -> Result<bool> {
         let mut last = None;
         for server in self.servers.iter().filter(|s| s.endpoint.pull) {
-            match self.blob_from(server, store, lease, what, blob, progress).await {
-                Ok(()) => return Ok(()),
+            match self.blob_from(server, store, lease, wanted).await {
+                Ok(None) => return Ok(false),
+                Ok(Some(unpacked)) => return unpacked.map(|()| true),
                 Err(e @ (Error::Io { .. } | Error::NoSpace { .. } | Error::Task { .. })) => return Err(e),
                 Err(e) => {
-                    tracing::debug!(host = %server.endpoint.host(), digest = %blob.digest, error = %e, "blob not from this host");
+                    tracing::debug!(host = %server.endpoint.host(), digest = %wanted.blob.digest, error = %e, "blob not from this host");
                     last = Some(e);
                 }
             }
@@ -82,17 +87,22 @@ impl Registry {
         Err(last.unwrap_or_else(|| Error::Invalid("no host has the capability pull".into())))
     }
 
+    /// `Some`: how the unpacking beside it ended.
     async fn blob_from(
         &self,
         server: &Server,
         store: &Arc<Store>,
         lease: &Arc<Lease>,
-        what: &'static str,
-        blob: &Descriptor,
-        progress: &(dyn Fn(i64) + Sync),
-    ) -> Result<()> {
+        wanted: &Wanted<'_>,
+    ) -> Result<Option<Result<()>>> {
+        let Wanted { what, blob, progress, .. } = *wanted;
         let (digest, size) = (&blob.digest, blob.size);
-        let mut writer = Writer::start(store)?;
+        let ingest = store.blobs.ingest()?;
+        let following = match wanted.unpack {
+            Some((diff_id, seats)) => Following::start(store, seats, lease, ingest.follow()?, diff_id),
+            None => None,
+        };
+        let mut writer = Writer::start(ingest);
         let mut tries = self.tries();
         let result = loop {
             let before = writer.offset;
@@ -125,10 +135,18 @@ impl Registry {
                 .await
             }
         };
-        if outcome.is_err() {
-            progress(-i64::try_from(offset).unwrap_or(i64::MAX));
+        let unpacked = match following {
+            Some(following) => Some(following.end().await),
+            None => None,
+        };
+        match outcome {
+            // What the unpacking found is the image's fault then, not the server's.
+            Ok(()) => Ok(unpacked),
+            Err(e) => {
+                progress(-i64::try_from(offset).unwrap_or(i64::MAX));
+                Err(e)
+            }
         }
-        outcome
     }
 
     async fn attempt(

@@ -4,9 +4,10 @@
 //! power failure is seen to once per image, see [`super::Store::add`].
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
@@ -75,7 +76,60 @@ impl Blobs {
         let path = self.ingest.join(SERIAL.fetch_add(1, Ordering::Relaxed).to_string());
         let file =
             OpenOptions::new().write(true).create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
-        Ok(Ingest { path, file: Some(file), hasher: Sha256::new(), written: 0, dir: self.dir.clone() })
+        let growth = Arc::default();
+        Ok(Ingest { path, file: Some(file), hasher: Sha256::new(), written: 0, dir: self.dir.clone(), growth })
+    }
+}
+
+/// How far a blob has come, for those who read it meanwhile.
+#[derive(Debug, Default)]
+struct Growth {
+    now: Mutex<(u64, Verdict)>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    #[default]
+    Open,
+    /// All is there and it is what was asked for.
+    Good,
+    Bad,
+}
+
+impl Growth {
+    fn set(&self, written: u64, verdict: Verdict) {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = (written, verdict);
+        self.changed.notify_all();
+    }
+
+    /// Waits until there is more than `at` or no more to come; whoever writes says so when it ends, however it does.
+    fn wait(&self, at: u64) -> (u64, Verdict) {
+        let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = |now: &mut (u64, Verdict)| now.0 <= at && now.1 == Verdict::Open;
+        *self.changed.wait_while(now, waiting).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a blob while it is written. Its end is reached only when the whole has turned out to be what was asked for; else, and
+/// when the writer gives up, reading fails.
+#[derive(Debug)]
+pub(crate) struct Follow {
+    file: File,
+    at: u64,
+    growth: Arc<Growth>,
+}
+
+impl Read for Follow {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let (written, verdict) = self.growth.wait(self.at);
+        if verdict == Verdict::Bad {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the download was given up"));
+        }
+        let most = usize::try_from(written - self.at).unwrap_or(usize::MAX).min(buf.len());
+        let n = self.file.read(&mut buf[..most])?;
+        self.at += n as u64;
+        Ok(n)
     }
 }
 
@@ -86,6 +140,7 @@ pub(crate) struct Ingest {
     hasher: Sha256,
     written: u64,
     dir: PathBuf,
+    growth: Arc<Growth>,
 }
 
 impl Ingest {
@@ -94,9 +149,16 @@ impl Ingest {
         if let Some(file) = &mut self.file {
             file.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))?;
         }
-        self.hasher.update(bytes);
         self.written += bytes.len() as u64;
+        self.growth.set(self.written, Verdict::Open);
+        self.hasher.update(bytes);
         Ok(())
+    }
+
+    /// Someone to read it from its beginning while it is written.
+    pub(crate) fn follow(&self) -> Result<Follow> {
+        let file = File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))?;
+        Ok(Follow { file, at: 0, growth: self.growth.clone() })
     }
 
     /// The digest of what was written so far.
@@ -116,6 +178,7 @@ impl Ingest {
         let to = self.dir.join(actual.hex());
         fs::rename(&self.path, &to).map_err(|e| Error::io("rename", &to, e))?;
         self.path = PathBuf::new();
+        self.growth.set(self.written, Verdict::Good);
         Ok((actual, self.written))
     }
 }
@@ -123,6 +186,7 @@ impl Ingest {
 impl Drop for Ingest {
     fn drop(&mut self) {
         if !self.path.as_os_str().is_empty() {
+            self.growth.set(self.written, Verdict::Bad);
             // Nothing to do about a failure here: the next start removes the file.
             let _ = fs::remove_file(&self.path);
         }

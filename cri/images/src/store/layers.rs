@@ -4,6 +4,7 @@
 //! per image, see [`super::Store::add`]: a layer that no image names is thrown away by the next start.
 
 use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -77,10 +78,11 @@ impl Layers {
         self.trash.take(&self.dir.join(diff_id.hex()))
     }
 
-    /// Unpacks `blob` as layer `diff_id`. On failure nothing of it is left. Blocking.
+    /// Unpacks `blob`, which may be read to its end only when it is good, as layer `diff_id`. On failure nothing of it is left.
+    /// Blocking.
     pub(crate) fn unpack(
         &self,
-        blob: &Path,
+        blob: impl Read,
         diff_id: &Digest,
         limits: &Limits,
         stop: &AtomicBool,
@@ -96,7 +98,7 @@ impl Layers {
     fn unpack_in(
         &self,
         work: &Path,
-        blob: &Path,
+        blob: impl Read,
         diff_id: &Digest,
         limits: &Limits,
         stop: &AtomicBool,
@@ -107,8 +109,7 @@ impl Layers {
         }
         set_mode(&root, 0o755)?;
         let open = |p: &Path| File::open(p).map_err(|e| Error::io("open", p, e));
-        let input = open(blob)?;
-        let applied = apply(input, OwnedFd::from(open(&root)?), OwnedFd::from(open(&replaced)?), limits, stop)
+        let applied = apply(blob, OwnedFd::from(open(&root)?), OwnedFd::from(open(&replaced)?), limits, stop)
             .map_err(|fault| layer_error(fault, diff_id, &root))?;
         if applied.diff_id != *diff_id {
             return Err(Error::Digest {
@@ -125,7 +126,15 @@ impl Layers {
         let text = serde_json::to_vec(&info).map_err(|e| Error::io("encode", work, e))?;
         write_renamed(&work.join("layer.json"), &text)?;
         let to = self.dir.join(diff_id.hex());
-        fs::rename(work, &to).map_err(|e| Error::io("rename", &to, e))?;
+        match fs::rename(work, &to) {
+            Ok(()) => {}
+            // A pull that was just given up had it complete before it noticed: it is the same.
+            Err(e) if matches!(e.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
+                self.trash.take(work)?;
+                self.trash.empty_soon();
+            }
+            Err(e) => return Err(Error::io("rename", &to, e)),
+        }
         Ok(info)
     }
 }

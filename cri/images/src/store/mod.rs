@@ -198,7 +198,7 @@ impl Store {
 
     /// Protects digests (of blobs or layers) from collection until the lease is dropped.
     pub(crate) fn lease(self: &Arc<Self>) -> Lease {
-        Lease { store: self.clone(), digests: Mutex::new(Vec::new()) }
+        Lease { store: self.clone(), digests: Mutex::new(Vec::new()), ended: None }
     }
 
     /// Records a finished blob.
@@ -326,9 +326,18 @@ impl Drop for Store {
 pub(crate) struct Lease {
     store: Arc<Store>,
     digests: Mutex<Vec<Digest>>,
+    /// Goes after what the lease held has been collected.
+    ended: Option<tokio::sync::oneshot::Sender<()>>,
 }
 
 impl Lease {
+    /// Resolves when the lease has ended, and what nobody else holds of it is gone.
+    pub(crate) fn watch(&mut self) -> tokio::sync::oneshot::Receiver<()> {
+        let (ended, watch) = tokio::sync::oneshot::channel();
+        self.ended = Some(ended);
+        watch
+    }
+
     /// Adds a digest; what has it already stays.
     pub(crate) fn hold(&self, digest: &Digest) {
         *self.store.state().leases.entry(digest.clone()).or_insert(0) += 1;

@@ -1,10 +1,10 @@
 //! Applies one layer's tar stream to its own directory, in overlayfs's form.
 //!
-//! Runs on a blocking thread, with one copy buffer and a bounded descriptor cache. It trusts nothing in the stream: see
+//! Runs on a blocking thread, with one buffer of decompressed bytes and a bounded descriptor cache. It trusts nothing in the stream: see
 //! `tree` for names, `decode` for sizes. The caller throws the whole directory away when this fails.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Seek as _, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::decode::{Checked, decoder};
 use super::name::{Meaning, Name};
+use super::sparse::Sparse;
 use super::tarball::{Entry, Kind, TarReader};
 use super::tree::Tree;
 use crate::config::Limits;
@@ -54,7 +55,8 @@ pub(crate) fn apply(
     let at_start = |error: io::Error| Fault { entry: String::new(), error };
     let plain = decoder(input).map_err(at_start)?;
     let mut reader = TarReader::new(Checked::new(plain, limits.layer_bytes, stop));
-    let mut job = Job { tree: Tree::new(root, trash), times: Vec::new(), buf: vec![0; 128 << 10], bytes: 0 };
+    let given = Given::look(root.as_fd());
+    let mut job = Job { tree: Tree::new(root, trash), times: Vec::new(), given, limit: limits.layer_bytes, bytes: 0 };
     let mut last = String::new();
     let mut count = 0;
     loop {
@@ -85,19 +87,55 @@ fn refuse(text: &str) -> io::Error {
 struct Job {
     tree: Tree,
     times: Vec<(Vec<u8>, Timestamps)>,
-    buf: Vec<u8>,
+    given: Option<Given>,
+    /// Bytes that a file may seem to have.
+    limit: u64,
     bytes: u64,
 }
 
+/// What the kernel gives a new file: it need not be set again, which is most of what a small file costs.
+struct Given {
+    uid: u64,
+    gid: u64,
+    umask: u32,
+}
+
+impl Given {
+    /// None where that may differ from one directory to the next.
+    fn look(root: BorrowedFd<'_>) -> Option<Given> {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let meta = rustix::fs::fstat(root).ok()?;
+        let mut none = [0_u8; 0];
+        let inherited = rustix::fs::fgetxattr(root, "system.posix_acl_default", &mut none).is_ok();
+        if inherited || meta.st_gid != gid || meta.st_mode & 0o2000 != 0 {
+            return None;
+        }
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let umask = status.lines().find_map(|l| l.strip_prefix("Umask:"))?;
+        let umask = u32::from_str_radix(umask.trim(), 8).ok()?;
+        Some(Given { uid: uid.into(), gid: gid.into(), umask })
+    }
+
+    /// Whether a file made with its mode has owner and mode as `entry` wants them.
+    fn fits(&self, entry: &Entry) -> bool {
+        entry.uid == self.uid && entry.gid == self.gid && entry.mode & 0o7000 == 0 && entry.mode & self.umask == 0
+    }
+}
+
 impl Job {
-    fn entry<R: Read>(&mut self, entry: &Entry, content: &mut TarReader<R>) -> io::Result<()> {
+    fn entry<R: BufRead>(&mut self, entry: &Entry, content: &mut TarReader<R>) -> io::Result<()> {
         let name = Name::parse(&entry.path).map_err(refuse)?;
         if name.base.is_empty() {
             if entry.kind != Kind::Directory {
                 return Err(refuse("the layer's root is not a directory"));
             }
             let root = self.tree.find(b"")?;
-            return self.attributes(root.as_fd(), entry).map(|()| self.remember(b"", entry));
+            self.attributes(root.as_fd(), entry)?;
+            if self.given.as_ref().is_some_and(|g| g.gid != entry.gid || entry.mode & 0o2000 != 0) {
+                self.given = None;
+            }
+            self.remember(b"", entry);
+            return Ok(());
         }
         match name.meaning().map_err(refuse)? {
             Meaning::Ignore => Ok(()),
@@ -127,7 +165,7 @@ impl Job {
         Ok(())
     }
 
-    fn plain<R: Read>(&mut self, name: &Name, entry: &Entry, content: &mut TarReader<R>) -> io::Result<()> {
+    fn plain<R: BufRead>(&mut self, name: &Name, entry: &Entry, content: &mut TarReader<R>) -> io::Result<()> {
         let dir: Rc<OwnedFd> = self.tree.dir(&name.parent)?;
         let at = (*dir).as_fd();
         let base = name.base.as_slice();
@@ -136,12 +174,11 @@ impl Job {
         }
         // A hard link's source is looked up before its own name is cleared, so that a link to itself cannot lose the file.
         let source = if entry.kind == Kind::Hardlink { Some(self.link_source(entry, name)?) } else { None };
-        self.tree.remove(at, base)?;
         match entry.kind {
             Kind::File => self.file(at, base, entry, content)?,
             Kind::Hardlink => {
                 if let Some((from, from_base)) = source {
-                    linkat(&from, from_base.as_slice(), at, base, AtFlags::empty())?;
+                    self.place(at, base, || linkat(&from, from_base.as_slice(), at, base, AtFlags::empty()))?;
                 }
                 return Ok(());
             }
@@ -149,9 +186,11 @@ impl Job {
                 if entry.link.is_empty() || entry.link.contains(&0) {
                     return Err(refuse("a symbolic link without a usable target"));
                 }
-                symlinkat(entry.link.as_slice(), at, base)?;
+                self.place(at, base, || symlinkat(entry.link.as_slice(), at, base))?;
                 let (uid, gid) = owner(entry)?;
-                chownat(at, base, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                if !self.given.as_ref().is_some_and(|g| g.uid == entry.uid && g.gid == entry.gid) {
+                    chownat(at, base, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                }
                 utimensat(at, base, &times(entry), AtFlags::SYMLINK_NOFOLLOW)?;
             }
             Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
@@ -161,11 +200,12 @@ impl Job {
                     _ => FileType::Fifo,
                 };
                 let device = makedev(entry.device.0, entry.device.1);
-                mknodat(at, base, kind, Mode::from_raw_mode(entry.mode & 0o7777), device)?;
+                let mode = Mode::from_raw_mode(entry.mode & 0o7777);
+                self.place(at, base, || mknodat(at, base, kind, mode, device))?;
                 let (uid, gid) = owner(entry)?;
                 chownat(at, base, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
                 // mknod applies the umask and chown clears set-id bits; the node is ours alone, so it cannot be a link.
-                rustix::fs::chmodat(at, base, Mode::from_raw_mode(entry.mode & 0o7777), AtFlags::empty())?;
+                rustix::fs::chmodat(at, base, mode, AtFlags::empty())?;
                 utimensat(at, base, &times(entry), AtFlags::SYMLINK_NOFOLLOW)?;
             }
             Kind::Directory => {}
@@ -174,25 +214,53 @@ impl Job {
         Ok(())
     }
 
+    /// Makes something under a name, after clearing what has it.
+    fn place<T>(
+        &mut self,
+        at: BorrowedFd<'_>,
+        base: &[u8],
+        mut make: impl FnMut() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match make() {
+            Err(Errno::EXIST) => {
+                self.tree.remove(at, base)?;
+                make()
+            }
+            other => other,
+        }
+    }
+
     fn directory(&mut self, at: BorrowedFd<'_>, name: &Name, entry: &Entry) -> io::Result<()> {
         let base = name.base.as_slice();
-        let hidden = self.tree.is_whiteout(at, base)?;
-        if self.tree.kind(at, base)? != Some(FileType::Directory) {
-            self.tree.remove(at, base)?;
-            mkdirat(at, base, Mode::from_raw_mode(0o700))?;
-            self.tree.inodes += 1;
+        let mut hidden = false;
+        match mkdirat(at, base, Mode::from_raw_mode(0o700)) {
+            Ok(()) => self.tree.inodes += 1,
+            Err(Errno::EXIST) => {
+                hidden = self.tree.is_whiteout(at, base)?;
+                if self.tree.kind(at, base)? != Some(FileType::Directory) {
+                    self.tree.remove(at, base)?;
+                    mkdirat(at, base, Mode::from_raw_mode(0o700))?;
+                    self.tree.inodes += 1;
+                }
+            }
+            Err(e) => return Err(e.into()),
         }
         let dir = self.tree.child(at, base)?;
         if hidden {
             self.tree.opaque(dir.as_fd())?;
         }
         self.attributes(dir.as_fd(), entry)?;
+        // What is made in it may get its group.
+        if self.given.as_ref().is_some_and(|g| g.gid != entry.gid || entry.mode & 0o2000 != 0) {
+            self.given = None;
+        }
         let path = if name.parent.is_empty() { base.to_vec() } else { [name.parent.as_slice(), b"/", base].concat() };
         self.remember(&path, entry);
+        self.tree.keep(path, dir);
         Ok(())
     }
 
-    fn file<R: Read>(
+    fn file<R: BufRead>(
         &mut self,
         at: BorrowedFd<'_>,
         base: &[u8],
@@ -200,16 +268,39 @@ impl Job {
         content: &mut TarReader<R>,
     ) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file = File::from(openat(at, base, flags, Mode::from_raw_mode(0o600))?);
-        loop {
-            let n = content.read(&mut self.buf)?;
-            if n == 0 {
-                break;
-            }
-            file.write_all(&self.buf[..n])?;
-            self.bytes += n as u64;
+        let done = self.given.as_ref().is_some_and(|g| g.fits(entry));
+        let mode = Mode::from_raw_mode(if done { entry.mode & 0o777 } else { 0o600 });
+        let mut file = File::from(self.place(at, base, || openat(at, base, flags, mode))?);
+        let whole = Sparse { size: entry.size, pieces: vec![(0, entry.size)] };
+        let sparse = entry.sparse.as_ref().unwrap_or(&whole);
+        if sparse.size > self.limit {
+            return Err(refuse(&format!("a file of {} bytes, more than the limit for a layer", sparse.size)));
         }
-        self.attributes(file.as_fd(), entry)?;
+        let mut end = 0;
+        // A hole at the end is told as a piece of nothing behind it.
+        for (offset, length) in sparse.pieces.iter().filter(|(_, length)| *length > 0) {
+            if *offset != end {
+                file.seek(SeekFrom::Start(*offset))?;
+            }
+            let mut left = *length;
+            while left > 0 {
+                let piece = content.piece(left)?;
+                file.write_all(piece)?;
+                let n = piece.len();
+                content.consume(n);
+                left -= n as u64;
+            }
+            end = offset + length;
+        }
+        if end != sparse.size {
+            file.set_len(sparse.size)?;
+        }
+        self.bytes += entry.size;
+        if done {
+            self.extended(file.as_fd(), entry)?;
+        } else {
+            self.attributes(file.as_fd(), entry)?;
+        }
         Ok(futimens(&file, &times(entry))?)
     }
 
@@ -234,6 +325,10 @@ impl Job {
         let (uid, gid) = owner(entry)?;
         fchown(fd, Some(uid), Some(gid))?;
         fchmod(fd, Mode::from_raw_mode(entry.mode & 0o7777))?;
+        self.extended(fd, entry)
+    }
+
+    fn extended(&self, fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
         for (key, value) in &entry.xattrs {
             // Others are the host's business; trusted.overlay.* could redirect overlayfs to other files.
             if key != b"security.capability" && !key.starts_with(b"user.") {

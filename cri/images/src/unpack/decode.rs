@@ -1,6 +1,6 @@
 //! Decompression with a bound on what comes out, hashed on the way.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
@@ -13,7 +13,7 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 /// The plain bytes of `input`, which is gzip, zstd or not compressed; told by its first bytes because media types lie.
 pub(crate) fn decoder<'a>(input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut input = BufReader::with_capacity(128 << 10, input);
-    let head = io::BufRead::fill_buf(&mut input)?;
+    let head = input.fill_buf()?;
     if head.starts_with(&[0x1f, 0x8b]) {
         return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input)));
     }
@@ -27,9 +27,15 @@ pub(crate) fn decoder<'a>(input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a
     Ok(Box::new(input))
 }
 
-/// Hashes what is read, stops with an error beyond `limit` bytes or when `stop` is set.
+/// Bytes that are decompressed, hashed and handed on at a time.
+const PIECE: usize = 256 << 10;
+
+/// Hashes what is read, piece by piece; stops with an error beyond `limit` bytes or when `stop` is set.
 pub(crate) struct Checked<'a, R> {
     inner: R,
+    piece: Box<[u8]>,
+    /// What of the piece is not handed on yet.
+    left: std::ops::Range<usize>,
     hasher: Sha256,
     count: u64,
     limit: u64,
@@ -38,31 +44,54 @@ pub(crate) struct Checked<'a, R> {
 
 impl<'a, R: Read> Checked<'a, R> {
     pub(crate) fn new(inner: R, limit: u64, stop: &'a AtomicBool) -> Checked<'a, R> {
-        Checked { inner, hasher: Sha256::new(), count: 0, limit, stop }
+        let piece = vec![0; PIECE].into_boxed_slice();
+        Checked { inner, piece, left: 0..0, hasher: Sha256::new(), count: 0, limit, stop }
     }
 
     /// Reads what is left (padding after a tar's end) and returns digest and length of everything.
     pub(crate) fn finish(mut self) -> io::Result<(Digest, u64)> {
-        let mut buf = vec![0; 64 << 10];
-        while self.read(&mut buf)? != 0 {}
-        Ok((Digest::finish(self.hasher), self.count))
+        loop {
+            let n = self.fill_buf()?.len();
+            if n == 0 {
+                return Ok((Digest::finish(self.hasher), self.count));
+            }
+            self.consume(n);
+        }
+    }
+}
+
+impl<R: Read> BufRead for Checked<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.left.is_empty() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "given up"));
+            }
+            let n = self.inner.read(&mut self.piece)?;
+            self.left = 0..n;
+            self.hasher.update(&self.piece[..n]);
+            self.count += n as u64;
+            if self.count > self.limit {
+                self.left = 0..0;
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("more than {} uncompressed bytes, the limit for a layer", self.limit),
+                ));
+            }
+        }
+        Ok(&self.piece[self.left.clone()])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.left.start = self.left.end.min(self.left.start + n);
     }
 }
 
 impl<R: Read> Read for Checked<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "given up"));
-        }
-        let n = self.inner.read(buf)?;
-        self.hasher.update(&buf[..n]);
-        self.count += n as u64;
-        if self.count > self.limit {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("more than {} uncompressed bytes, the limit for a layer", self.limit),
-            ));
-        }
+        let piece = self.fill_buf()?;
+        let n = piece.len().min(buf.len());
+        buf[..n].copy_from_slice(&piece[..n]);
+        self.consume(n);
         Ok(n)
     }
 }

@@ -3,5 +3,6 @@
 pub(crate) mod apply;
 pub(crate) mod decode;
 pub(crate) mod name;
+pub(crate) mod sparse;
 pub(crate) mod tarball;
 pub(crate) mod tree;

@@ -1,12 +1,14 @@
 //! A tar reader for hostile input: bounded memory, checked headers, nothing written anywhere.
 //!
-//! Understands ustar, GNU long names and PAX headers (path, linkpath, size, uid, gid, mtime, SCHILY.xattr). Field
-//! parsing is the `tar` crate's; the stream is ours, because long names and PAX records must be bounded before they
-//! are read.
+//! Understands ustar, GNU long names, sparse files in all their forms (see `sparse`) and PAX headers (path, linkpath, size, uid,
+//! gid, mtime, SCHILY.xattr). Field parsing is the `tar` crate's; the stream is ours, because long names and PAX records must
+//! be bounded before they are read.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use tar::{EntryType, Header};
+
+use super::sparse::{Asked, Sparse};
 
 /// Bytes of a PAX record block or a GNU long name.
 const MAX_EXTENSION: u64 = 1 << 20;
@@ -25,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) mtime: (i64, u32),
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where the content belongs in a file with holes.
+    pub(crate) sparse: Option<Sparse>,
 }
 
 /// Kinds that can be in a layer.
@@ -50,11 +54,11 @@ pub(crate) struct TarReader<R> {
     globals: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-fn bad(text: impl Into<String>) -> io::Error {
+pub(super) fn bad(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text.into())
 }
 
-impl<R: Read> TarReader<R> {
+impl<R: BufRead> TarReader<R> {
     pub(crate) fn new(inner: R) -> TarReader<R> {
         TarReader { inner, left: 0, pad: 0, globals: Vec::new() }
     }
@@ -92,9 +96,14 @@ impl<R: Read> TarReader<R> {
                         entry.link = until_nul(link);
                     }
                     let globals = std::mem::take(&mut self.globals);
-                    let applied = globals.iter().chain(&pax).try_for_each(|(k, v)| apply_pax(&mut entry, k, v));
+                    let mut asked = Asked::default();
+                    let mut records = globals.iter().chain(&pax);
+                    let applied = records.try_for_each(|(k, v)| apply_pax(&mut entry, &mut asked, k, v));
                     self.globals = globals;
                     applied?;
+                    if let Some(name) = asked.name.take() {
+                        entry.path = name;
+                    }
                     // Pre-POSIX archives mark directories by a trailing slash only.
                     if header.as_old().linkflag == [0] && entry.path.ends_with(b"/") {
                         entry.kind = Kind::Directory;
@@ -105,6 +114,16 @@ impl<R: Read> TarReader<R> {
                     }
                     self.left = entry.size;
                     self.pad = padding(entry.size);
+                    if kind == EntryType::GNUSparse {
+                        entry.sparse = Some(Sparse::of_header(&header, || self.block())?);
+                    } else if entry.kind == Kind::File && !asked.is_empty() {
+                        entry.sparse = Some(asked.finish(|| self.content_block())?);
+                        // The map stood before the content.
+                        entry.size = self.left;
+                    }
+                    if let Some(sparse) = &entry.sparse {
+                        sparse.check(entry.size)?;
+                    }
                     return Ok(Some(entry));
                 }
             }
@@ -113,27 +132,56 @@ impl<R: Read> TarReader<R> {
 
     /// Reads content of the current entry; 0 at its end.
     pub(crate) fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
-        if want == 0 {
-            return Ok(0);
-        }
-        let n = self.inner.read(&mut buf[..want])?;
-        if n == 0 {
-            return Err(bad(format!("the archive ends {} bytes before the end of this entry", self.left)));
-        }
-        self.left -= n as u64;
+        let piece = self.piece(buf.len() as u64)?;
+        let n = piece.len();
+        buf[..n].copy_from_slice(piece);
+        self.consume(n);
         Ok(n)
     }
 
-    fn skip_rest(&mut self) -> io::Result<()> {
-        let mut buf = [0u8; 8192];
-        while self.read(&mut buf)? != 0 {}
-        while self.pad > 0 {
-            let want = usize::try_from(self.pad).unwrap_or(BLOCK).min(BLOCK);
-            self.inner.read_exact(&mut buf[..want])?;
-            self.pad -= want as u64;
+    /// At most `most` bytes of the current entry's content, as far as they are there; none at its end. What of it was used is to
+    /// be told to [`TarReader::consume`].
+    pub(crate) fn piece(&mut self, most: u64) -> io::Result<&[u8]> {
+        let want = usize::try_from(self.left.min(most)).unwrap_or(usize::MAX);
+        if want == 0 {
+            return Ok(&[]);
         }
-        Ok(())
+        let piece = self.inner.fill_buf()?;
+        if piece.is_empty() {
+            return Err(bad(format!("the archive ends {} bytes before the end of this entry", self.left)));
+        }
+        Ok(&piece[..want.min(piece.len())])
+    }
+
+    /// Takes `n` bytes of the content as used.
+    pub(crate) fn consume(&mut self, n: usize) {
+        self.inner.consume(n);
+        self.left = self.left.saturating_sub(n as u64);
+    }
+
+    fn skip_rest(&mut self) -> io::Result<()> {
+        loop {
+            let n = self.piece(u64::MAX)?.len();
+            if n == 0 {
+                break;
+            }
+            self.consume(n);
+        }
+        let mut block = [0u8; BLOCK];
+        let pad = usize::try_from(std::mem::take(&mut self.pad)).unwrap_or(BLOCK);
+        self.inner.read_exact(&mut block[..pad])
+    }
+
+    /// A block that belongs to a header.
+    fn block(&mut self) -> io::Result<[u8; BLOCK]> {
+        let mut block = [0u8; BLOCK];
+        self.inner.read_exact(&mut block).map(|()| block)
+    }
+
+    /// A block of an entry's content.
+    fn content_block(&mut self) -> io::Result<[u8; BLOCK]> {
+        self.left = self.left.checked_sub(BLOCK as u64).ok_or_else(|| bad("a sparse file's map is cut off"))?;
+        self.block()
     }
 
     /// A checked header, or `None` at the end: a zero block or the end of the stream at a block boundary.
@@ -196,7 +244,7 @@ fn base_entry(header: &Header, kind: EntryType, size: u64) -> io::Result<Entry> 
         EntryType::Char => Kind::CharDevice,
         EntryType::Block => Kind::BlockDevice,
         EntryType::Fifo => Kind::Fifo,
-        EntryType::GNUSparse => return Err(bad(format!("{name}: sparse entries are not supported"))),
+        EntryType::GNUSparse => Kind::File,
         other => return Err(bad(format!("{name}: unknown entry type {:#04x}", other.as_byte()))),
     };
     let old = header.as_old();
@@ -216,6 +264,7 @@ fn base_entry(header: &Header, kind: EntryType, size: u64) -> io::Result<Entry> 
             _ => (0, 0),
         },
         xattrs: Vec::new(),
+        sparse: None,
         path,
     })
 }
@@ -244,7 +293,7 @@ fn parse_pax(mut bytes: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     Ok(out)
 }
 
-fn apply_pax(entry: &mut Entry, key: &[u8], value: &[u8]) -> io::Result<()> {
+fn apply_pax(entry: &mut Entry, asked: &mut Asked, key: &[u8], value: &[u8]) -> io::Result<()> {
     let number = || {
         std::str::from_utf8(value)
             .ok()
@@ -261,8 +310,8 @@ fn apply_pax(entry: &mut Entry, key: &[u8], value: &[u8]) -> io::Result<()> {
         _ => {
             if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                 entry.xattrs.push((name.to_vec(), value.to_vec()));
-            } else if key.starts_with(b"GNU.sparse.") {
-                return Err(bad("sparse entries are not supported"));
+            } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
+                asked.record(name, value)?;
             }
         }
     }

@@ -50,12 +50,18 @@ impl Tree {
         if let Some(fd) = self.dirs.get(path) {
             return Ok(fd.clone());
         }
-        let fd = Rc::new(self.make(path, 0)?);
+        let fd = self.make(path, 0)?;
+        Ok(self.keep(path.to_vec(), fd))
+    }
+
+    /// Remembers an open directory: most entries are in the directory of the one before.
+    pub(crate) fn keep(&mut self, path: Vec<u8>, dir: OwnedFd) -> Rc<OwnedFd> {
         if self.dirs.len() >= CACHE {
             self.dirs.clear();
         }
-        self.dirs.insert(path.to_vec(), fd.clone());
-        Ok(fd)
+        let dir = Rc::new(dir);
+        self.dirs.insert(path, dir.clone());
+        dir
     }
 
     fn make(&mut self, path: &[u8], links: usize) -> Result<OwnedFd, Errno> {
