@@ -339,3 +339,38 @@ async fn proxies_are_used_for_other_machines() {
         ("secure.invalid:443", "Basic dTpwQA==")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_do_only_what_the_default_file_lets_them() {
+    if !root() {
+        return;
+    }
+    let (map, _) = image();
+    let (blobs, documents) = (map.clone(), map.clone());
+    let blobs = Scripted::start(move |seen, s| plain(&blobs, seen, s));
+    let tags = Scripted::start(move |seen, s| {
+        let mut seen = seen.clone();
+        seen.path = seen.path.replace("/some/path/", "/v2/");
+        plain(&documents, &seen, s)
+    });
+    let server = Scripted::start(move |seen, s| plain(&map, seen, s));
+    let t = tempfile::tempdir().unwrap();
+    let hosts = t.path().join("certs.d/_default");
+    fs::create_dir_all(&hosts).unwrap();
+    let toml = format!(
+        "server = \"http://127.0.0.1:{}\"\n[host.\"http://127.0.0.1:{}\"]\ncapabilities = [\"pull\"]\n\
+         [host.\"http://127.0.0.1:{}/some/path\"]\ncapabilities = [\"resolve\"]\noverride_path = true\n",
+        server.port, blobs.port, tags.port
+    );
+    fs::write(hosts.join("hosts.toml"), toml).unwrap();
+    let images = Images::open(config(t.path())).unwrap();
+    images.pull("reg.example/repo:1", None, None).await.unwrap();
+    let asked = |s: &Scripted| s.seen().into_iter().map(|s| s.path).collect::<Vec<_>>();
+    assert_eq!(asked(&tags), ["/some/path/repo/manifests/1?ns=reg.example"], "it may say what a tag means");
+    let pulled = asked(&blobs);
+    assert!(
+        pulled.len() == 2 && pulled.iter().all(|p| p.contains("/blobs/")),
+        "and the other has the rest: {pulled:?}"
+    );
+    assert_eq!(asked(&server), Vec::<String>::new());
+}

@@ -509,3 +509,23 @@ async fn a_real_tree_comes_out_as_it_went_in() {
         assert!(image.size > 0);
     }
 }
+
+#[tokio::test]
+async fn pinned_images_are_told_by_name_and_id_until_the_configuration_changes() {
+    if !root() {
+        return;
+    }
+    let t = tempfile::tempdir().unwrap();
+    let mut config = Config::new(t.path().join("store"));
+    config.pinned = vec!["t/pinned:1".into()];
+    let images = Images::open(config).unwrap();
+    let pinned = import_layers(&images, t.path(), "t/pinned:1", &[layer(&[("a", F, "1")])]).await.unwrap();
+    let other = import_layers(&images, t.path(), "t/other:1", &[layer(&[("a", F, "2")])]).await.unwrap();
+    let told = || images.list().into_iter().filter(|i| i.pinned).map(|i| i.id).collect::<Vec<_>>();
+    assert_eq!(told(), std::slice::from_ref(&pinned.id));
+    images.reload(t.path().join("certs.d"), None, vec![other.id.clone()]);
+    assert_eq!(told(), std::slice::from_ref(&other.id));
+    // Who collects images leaves pinned ones alone; who asks for the removal gets it.
+    assert!(images.remove(&other.id).await.unwrap());
+    assert_eq!(told(), Vec::<String>::new());
+}
