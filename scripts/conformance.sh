@@ -11,9 +11,10 @@
 #        CRITEST         critest to use (default: built)                 SEED    order of the specs (default 1)
 #        OUT             folder for logs and reports (default: none kept unless a spec fails)
 #        WEBSOCKET=1     streaming specs over WebSocket in place of SPDY
+#        LIMIT           seconds that the suite may take (default 1800)
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
-case ${1:-} in -h|--help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit ;; esac
+case ${1:-} in -h|--help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit ;; esac
 CRI_TOOLS=v1.36.0
 REGISTRY=127.0.0.1:5000
 # The digest that critest expects of its image by digest: ours cannot have it, so a copy of critest is given ours.
@@ -73,7 +74,7 @@ on_machine() { # node critest-flags...
   tar -C "$work/copy" -czf "$work/copy.tar" .
   "$here/vm/exec.sh" "$node" "rm -rf $there && mkdir -p $there/out"
   "$here/vm/copy.sh" "$node" "$work/copy.tar" "vm:$there/copy.tar"
-  "$here/vm/exec.sh" "$node" "cd $there && tar -xf copy.tar && PATH=$there:\$PATH WORK=$there OUT=$there/out FOCUS='${FOCUS:-}' SEED=${SEED:-1} \
+  "$here/vm/exec.sh" "$node" "cd $there && tar -xf copy.tar && PATH=$there:\$PATH WORK=$there OUT=$there/out FOCUS='${FOCUS:-}' SEED=${SEED:-1} LIMIT=${LIMIT:-1800} \
     WEBSOCKET=${WEBSOCKET:-} GANTRY_BIN_DIR=/usr/bin unshare --net --mount --pid --fork --kill-child --mount-proc --propagation private -- \
     scripts/conformance.sh --inside suite $*" || rc=$?
   "$here/vm/copy.sh" "$node" "vm:$there/out/." "$out" && "$here/vm/exec.sh" "$node" "rm -rf $there"
@@ -253,7 +254,7 @@ run_critest() {
   local flags=() start=$SECONDS
   [ -z "${FOCUS:-}" ] || flags+=("--ginkgo.focus=$FOCUS")
   [ -z "${WEBSOCKET:-}" ] || flags+=(--websocket-exec --websocket-attach --websocket-portforward)
-  (cd "$work" && CRI_CONFIG_FILE=$work/crictl.yaml timeout 1800 "$work/critest" --runtime-endpoint="unix://$work/cri.sock" --image-endpoint="unix://$work/cri.sock" \
+  (cd "$work" && CRI_CONFIG_FILE=$work/crictl.yaml timeout "${LIMIT:-1800}" "$work/critest" --runtime-endpoint="unix://$work/cri.sock" --image-endpoint="unix://$work/cri.sock" \
     --config="$work/crictl.yaml" --test-images-file="$work/images.yaml" --ginkgo.no-color --ginkgo.v --ginkgo.seed="${SEED:-1}" \
     --ginkgo.json-report="$OUT/report.json" "${flags[@]}" "$@") >"$OUT/critest.log" 2>&1 || true
   [ -s "$OUT/report.json" ] || die "critest made no report" "$OUT/critest.log"

@@ -2,14 +2,18 @@
 # Boots machines n1..nN that see each other as 10.99.0.1..N, and waits until one can log in. Those that run already stay.
 #
 # usage: up.sh [--nodes N] [--memory MiB] [--disk GiB] [--extra-disks COUNT] [--cpus N]
+#        each but the first also as NODE=VALUE, for one machine: --memory 2048 --memory n3=1024
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
-nodes=1 memory=2048 disk=8 extra=0 cpus=2
+nodes=1
+declare -A size=([memory]=2048 [disk]=8 [extra-disks]=0 [cpus]=2)
 while [ $# -gt 0 ]; do
   case $1 in
-    -h|--help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit ;;
-    --nodes) nodes=$2; shift ;; --memory) memory=$2; shift ;; --disk) disk=$2; shift ;;
-    --extra-disks) extra=$2; shift ;; --cpus) cpus=$2; shift ;;
+    -h|--help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit ;;
+    --nodes) nodes=$2; shift ;;
+    --memory|--disk|--extra-disks|--cpus)
+      case $2 in n[1-5]=*) size[${1#--}.${2%%=*}]=${2#*=} ;; *) size[${1#--}]=$2 ;; esac
+      shift ;;
     *) die "unknown argument $1 (see --help)" ;;
   esac
   shift
@@ -35,17 +39,19 @@ lan() { # number
   done
 }
 
+of() { echo "${size[$1.$2]:-${size[$1]}}"; } # size node
+
 boot() { # number
   local n=$1 node=n$1 dir=$VM_STATE/n$1 port arguments i
   mkdir -p "$dir" && rm -f "$dir"/*.sock "$dir/ssh"
-  [ -s "$dir/disk.qcow2" ] || qemu-img create -q -f qcow2 -b "$base/disk.img" -F raw "$dir/disk.qcow2" "${disk}G" || die "cannot make a disk for $node"
+  [ -s "$dir/disk.qcow2" ] || qemu-img create -q -f qcow2 -b "$base/disk.img" -F raw "$dir/disk.qcow2" "$(of disk "$node")G" || die "cannot make a disk for $node"
   port=$(free_port); echo "$port" >"$dir/port"
   mapfile -t arguments < <(lan "$n")
-  for ((i = 1; i <= extra; i++)); do
+  for ((i = 1; i <= $(of extra-disks "$node"); i++)); do
     [ -s "$dir/extra-$i.img" ] || truncate -s 2G "$dir/extra-$i.img"
     arguments+=(-drive "file=$dir/extra-$i.img,if=virtio,format=raw,cache=unsafe")
   done
-  qemu-system-x86_64 -name "$node" -accel "$accel" -cpu max,-arch-capabilities -smp "$cpus" -m "$memory" -nodefaults -no-user-config -display none \
+  qemu-system-x86_64 -name "$node" -accel "$accel" -cpu max,-arch-capabilities -smp "$(of cpus "$node")" -m "$(of memory "$node")" -nodefaults -no-user-config -display none \
     -kernel "$base/vmlinuz" -initrd "$base/initrd.img" \
     -append "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet mitigations=off systemd.show_status=0 apparmor=1 security=apparmor gantry.hostname=$node gantry.address=10.99.0.$n" \
     -drive "file=$dir/disk.qcow2,if=virtio,format=qcow2,cache=unsafe" \
