@@ -80,6 +80,8 @@ pub(crate) struct Worker {
     announced: BTreeMap<String, u32>,
     /// Whether it was looked at before.
     synced: bool,
+    /// The pod is over, and its volumes are gone.
+    released: bool,
 }
 
 impl Drop for Worker {
@@ -127,6 +129,7 @@ impl Worker {
             first_seen: Timestamp::now(),
             announced: BTreeMap::new(),
             synced: false,
+            released: false,
         }
     }
 
@@ -228,12 +231,14 @@ impl Worker {
             self.publish(pod, &observed_now, finished, false, now).await;
             if finished {
                 self.shared.allocations.forget(pod::uid(pod));
-                self.shared.kills.done(pod::uid(pod));
                 self.shared.managers.release(pod::uid(pod));
+                self.release_volumes(pod).await;
+                self.shared.kills.done(pod::uid(pod));
             }
             self.collect(pod, &observed_now).await;
             self.shared.worked.notify_one();
-            return self.rest(pod, &observed_now, wake).await;
+            let rest = self.rest(pod, &observed_now, wake).await;
+            return if finished && !self.released { rest.min(RETRY) } else { rest };
         }
         RETRY
     }

@@ -184,12 +184,25 @@ impl Volumes {
         String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
     }
 
+    /// Unmounts and removes the volumes of a pod of which nothing runs any more, and keeps what is known of its
+    /// containers until [`Volumes::teardown`]. Repeating it is fine.
+    ///
+    /// # Errors
+    /// Everything that could not be removed.
+    pub async fn release(&self, uid: &str) -> Result<(), Vec<VolumeError>> {
+        self.take_down(uid, vec![self.layout.subpaths(uid), self.layout.volumes(uid)]).await
+    }
+
     /// Unmounts and removes everything of a pod. Repeating it is fine; it goes on after errors and never deletes across
     /// a mount.
     ///
     /// # Errors
     /// Everything that could not be removed.
     pub async fn teardown(&self, uid: &str) -> Result<(), Vec<VolumeError>> {
+        self.take_down(uid, vec![self.layout.pod(uid)]).await
+    }
+
+    async fn take_down(&self, uid: &str, dirs: Vec<PathBuf>) -> Result<(), Vec<VolumeError>> {
         if !is_component(uid) {
             return Err(vec![VolumeError::BadUid { pod: String::new(), uid: uid.to_owned() }]);
         }
@@ -204,10 +217,12 @@ impl Volumes {
             // What a driver still holds is not torn out of its hands.
             return Err(faults);
         }
-        let dir = self.layout.pod(uid);
         let faults = blocking(move || {
-            let mut faults = teardown::unmount_below(&dir);
-            faults.extend(teardown::delete(&dir));
+            let mut faults = Vec::new();
+            for dir in dirs {
+                faults.extend(teardown::unmount_below(&dir));
+                faults.extend(teardown::delete(&dir));
+            }
             faults
         })
         .await

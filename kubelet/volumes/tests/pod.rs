@@ -214,8 +214,17 @@ async fn all_kinds_are_set_up_refreshed_and_removed() {
     assert!(usage.iter().all(|u| u.used_bytes > 0 || u.volume == "mem"));
     assert_eq!(b.volumes.pods_on_disk(), ["u1"]);
 
-    // A daemon that was restarted takes down what another one made.
+    // A daemon that was restarted takes down what another one made: the volumes once the pod is over, the rest in the end.
     let second = Volumes::new(b.dir.path().join("kubelet"), b.store.clone());
+    let message = b.volumes.layout().termination_log("u1", "main", 0);
+    fs::create_dir_all(message.parent().unwrap()).unwrap();
+    fs::write(&message, "bye").unwrap();
+    for _ in 0..2 {
+        second.release("u1").await.unwrap();
+        assert!(!b.at("volumes").exists() && !b.at("volume-subpaths").exists());
+        assert_eq!(second.termination_message("u1", "main", 0, 10), "bye");
+        assert!(second.usage("u1").is_empty());
+    }
     second.teardown("u1").await.unwrap();
     assert!(!b.at("").exists());
     assert!(second.pods_on_disk().is_empty());

@@ -3,13 +3,36 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 
 use super::{RETRY, Worker};
 use crate::pod;
 use crate::sync::observe::observe;
 use crate::sync::stop;
 
+/// How long the volumes of a pod that is over may take before others are told that it has ended.
+const RELEASE: Duration = Duration::from_secs(20);
+
 impl Worker {
+    /// Frees the volumes of a pod that is over although nobody has deleted it yet: its files in memory and on disk may be
+    /// why it had to go, and the node is as short as before while they stay.
+    pub(super) async fn release_volumes(&mut self, pod: &Pod) {
+        if self.released {
+            return;
+        }
+        match tokio::time::timeout(RELEASE, self.shared.volumes.release(pod::uid(pod))).await {
+            Ok(Ok(())) => self.released = true,
+            Ok(Err(faults)) => {
+                for error in faults {
+                    tracing::warn!(pod = %pod::key(pod), %error, "volume of a pod that is over not freed, will try again");
+                }
+            }
+            Err(_) => {
+                tracing::warn!(pod = %pod::key(pod), seconds = RELEASE.as_secs(), "volumes of a pod that is over are not freed in time, will try again");
+            }
+        }
+    }
+
     /// Stops the pod, reports its end, frees what it holds and has it deleted.
     pub(super) async fn terminate(&mut self) {
         for task in self.probes.values() {
