@@ -22,11 +22,26 @@ const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
 /// The pods of this node, for whoever wants to read them.
 #[derive(Clone, Default)]
-pub(crate) struct Pods(Arc<Mutex<HashMap<String, Arc<Pod>>>>);
+pub(crate) struct Pods {
+    list: Arc<Mutex<HashMap<String, Arc<Pod>>>>,
+    /// Every source has told its pods.
+    complete: Arc<watch::Sender<bool>>,
+}
 
 impl Pods {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Pod>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every source has told its pods: until then one that is not in the list may be wanted all the same.
+    pub(crate) fn complete(&self) -> bool {
+        *self.complete.borrow()
+    }
+
+    /// Waits for that.
+    pub(crate) async fn completed(&self) {
+        // The sender lives as long as this handle, so the wait ends with the word only.
+        let _ = self.complete.subscribe().wait_for(|complete| *complete).await;
     }
 
     /// All of them.
@@ -148,6 +163,7 @@ impl Dispatcher {
                 }
                 self.mirror_all();
                 if first {
+                    self.pods.complete.send_replace(self.heard.is_superset(&self.expected));
                     self.housekeeping();
                 }
             }

@@ -10,8 +10,12 @@ use crate::kubelet::Pods;
 use crate::pod;
 use crate::shared::Shared;
 
-/// Removes dead containers and sandboxes of pods that are over or that nobody knows.
+/// Removes dead containers and sandboxes of pods that are over or that nobody knows; nothing while a source has not told
+/// its pods yet.
 pub(crate) async fn remove_dead(shared: &Shared, pods: &Pods) {
+    if !pods.complete() {
+        return;
+    }
     let over = |uid: &str| {
         let status = shared.statuses.get(uid);
         status.and_then(|s| s.phase).is_some_and(|p| p == "Failed" || p == "Succeeded")

@@ -27,8 +27,9 @@ pub(crate) struct Images {
 pub(crate) async fn run(shared: Arc<Shared>, pods: Pods, images: Arc<Images>) {
     let mut failed = false;
     images.look(&shared, &pods, true).await;
+    // A kubelet that starts on a full disk makes room at once, but not before it knows which images its pods need.
+    let _ = tokio::time::timeout(EVERY, pods.completed()).await;
     loop {
-        tokio::time::sleep(EVERY).await;
         match images.collect(&shared, &pods).await {
             Ok(()) => failed = false,
             Err(why) => {
@@ -41,6 +42,7 @@ pub(crate) async fn run(shared: Arc<Shared>, pods: Pods, images: Arc<Images>) {
                 failed = true;
             }
         }
+        tokio::time::sleep(EVERY).await;
     }
 }
 
