@@ -53,6 +53,8 @@ pub struct Container {
     pub layer: Mutex<Option<Layer>>,
     /// Why it could not be removed; empty when nobody tried or nothing is wrong.
     pub fault: Mutex<String>,
+    /// Making its record outlive a power failure, which its start waits for.
+    pub syncing: Mutex<Option<tokio::task::JoinHandle<Result<()>>>>,
     /// Deleting what it has on the disk, which takes longer than anyone waited.
     pub deleting: Mutex<Option<tokio::task::JoinHandle<Vec<String>>>>,
     /// Its record is removed, and must not come back; changed under the record's lock.
@@ -198,6 +200,7 @@ impl Container {
             rate: Mutex::new(Rate::of(record.created_at)),
             layer: Mutex::default(),
             fault: Mutex::default(),
+            syncing: Mutex::default(),
             deleting: Mutex::default(),
             forgotten: AtomicBool::new(false),
             record: Mutex::new(record),

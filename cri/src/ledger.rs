@@ -1,8 +1,8 @@
 //! What was decided, on disk: one JSON file per sandbox and container, written before anything is done about it.
 //!
-//! A killed daemon finds every record that it wrote. That a record outlives a power failure is waited for once per sandbox and
-//! container, beside the work that it describes and before anyone is told of it ([`Ledger::sync`]): namespaces, mounts and
-//! processes do not outlive one, so that later changes need not either.
+//! A killed daemon finds every record that it wrote. That a record outlives a power failure ([`Ledger::sync`]) is waited for once
+//! per sandbox, before anyone is told of it, and once per container, before it starts: namespaces, mounts and processes do not
+//! outlive one, so that later changes need not either.
 
 use std::fs;
 use std::io;

@@ -100,8 +100,25 @@ async fn a_created_container_is_measured_changed_stopped_and_removed_without_a_p
     let list = client.list_containers(cri::ListContainersRequest { filter: None }).await.unwrap().into_inner();
     assert_eq!(list.containers.len(), 3, "{list:?}");
 
+    // One that is over before its start is told has started all the same, and ended after that.
+    let mut events = client.get_container_events(cri::GetEventsRequest {}).await.unwrap().into_inner();
+    let short = create(&mut client, &pod, &config, common::container("short", "exit 3")).await.unwrap();
+    start(&mut client, &short).await.unwrap();
+    let mut told = Vec::new();
+    while told.last() != Some(&cri::ContainerEventType::ContainerStoppedEvent) {
+        let event = tokio::time::timeout(LIMIT, events.message()).await.expect("an event in time").unwrap().unwrap();
+        if event.container_id == short {
+            told.push(event.container_event_type());
+        }
+    }
+    use cri::ContainerEventType::{ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent};
+    assert_eq!(told, [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent]);
+    let status = state(&mut client, &short).await;
+    assert_eq!(status.exit_code, 3);
+    assert!(status.created_at < status.started_at && status.started_at <= status.finished_at, "{status:?}");
+
     start(&mut client, &main).await.unwrap();
-    assert_eq!(made(&daemon), [main.as_str()]);
+    until("the one container that runs", LIMIT, || (made(&daemon) == [main.as_str()]).then_some(()));
     let limit = common::cgroups().iter().find_map(|top| {
         let group = top.join("created").join(&main);
         let file =

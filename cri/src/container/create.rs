@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::life::release;
 use super::{log_path, restore};
-use crate::daemon::{Container, Daemon, Making, Sandbox, new_id, now};
+use crate::daemon::{Container, Daemon, Making, Sandbox, lock, new_id, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::{ContainerRecord, Wire};
@@ -86,13 +86,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, mut config: cri::Contai
     let container = Arc::new(Container::new(record));
     let _making = Making::new(daemon, &id);
     container.change(&daemon.ledger, |_| {})?;
-    let durable = daemon.record_synced(&id);
     let mut made = make(daemon, &sandbox, &container, &image).await;
-    if made.is_ok()
-        && let Err(error) = durable.await.map_err(Error::from).flatten()
-    {
-        made = Err(error);
-    }
     // Whoever stops or removes the pod from now on sees this container; if that has happened already, nobody would.
     let _pods_turn = sandbox.turn.lock().await;
     if made.is_ok() && (daemon.sandbox(&sandbox.id).is_err() || sandbox.record().stopped) {
@@ -102,6 +96,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, mut config: cri::Contai
         Ok(coming) => coming,
         Err(error) => return Err(undo(daemon, &container, error).await),
     };
+    *lock(&container.syncing) = Some(daemon.record_synced(&id));
     daemon.add_container(container.clone());
     drop(coming);
     emit(daemon, &id, &sandbox.id, cri::ContainerEventType::ContainerCreatedEvent);

@@ -12,7 +12,7 @@ use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
 use super::{ended, restore};
-use crate::daemon::{Container, Daemon, now};
+use crate::daemon::{Container, Daemon, lock, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
 use crate::ledger::ContainerRecord;
@@ -30,6 +30,9 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         cri::ContainerState::ContainerCreated => {}
         _ => return Err(Error::State(format!("container {} has ended already", container.id))),
     }
+    // Whether a container ever ran must not be forgotten by a power failure: some are to run once.
+    let known = lock(&container.syncing).take();
+    known.unwrap_or_else(|| daemon.record_synced(&container.id)).await??;
     match run(daemon, &container).await {
         Ok(since) => started(daemon, &container, since),
         Err(error) => {
