@@ -34,6 +34,10 @@ pub struct Config {
     pub runtime_handlers: BTreeMap<String, PathBuf>,
     /// Address of the exec/attach/port-forward server.
     pub streaming_address: String,
+    /// Certificate of that server (PEM, with those that vouch for it); empty: no TLS, and loopback addresses only.
+    pub streaming_tls_cert_file: PathBuf,
+    /// Its key (PEM).
+    pub streaming_tls_key_file: PathBuf,
     /// How long an exec, attach or port-forward session may carry nothing before it is ended, in seconds; 0: for ever.
     pub streaming_idle_seconds: u64,
     /// Address of the Prometheus endpoint (`127.0.0.1:9464`), path /metrics; empty: none.
@@ -72,6 +76,8 @@ impl Default for Config {
             monitor: PathBuf::new(),
             runtime_handlers: BTreeMap::new(),
             streaming_address: "127.0.0.1:0".into(),
+            streaming_tls_cert_file: PathBuf::new(),
+            streaming_tls_key_file: PathBuf::new(),
             streaming_idle_seconds: 4 * 3600,
             metrics_address: String::new(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],

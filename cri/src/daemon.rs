@@ -9,7 +9,7 @@ use cri_images::Images;
 use gantry_cgroup::Host;
 use gantry_monitor::client::Client;
 use proto::cri;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -45,6 +45,8 @@ pub struct Container {
     pub turn: tokio::sync::Mutex<()>,
     /// Told when it ends.
     pub ended: Notify,
+    /// Listeners to events have heard of its start (or will never).
+    pub told_start: Mutex<bool>,
     /// It was sent its stop signal: a call that is tried again does not send it twice.
     pub asked_to_end: AtomicBool,
     /// How much of the processors it uses.
@@ -78,7 +80,7 @@ pub struct Daemon {
     /// The host's cgroups.
     pub host: Host,
     /// Container events.
-    pub events: broadcast::Sender<cri::ContainerEventResponse>,
+    pub events: crate::events::Events,
     /// Sandboxes by id.
     pub sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
     /// Containers by id.
@@ -196,6 +198,7 @@ impl Container {
             created_at: record.created_at,
             turn: tokio::sync::Mutex::new(()),
             ended: Notify::new(),
+            told_start: Mutex::new(record.started_at > 0),
             asked_to_end: AtomicBool::new(false),
             rate: Mutex::new(Rate::of(record.created_at)),
             layer: Mutex::default(),
@@ -274,7 +277,7 @@ impl Daemon {
             ledger,
             boot,
             host,
-            events: broadcast::channel(1024).0,
+            events: crate::events::Events::default(),
             sandboxes: RwLock::default(),
             containers: RwLock::default(),
             names: Mutex::default(),

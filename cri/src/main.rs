@@ -234,7 +234,7 @@ fn main() -> anyhow::Result<()> {
             let admin = config.socket.with_extension("admin");
             let work = cri::admin::fsck(&admin, repair, async || {
                 let daemon = open(config).await?;
-                cri::reconcile::load(&daemon);
+                let _ = cri::reconcile::load(&daemon);
                 cri::fsck::run(&daemon, repair).await
             });
             let found = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)?;

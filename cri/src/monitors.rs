@@ -6,16 +6,24 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
+use gantry_monitor::client::Connection;
 use gantry_monitor::protocol::{Answer, Request};
 use gantry_monitor::record::ExitRecord;
 use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 
 use crate::cgroups::Driver;
 use crate::daemon::{Daemon, Sandbox, now};
 use crate::error::{Error, Result};
 
 pub(crate) use unit::tidy;
+
+/// A monitor that says nothing for so long is held up by something.
+const SILENT: Duration = Duration::from_secs(5);
+/// Pause before a monitor is listened to again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Starts the monitor of a sandbox; its socket is bound here, so it can be asked at once.
 ///
@@ -64,32 +72,65 @@ pub async fn call(daemon: &Daemon, sandbox: &str, request: Request) -> Result<An
     Ok(tokio::task::spawn_blocking(move || client.call(&request)).await??)
 }
 
+/// Whether a sandbox's monitor is gone for good; one that is too slow to answer is not.
+pub async fn gone(daemon: &Daemon, sandbox: &str) -> bool {
+    let client = daemon.monitor(sandbox);
+    tokio::task::spawn_blocking(move || client.is_gone(SILENT)).await.unwrap_or(false)
+}
+
 /// Follows a sandbox's monitor until it goes away: exits become records and events.
 pub fn follow(daemon: &Arc<Daemon>, sandbox: &str) {
     let (daemon, sandbox) = (daemon.clone(), sandbox.to_owned());
     tokio::spawn(async move {
-        if let Err(error) = listen(&daemon, &sandbox).await {
-            tracing::debug!(%sandbox, %error, "monitor went away");
-        }
-        if daemon.sandbox(&sandbox).is_ok() && call(&daemon, &sandbox, Request::Ping).await.is_err() {
-            lost(&daemon, &sandbox).await;
+        loop {
+            if let Err(error) = listen(&daemon, &sandbox).await {
+                tracing::debug!(%sandbox, %error, "monitor went away");
+            }
+            if daemon.sandbox(&sandbox).is_err() {
+                return;
+            }
+            if gone(&daemon, &sandbox).await {
+                return lost(&daemon, &sandbox).await;
+            }
+            // It dropped a listener that was too slow, and tells all ends again to a new one.
+            tokio::time::sleep(AGAIN).await;
         }
     });
 }
 
 async fn listen(daemon: &Arc<Daemon>, sandbox: &str) -> anyhow::Result<()> {
-    let stream = daemon.monitor(sandbox).send(&Request::Subscribe, &[])?.into_stream();
-    stream.set_nonblocking(true)?;
-    let mut stream = tokio::net::UnixStream::from_std(stream)?;
+    let client = daemon.monitor(sandbox);
+    let connection = tokio::task::spawn_blocking(move || client.send(&Request::Subscribe, &[])).await??;
+    let mut stream = listening(connection)?;
     loop {
-        let length = stream.read_u32_le().await? as usize;
-        anyhow::ensure!(length < 1 << 20, "a frame of {length} bytes");
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body).await?;
-        if let Answer::Exit { id, record } = serde_json::from_slice(&body)? {
+        if let Answer::Exit { id, record } = next(&mut stream).await? {
             crate::container::end_told(daemon, id, record);
         }
     }
+}
+
+/// A connection whose further answers are waited for without a thread of its own: hundreds of them may be open for hours.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn listening(connection: Connection) -> std::io::Result<UnixStream> {
+    let stream = connection.into_stream();
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// The next answer of a monitor.
+///
+/// # Errors
+/// It hung up, or says what no monitor says.
+pub(crate) async fn next(stream: &mut UnixStream) -> std::io::Result<Answer> {
+    let length = stream.read_u32_le().await? as usize;
+    if length >= 1 << 20 {
+        return Err(std::io::Error::other(format!("a frame of {length} bytes")));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok(serde_json::from_slice(&body)?)
 }
 
 /// The monitor is gone though its sandbox is not: what ran in it cannot be followed any more, so it is ended.

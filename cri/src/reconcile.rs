@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use gantry_monitor::protocol::Request;
 use gantry_monitor::record::ExitRecord;
 
 use crate::daemon::{Container, Daemon, Sandbox};
@@ -12,13 +11,16 @@ use crate::{container, monitors, reaper, sandbox};
 /// Takes over what an earlier run left.
 pub async fn run(daemon: &Arc<Daemon>) {
     daemon.ledger.tidy();
-    load(daemon);
+    for ended in load(daemon) {
+        let kind = proto::cri::ContainerEventType::ContainerStoppedEvent;
+        crate::events::emit(daemon, &ended.id, &ended.sandbox, kind);
+    }
     for entry in daemon.all_sandboxes() {
         let record = entry.record();
-        if monitors::call(daemon, &record.id, Request::Ping).await.is_ok() {
-            monitors::follow(daemon, &record.id);
-        } else {
+        if monitors::gone(daemon, &record.id).await {
             monitors::lost(daemon, &record.id).await;
+        } else {
+            monitors::follow(daemon, &record.id);
         }
         let netns = daemon.sandbox_dir(&record.id).join("ns/net");
         let own_network = !is_node(sandbox::options(&record).network);
@@ -70,8 +72,9 @@ async fn collect_addresses(daemon: &Arc<Daemon>) {
     }
 }
 
-/// Reads the ledger into memory and changes nothing but to add exits that monitors have recorded.
-pub fn load(daemon: &Arc<Daemon>) {
+/// Reads the ledger into memory and changes nothing but to add exits that monitors have recorded: those containers are answered.
+pub fn load(daemon: &Arc<Daemon>) -> Vec<Arc<Container>> {
+    let mut ended = Vec::new();
     let (sandboxes, mut faults) = daemon.ledger.sandboxes();
     let (containers, more) = daemon.ledger.containers();
     faults.extend(more);
@@ -86,7 +89,9 @@ pub fn load(daemon: &Arc<Daemon>) {
         if let (None, Some(exit)) = (entry.record().exit, ExitRecord::read(&daemon.ledger.exit_file(&entry.id))) {
             let _ = gantry_monitor::record::sync(&daemon.ledger.exit_file(&entry.id));
             let _ = entry.change(&daemon.ledger, |r| r.exit = Some(exit));
+            ended.push(entry.clone());
         }
         daemon.add_container(entry);
     }
+    ended
 }

@@ -30,12 +30,20 @@ struct Sessions {
 /// Starts the streaming server.
 ///
 /// # Errors
-/// The configured address is wrong or taken.
+/// The configured address is wrong, taken, or beyond the loopback device without TLS; the certificate cannot be used.
 pub async fn start(daemon: &Arc<Daemon>) -> io::Result<()> {
     let address = &daemon.config.streaming_address;
     let parsed = address.parse().map_err(|e| io::Error::other(format!("streaming_address {address:?}: {e}")))?;
     let idle = daemon.config.streaming_idle();
-    let server = Server::bind(parsed, Arc::new(Sessions { daemon: Arc::downgrade(daemon) }), idle).await?;
+    let (certificate, key) = (&daemon.config.streaming_tls_cert_file, &daemon.config.streaming_tls_key_file);
+    let tls = match (certificate.as_os_str().is_empty(), key.as_os_str().is_empty()) {
+        (true, true) => None,
+        (false, false) => Some(cri_streaming::tls(certificate, key)?),
+        _ => return Err(io::Error::other("streaming_tls_cert_file and streaming_tls_key_file go together")),
+    };
+    let sessions = Arc::new(Sessions { daemon: Arc::downgrade(daemon) });
+    let bound = Server::bind(parsed, sessions, idle, tls).await;
+    let server = bound.map_err(|e| io::Error::new(e.kind(), format!("streaming_address {address:?}: {e}")))?;
     tokio::spawn(server.clone().serve());
     let _ = daemon.streaming.set(server);
     Ok(())

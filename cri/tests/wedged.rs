@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::fuse::{Silent, is_uninterruptible};
 use common::{Client, Daemon, remove_pod, start_pod, until};
 use proto::cri;
 
@@ -196,5 +197,101 @@ async fn a_process_that_cannot_die_is_told_and_its_pod_goes_when_it_does() {
         (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
     });
     until("an empty cgroup", Duration::from_secs(20), || fs::remove_dir(&ice).ok());
+    daemon.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_waits_for_a_dead_file_server_keeps_its_pod_until_the_server_is_gone() {
+    let Some(mut daemon) = Daemon::start() else { return };
+    let volume = daemon.path("volume");
+    let Some(silent) = Silent::mount(daemon.init(), &volume) else { return };
+    let mut client = daemon.client().await;
+    let config = common::pod("waits");
+    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let mut main = common::container("main", "exec /bin/busybox cat /volume/sleep");
+    main.mounts = vec![cri::Mount {
+        container_path: "/volume".into(),
+        host_path: volume.display().to_string(),
+        ..Default::default()
+    }];
+    let ask = cri::CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(main),
+        sandbox_config: Some(config),
+    };
+    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
+    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    until("a read that waits", Duration::from_secs(30), || (silent.held() > 0).then_some(()));
+    let pid = until("the container's process", Duration::from_secs(20), || {
+        let words = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let all = fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_string_lossy().parse().ok());
+        all.into_iter().find(|pid| words(pid).contains("/volume/sleep") && words(pid).contains("cat"))
+    });
+    let begun = Instant::now();
+    let ask = cri::RemovePodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+    let error = client.remove_pod_sandbox(ask).await.unwrap_err();
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    assert!(error.message().contains(&id) && error.message().contains("SIGKILL"), "{error}");
+    until("a wait that SIGKILL does not end", Duration::from_secs(20), || is_uninterruptible(pid).then_some(()));
+    let ask = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
+    let told = client.pod_sandbox_status(ask).await.unwrap().into_inner();
+    assert!(told.info["info"].contains("SIGKILL"), "{:?}", told.info);
+    // Nobody else has to wait for it, a new daemon neither.
+    let (other, _) = start_pod(&mut client, "other", "/bin/busybox sleep 1000").await.unwrap();
+    daemon.kill();
+    daemon.launch();
+    let mut client = daemon.client().await;
+    remove_pod(&mut client, &other).await.unwrap();
+    drop(silent);
+    gone_by_itself(&mut client).await;
+    inside(&daemon, &format!("umount {}", volume.display()));
+    daemon.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_on_a_dead_file_server_holds_up_its_own_pod_only_and_not_for_ever() {
+    let Some(mut daemon) = Daemon::start() else { return };
+    let logs = daemon.path("logs");
+    let Some(silent) = Silent::mount(daemon.init(), &logs) else { return };
+    let mut client = daemon.client().await;
+    let mut config = common::pod("mute");
+    config.log_directory = logs.display().to_string();
+    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let mut main = common::container("main", "echo one; exec /bin/busybox sleep 1000");
+    main.log_path = "main.log".into();
+    let ask = cri::CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(main),
+        sandbox_config: Some(config),
+    };
+    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
+    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    until("a line that waits", Duration::from_secs(30), || (silent.held() > 0).then_some(()));
+    // Everything about another pod is as quick as ever, what can be told without the monitor is told, by a new daemon, too.
+    daemon.kill();
+    daemon.launch();
+    let mut client = daemon.client().await;
+    let begun = Instant::now();
+    let (other, _) = start_pod(&mut client, "other", "/bin/busybox sleep 1000").await.unwrap();
+    remove_pod(&mut client, &other).await.unwrap();
+    assert_eq!(common::state(&mut client, &id).await.state(), cri::ContainerState::ContainerRunning);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    let cmd = vec!["/bin/busybox".into(), "true".into()];
+    let ask = cri::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 2 };
+    let error = client.exec_sync(ask).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::DeadlineExceeded, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    let ask = cri::RemovePodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+    let error = client.remove_pod_sandbox(ask).await.unwrap_err();
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    assert!(error.message().contains(&id) && error.message().contains("monitor"), "{error}");
+    silent.answer();
+    gone_by_itself(&mut client).await;
+    drop(silent);
+    inside(&daemon, &format!("umount {}", logs.display()));
     daemon.assert_clean();
 }

@@ -25,6 +25,20 @@ pub enum Error {
     Refused(String),
 }
 
+impl Error {
+    /// The monitor is there and does not answer in time.
+    pub fn is_slow(&self) -> bool {
+        let kinds = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+        matches!(self, Self::Gone { source, .. } if kinds.contains(&source.kind()))
+    }
+}
+
+/// How long an answer may take. A monitor does one thing after another, so anything may wait for a runtime at work; but whoever
+/// kills can do so without it, and a start of the daemon looks for more than one.
+fn patience(request: &Request) -> Duration {
+    Duration::from_secs(if matches!(request, Request::Kill { .. } | Request::Look { .. }) { 30 } else { 120 })
+}
+
 /// Knows where one pod's monitor listens.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -52,9 +66,22 @@ impl Client {
     /// Sends a request and waits for its first answer.
     ///
     /// # Errors
-    /// The monitor is gone, slower than two minutes, or refuses.
+    /// The monitor is gone, slower than [`patience`], or refuses.
     pub fn call(&self, request: &Request) -> Result<Answer, Error> {
         self.open(request, &[]).map(|(_, answer, _)| answer)
+    }
+
+    /// Whether the monitor is gone for good. One that does not answer within `limit` is not: it may be at work, or held by a file
+    /// system.
+    pub fn is_gone(&self, limit: Duration) -> bool {
+        let Ok(mut connection) = self.send(&Request::Ping, &[]) else { return true };
+        if connection.timeout(Some(limit)).is_err() {
+            return false;
+        }
+        match connection.next() {
+            Ok(answer) => answer.is_none(),
+            Err(error) => !error.is_slow(),
+        }
     }
 
     /// As [`Client::call`], sends descriptors along and keeps the connection.
@@ -63,7 +90,7 @@ impl Client {
     /// As [`Client::call`].
     pub fn open(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Connection, Answer, Vec<OwnedFd>), Error> {
         let mut connection = self.send(request, fds)?;
-        connection.timeout(Some(Duration::from_secs(120)))?;
+        connection.timeout(Some(patience(request)))?;
         let (answer, fds) = connection.next()?.ok_or_else(|| self.gone(io::ErrorKind::UnexpectedEof.into()))?;
         connection.timeout(None)?;
         match answer {

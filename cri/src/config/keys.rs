@@ -16,6 +16,11 @@ const KEYS: &[(&str, &str)] = &[
     ("monitor", "Monitor program; empty: gantry-monitor beside this program, then in PATH."),
     ("runtime_handlers", "RuntimeClass handlers: name = path of an OCI runtime."),
     ("streaming_address", "Address and port of the server of exec, attach and port-forward sessions; port 0: any."),
+    (
+        "streaming_tls_cert_file",
+        "Certificate of that server, PEM; empty: no TLS, which only a loopback address may do without.",
+    ),
+    ("streaming_tls_key_file", "Its key, PEM."),
     ("streaming_idle_seconds", "A session that carries nothing for so long is ended; 0: never."),
     ("metrics_address", "Address and port of the Prometheus endpoint, path /metrics; empty: none."),
     ("cni_bin_dirs", "Folders with CNI plugins, the first that has one counts."),

@@ -49,6 +49,8 @@ impl Config {
             runtime_root: self.runtime_root.clone(),
             cgroup_driver: self.cgroup_driver,
             streaming_address: self.streaming_address.clone(),
+            streaming_tls_cert_file: self.streaming_tls_cert_file.clone(),
+            streaming_tls_key_file: self.streaming_tls_key_file.clone(),
             metrics_address: self.metrics_address.clone(),
             nri_socket: self.nri_socket.clone(),
             nri_plugin_dir: self.nri_plugin_dir.clone(),

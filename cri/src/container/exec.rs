@@ -15,6 +15,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
+use crate::monitors;
 
 /// Most output that ExecSync keeps of each stream.
 const LARGEST: usize = 16 << 20;
@@ -83,16 +84,17 @@ pub async fn exec(daemon: &Arc<Daemon>, id: &str, command: Vec<String>, tty: boo
     .await?
 }
 
-/// Waits for an exec's exit code on a worker thread.
+/// Waits for an exec's exit code.
 ///
 /// # Errors
 /// The monitor went away.
-pub async fn exit_code(mut connection: Connection) -> Result<i32> {
-    tokio::task::spawn_blocking(move || match connection.next()? {
-        Some((Answer::Exited { code }, _)) => Ok(code),
-        _ => Err(Error::Failed("the pod's monitor went away during exec".to_owned())),
-    })
-    .await?
+pub async fn exit_code(connection: Connection) -> Result<i32> {
+    let mut stream = monitors::listening(connection).map_err(Error::failed("follow an exec"))?;
+    match monitors::next(&mut stream).await {
+        Ok(Answer::Exited { code }) => Ok(code),
+        Ok(_) => Err(Error::Failed("the pod's monitor gave an unexpected answer during exec".to_owned())),
+        Err(error) => Err(Error::Failed(format!("the pod's monitor went away during exec: {error}"))),
+    }
 }
 
 async fn read(fd: Option<OwnedFd>) -> std::io::Result<Vec<u8>> {
@@ -122,20 +124,24 @@ pub async fn exec_sync(
     limit: i64,
 ) -> Result<cri::ExecSyncResponse> {
     let words = command.join(" ");
-    let exec = exec(daemon, id, command, false, false).await?;
+    let begun = tokio::time::Instant::now();
+    let limit = if limit > 0 { Duration::from_secs(limit.unsigned_abs()) } else { Duration::from_secs(365 * 86400) };
+    let late = || Error::Timeout(format!("command {words:?} timed out after {} s", limit.as_secs()));
+    // A start that comes too late hangs up when it is done, which ends what it has started.
+    let started = tokio::time::timeout(limit, exec(daemon, id, command, false, false));
+    let exec = started.await.map_err(|_| late())??;
     let killer = exec.connection.try_clone().map_err(Error::failed("exec"))?;
     let output = tokio::spawn(read(exec.output));
     let error = tokio::spawn(read(exec.error));
     let mut run = std::pin::pin!(exit_code(exec.connection));
-    let limit = if limit > 0 { Duration::from_secs(limit.unsigned_abs()) } else { Duration::from_secs(365 * 86400) };
-    let Ok(code) = tokio::time::timeout(limit, &mut run).await else {
+    let Ok(code) = tokio::time::timeout_at(begun + limit, &mut run).await else {
         // The answer is given when the processes are gone, not when they were told to go.
         killer.no_more_requests();
         let _ = tokio::time::timeout(KILLED, run).await;
         killer.hang_up();
         output.abort();
         error.abort();
-        return Err(Error::Timeout(format!("command {words:?} timed out after {} s", limit.as_secs())));
+        return Err(late());
     };
     let code = code?;
     // A descendant in the background may hold the pipes open: what is there is what is answered.

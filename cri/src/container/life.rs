@@ -57,7 +57,7 @@ async fn never_start(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result
     // Most have no process yet; one that an earlier version made, or whose start was cut off, has.
     let delete = Request::Delete { id: container.id.clone() };
     if let Err(error) = monitors::call(daemon, &container.sandbox, delete).await {
-        if monitors::call(daemon, &container.sandbox, Request::Ping).await.is_ok() {
+        if !monitors::gone(daemon, &container.sandbox).await {
             return Err(error);
         }
         monitors::lost(daemon, &container.sandbox).await;
@@ -90,10 +90,14 @@ async fn end(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: i64) -> Re
         }
     }
     if let Err(error) = monitors::call(daemon, &record.sandbox, kill(9)).await {
-        if monitors::call(daemon, &record.sandbox, Request::Ping).await.is_err() {
+        if monitors::gone(daemon, &record.sandbox).await {
             monitors::lost(daemon, &record.sandbox).await;
         } else {
-            return Err(error);
+            // What holds the monitor up (a log on a disk that does not answer) need not keep the container alive.
+            if let Ok(cgroup) = daemon.host.cgroup(&record.cgroup) {
+                let _ = cgroup.kill();
+            }
+            return Err(Error::Timeout(format!("kill container {}: {error}", container.id)));
         }
     }
     if wait(container, Duration::from_secs(20)).await {
@@ -137,7 +141,7 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
     let record = container.record();
     let delete = Request::Delete { id: record.id.clone() };
     if let Err(e) = monitors::call(daemon, &record.sandbox, delete).await {
-        if monitors::call(daemon, &record.sandbox, Request::Ping).await.is_ok() {
+        if !monitors::gone(daemon, &record.sandbox).await {
             faults.push(e.to_string());
         } else if let Some(runtime) =
             daemon.settings().handler(&daemon.sandbox(&record.sandbox).map(|s| s.record().handler).unwrap_or_default())

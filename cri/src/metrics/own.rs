@@ -28,11 +28,7 @@ pub fn of_daemon(daemon: &Daemon) -> String {
     let usage = daemon.images.fs_usage();
     gauge("images", "Images in the store.", &[("", daemon.images.list().len() as u64)]);
     gauge("image_bytes", "Bytes used by images.", &[("", usage.bytes)]);
-    gauge(
-        "event_listeners",
-        "Clients that listen to container events.",
-        &[("", daemon.events.receiver_count() as u64)],
-    );
+    gauge("event_listeners", "Clients that listen to container events.", &[("", daemon.events.listeners() as u64)]);
     let (calls, failed) = *lock(&daemon.calls);
     text += "# HELP gantry_cri_operations_total Long operations (run, create, start, remove) asked for.\n";
     text += &format!("# TYPE gantry_cri_operations_total counter\ngantry_cri_operations_total {calls}\n");

@@ -286,7 +286,8 @@ pub fn generate(f: &Facts<'_>) -> Result<Value, String> {
     let oom = linux.resources.as_ref().map_or(0, |r| r.oom_score_adj).max(f.lowest_oom_score).min(1000);
     let ambient = security.capabilities.as_ref().map(|c| c.add_ambient_capabilities.clone()).unwrap_or_default();
     let mut config = json!({
-        "ociVersion": "1.2.0",
+        // What is newer in it is found by those that know it; some runtimes in use refuse any later version.
+        "ociVersion": "1.0.2",
         "root": {"path": f.rootfs, "readonly": security.readonly_rootfs},
         "process": {
             "terminal": f.container.tty,

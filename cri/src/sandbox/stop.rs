@@ -69,7 +69,7 @@ pub(crate) async fn release(daemon: &Arc<Daemon>, sandbox: &Arc<Sandbox>) -> Vec
     let client = daemon.monitor(&sandbox.id);
     if let Err(e) = monitors::call(daemon, &sandbox.id, Request::Shutdown).await {
         // Gone is what is wanted; refused is not.
-        if client.socket().exists() && monitors::call(daemon, &sandbox.id, Request::Ping).await.is_ok() {
+        if client.socket().exists() && !monitors::gone(daemon, &sandbox.id).await {
             faults.push(e.to_string());
         } else if let Some(pid) = sandbox.record().pid_init.filter(|_| sandbox.record().boot == daemon.boot) {
             kill_pause(pid);

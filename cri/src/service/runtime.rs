@@ -378,10 +378,11 @@ impl RuntimeService for Service {
     }
 
     async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        let events = BroadcastStream::new(self.daemon.events.subscribe());
+        let (past, events) = crate::events::listen(&self.daemon);
         // Who is too slow is cut off, so that it lists anew instead of missing events silently.
-        let events = events.map(|e| e.map_err(|_| Status::data_loss("events were missed: list again")));
-        Ok(Response::new(Box::pin(events)))
+        let events =
+            BroadcastStream::new(events).map(|e| e.map_err(|_| Status::data_loss("events were missed: list again")));
+        Ok(Response::new(Box::pin(tokio_stream::iter(past.into_iter().map(Ok)).chain(events))))
     }
 
     async fn list_metric_descriptors(

@@ -13,6 +13,7 @@ mod server;
 mod session;
 mod spdy;
 mod status;
+mod tls;
 mod websocket;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 pub use server::Server;
+pub use tls::tls;
 
 /// Bytes from the client.
 pub type Input = Box<dyn AsyncRead + Send + Unpin>;

@@ -18,7 +18,10 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::idle::Idle;
 use crate::session::{self, Wanted};
@@ -26,6 +29,8 @@ use crate::{AttachRequest, ExecRequest, Runtime, websocket};
 
 /// How long an address is good for, as upstream's.
 const LIFETIME: Duration = Duration::from_secs(60);
+/// How long a client may take to begin: the handshake, then the head of its request.
+const BEGINNING: Duration = Duration::from_secs(30);
 /// Addresses that may wait at once.
 const MOST_WAITING: usize = 1000;
 
@@ -42,6 +47,7 @@ struct Shared {
     waiting: Mutex<HashMap<String, (Pending, Instant)>>,
     /// In milliseconds.
     idle: AtomicU64,
+    tls: Option<TlsAcceptor>,
 }
 
 /// The streaming server; cheap to clone.
@@ -60,11 +66,26 @@ impl Server {
     /// Listens on `address` (port 0: any free one). A session that carries nothing for as long as `idle` is ended.
     ///
     /// # Errors
-    /// The address cannot be had.
-    pub async fn bind(address: SocketAddr, runtime: Arc<dyn Runtime>, idle: Duration) -> io::Result<Self> {
+    /// The address cannot be had, or can be reached from elsewhere and there is no TLS.
+    pub async fn bind(
+        address: SocketAddr,
+        runtime: Arc<dyn Runtime>,
+        idle: Duration,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> io::Result<Self> {
+        if tls.is_none() && !address.ip().is_loopback() {
+            return Err(io::Error::other(format!(
+                "{address} is no loopback address: it wants a certificate and a key"
+            )));
+        }
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { runtime, waiting: Mutex::default(), idle: AtomicU64::new(milliseconds(idle)) });
+        let shared = Arc::new(Shared {
+            runtime,
+            waiting: Mutex::default(),
+            idle: AtomicU64::new(milliseconds(idle)),
+            tls: tls.map(TlsAcceptor::from),
+        });
         Ok(Self { shared, address, listener: Arc::new(listener) })
     }
 
@@ -109,7 +130,8 @@ impl Server {
             return Err(io::Error::other("too many streaming sessions wait to be opened"));
         }
         let token = format!("{:032x}", rand::random::<u128>());
-        let url = format!("http://{}/{verb}/{token}", self.address);
+        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}/{verb}/{token}", self.address);
         waiting.insert(token, (pending, Instant::now()));
         Ok(url)
     }
@@ -120,7 +142,7 @@ impl Server {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let shared = self.shared.clone();
-                    tokio::spawn(async move { connection(shared, stream).await });
+                    tokio::spawn(async move { accepted(shared, stream).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accept on the streaming server");
@@ -131,15 +153,24 @@ impl Server {
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream) {
+async fn accepted(shared: Arc<Shared>, stream: TcpStream) {
     let _ = stream.set_nodelay(true);
+    let Some(tls) = shared.tls.clone() else { return connection(shared, stream).await };
+    match tokio::time::timeout(BEGINNING, tls.accept(stream)).await {
+        Ok(Ok(stream)) => connection(shared, stream).await,
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake on the streaming server"),
+        Err(_) => tracing::debug!("no TLS handshake on the streaming server in time"),
+    }
+}
+
+async fn connection(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let service = service_fn(move |request| {
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(answer(&shared, request)) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(30))
+        .header_read_timeout(BEGINNING)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     if let Err(error) = served.await {

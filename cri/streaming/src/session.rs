@@ -15,6 +15,9 @@ use crate::{AttachRequest, ExecRequest, Io, Runtime, StreamError, TermSize, stat
 /// How long a client may take to open the streams it asked for.
 const OPENING: Duration = Duration::from_secs(30);
 
+/// How long what runs may take to end by itself once its client has said its last: with the end of its input, say.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Which streams a session has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
@@ -111,7 +114,16 @@ pub(crate) async fn over_spdy(
     };
     let (stdout, stderr) = (output("stdout"), output("stderr"));
     let stdin = streams.remove("stdin").map(|s| Box::new(s.from_client) as crate::Input);
-    let outcome = run(&runtime, pending, Io { stdin, stdout, stderr, resize }).await;
+    let io = Io { stdin, stdout, stderr, resize };
+    let mut running = std::pin::pin!(run(&runtime, pending, io));
+    let outcome = tokio::select! {
+        outcome = &mut running => outcome,
+        // Dropping the session's future ends what it ran: nobody could ever end it otherwise.
+        () = connection.lost() => match tokio::time::timeout(LAST_WORDS, running).await {
+            Ok(outcome) => outcome,
+            Err(_) => return Ok(()),
+        },
+    };
     for carry in carrying {
         // All output goes before the outcome: a client stops reading when it has that.
         let _ = tokio::time::timeout(Duration::from_secs(30), carry).await;
@@ -152,6 +164,8 @@ pub(crate) async fn forward_over_spdy(
 ) -> io::Result<()> {
     let mut connection = Connection::new(socket)?;
     let mut halves: HashMap<String, Stream> = HashMap::new();
+    // A server in the pod that says nothing would hold its connection for ever: all end with the client's.
+    let mut forwards = tokio::task::JoinSet::new();
     while let Some(stream) = connection.streams.recv().await {
         let header = |name: &str| stream.headers.get(name).cloned().unwrap_or_default();
         let request = header("requestid");
@@ -164,7 +178,8 @@ pub(crate) async fn forward_over_spdy(
         let (error, data) = if header("streamtype") == "data" { (other, stream) } else { (stream, other) };
         let port = data.headers.get("port").and_then(|p| p.parse::<u16>().ok());
         let (writer, runtime, sandbox) = (connection.writer.clone(), runtime.clone(), sandbox.clone());
-        tokio::spawn(async move {
+        while forwards.try_join_next().is_some() {}
+        forwards.spawn(async move {
             let (near, carry) = writer.output(data.id);
             let outcome = match port {
                 Some(port) => forward(&runtime, &sandbox, port, data.from_client, near).await,
@@ -181,6 +196,8 @@ pub(crate) async fn forward_over_spdy(
             let _ = writer.finish(error.id).await;
         });
     }
+    let _ = tokio::time::timeout(LAST_WORDS, async { while forwards.join_next().await.is_some() {} }).await;
+    forwards.shutdown().await;
     connection.close().await;
     Ok(())
 }

@@ -39,7 +39,7 @@ pub(crate) async fn session(
     wanted: Wanted,
 ) -> io::Result<()> {
     let (mut to, mut from) = accept(socket).await.split();
-    let (messages, mut queue) = mpsc::channel::<Message>(16);
+    let (messages, mut queue) = mpsc::channel::<Message>(6);
     let writing = tokio::spawn(async move {
         while let Some(message) = queue.recv().await {
             let last = message.is_close();

@@ -2,6 +2,7 @@
 //! them when the test ends.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod fuse;
 pub mod registry;
 
 use std::fs;
@@ -146,7 +147,8 @@ impl Daemon {
         *children(self.holder.id()).first().unwrap()
     }
 
-    fn inside(&self, program: &Path) -> Command {
+    /// A program in the namespaces.
+    pub fn inside(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg("-t").arg(self.init().to_string()).args(["-n", "-m", "-p", "--"]).arg(program);
         command

@@ -10,6 +10,8 @@ use super::frame::{self, Encoder, FIN, Frame, Reader};
 
 /// Bytes held for a stream whose reader is slow; then the connection waits.
 const BUFFER: usize = 64 * 1024;
+/// Frames that wait for a slow client before whoever writes them waits, too: a quarter of a megabyte with what is being written.
+const QUEUE: usize = 6;
 /// Streams that one client may have open.
 const MOST_STREAMS: usize = 1024;
 
@@ -75,7 +77,7 @@ impl Connection {
     /// Serves `socket`.
     pub(crate) fn new(socket: impl AsyncRead + AsyncWrite + Send + 'static) -> io::Result<Self> {
         let (from, mut to) = split(socket);
-        let (frames, mut queue) = mpsc::channel::<Vec<u8>>(16);
+        let (frames, mut queue) = mpsc::channel::<Vec<u8>>(QUEUE);
         let (opened, streams) = mpsc::channel(MOST_STREAMS);
         let encoder = Encoder::new()?;
         let writing = tokio::spawn(async move {
@@ -95,11 +97,15 @@ impl Connection {
         Ok(Self { streams, writer: Writer { frames }, writing, reading })
     }
 
+    /// Waits until nothing more can come: the client has gone, or was silent for too long.
+    pub(crate) async fn lost(&mut self) {
+        let _ = (&mut self.reading).await;
+    }
+
     /// Writes out what is queued and closes the connection.
     pub(crate) async fn close(self) {
         self.reading.abort();
         drop((self.writer, self.streams));
-        let _ = self.reading.await;
         // A client that reads nothing more must not hold the connection.
         let _ = tokio::time::timeout(std::time::Duration::from_secs(10), self.writing).await;
     }
