@@ -96,15 +96,19 @@ def measure():
             mapped = config(side, "portmap", prevResult=result, runtimeConfig={"portMappings": ports})
             note(side, "portmap ADD", call(side, "portmap", "ADD", name, mapped)[0])
             note(side, "tuning ADD", call(side, "tuning", "ADD", name, config(side, "tuning", prevResult=result))[0])
-            if side == "gantry":
-                floor, other = floor or Floor("br-gantry"), pod()
-                took, made = floor.add(other)
-                note(side, "bridge ADD, kernel alone", took)
-                floor.remove(made)
-                drop(other)
             note(side, "portmap DEL", call(side, "portmap", "DEL", name, mapped)[0])
             note(side, "bridge DEL", call(side, "bridge", "DEL", name, config(side, "bridge", prevResult=result))[0])
             drop(name)
+        # Beside a pod, whose table the element goes to; what the kernel has to end then meets each side in turn.
+        name, other = pod(), pod()
+        call("gantry", "bridge", "ADD", name, config("gantry", "bridge"))
+        floor = floor or Floor("br-gantry")
+        took, made = floor.add(other)
+        note("gantry", "bridge ADD, kernel alone", took)
+        floor.remove(made)
+        call("gantry", "bridge", "DEL", name, config("gantry", "bridge"))
+        drop(name)
+        drop(other)
     return above({what: {side: round(middle(t), 2) for side, t in sides.items()} for what, sides in times.items()})
 
 

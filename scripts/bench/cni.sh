@@ -7,11 +7,13 @@
 # usage: cni.sh [--output json]
 # env:   ROUNDS (30), QUANTILE (0.5, the median; less on a machine with other work), STANDING ("100 1000") pods that stand in the
 #        further parts; of the reference plugins at most 100 stand, whose rules grow with them;
-#        REFERENCE (/usr/lib/cni) the folder of plugins to compare with
+#        REFERENCE (/usr/lib/cni) the folder of plugins to compare with; REALTIME (unset) anything: runs before the machine's
+#        other work
 set -uo pipefail
 . "$(dirname "$0")/../lib.sh"
-case ${1:-} in -h|--help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit ;; esac
+case ${1:-} in -h|--help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit ;; esac
 need_root
+[ -z "${REALTIME:-}" ] || chrt -f -p 10 $$ || die "this machine gives no real-time priority"
 need_packages containernetworking-plugins iptables iproute2
 [ -x "$BIN_DIR/gantry-cni" ] || die "$BIN_DIR/gantry-cni is missing: run scripts/build.sh"
 work=$(mktemp -d) ns=gantry-cnibench-$$ || exit 1

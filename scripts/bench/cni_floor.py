@@ -101,9 +101,10 @@ class Floor:
         inside = Netlink()
         enter(self.host)
         mac = attribute(1, b"\x0a\x58" + address)
-        peer = attribute(1, header() + text(3, "eth0") + number(28, namespace) + mac)
+        queues = number(31, 1) + number(32, 1)
+        peer = attribute(1, header() + text(3, "eth0") + number(28, namespace) + queues + mac)
         port = f"floor{self.count}"
-        made = self.route.request((NEW_LINK, CREATE | ECHO, header() + text(3, port) + attribute(18, text(1, "veth") + attribute(2, peer))))
+        made = self.route.request((NEW_LINK, CREATE | ECHO, header() + text(3, port) + queues + attribute(18, text(1, "veth") + attribute(2, peer))))
         index = struct.unpack_from("i", made[0], 4)[0] if made else self.route.index(port)
         self.route.request(
             (NEW_LINK, 0, header(index) + attribute(20, name.encode()) + attribute(26, attribute(10, attribute(8, b"\1")))),

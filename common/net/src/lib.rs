@@ -12,10 +12,12 @@ pub mod link;
 pub mod message;
 pub mod neighbour;
 pub mod nft;
+mod prefix;
 pub mod qdisc;
 pub mod socket;
 
-pub use ip::{Prefix, Route};
+pub use ip::Route;
 pub use link::Link;
 pub use neighbour::Neighbour;
+pub use prefix::Prefix;
 pub use socket::Socket;
