@@ -354,6 +354,10 @@ async fn lives_one_after_another_leave_the_daemon_as_it_was() {
         }
         done += step;
         samples.push(footprint(&daemon));
+        if [1000, 5000, 10_000].iter().any(|mark| (done - step..done).contains(&(mark - 1))) {
+            let now = samples[samples.len() - 1];
+            eprintln!("after {done} lives: RSS {} KiB, {} descriptors", now.rss_kib, now.descriptors);
+        }
     }
     let each = begun.elapsed().as_secs_f64() * 1e3 / done as f64;
     let tenth = (samples.len() / 10).max(2);
