@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Tests the Debian package on machines with systemd and cgroup v2: installation, services, two nodes, limits, restarts,
-# crashes, reboots, upgrade, purge. The machines are scripts/vm's n1 and n2, new at the start and gone at the end.
+# crashes, reboots, upgrade, purge; with --small also what a machine does that runs out of memory or disk, or is switched
+# off. The machines are scripts/vm's n1, n2 and, small, n3: new at the start and gone at the end.
 #
-# usage: run.sh [--keep] [TEST...]     --keep: leave the machines running
-#        run.sh --again TEST...        on the machines that --keep left, as they are
+# usage: run.sh [--keep] [--small] [TEST...]     --keep: leave the machines running; --small: with n3 and its tests
+#        run.sh --again [--small] TEST...        on the machines that --keep left, as they are
 # env:   GANTRY_BIN_DIR  programs to package (target/gantry/bin, from scripts/build.sh)
 set -uo pipefail
-keep= again= only=()
+keep= again= small= only=()
 while [ $# -gt 0 ]; do
-  case $1 in -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit ;; --keep) keep=1 ;; --again) keep=1 again=1 ;; *) only+=("$1") ;; esac
+  case $1 in -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;; --keep) keep=1 ;; --again) keep=1 again=1 ;; --small) small=1 ;; *) only+=("$1") ;; esac
   shift
 done
 declare -A needs_all=()
@@ -19,7 +20,8 @@ declare -A needs_all=()
 . "$(dirname "${BASH_SOURCE[0]}")/cgroups.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/overlay.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/runtime.sh"
-finish() { [ -n "$keep" ] || "$vm/down.sh" n1 n2 >/dev/null 2>&1; rm -rf "$work"; }
+. "$(dirname "${BASH_SOURCE[0]}")/small.sh"
+finish() { [ -n "$keep" ] || "$vm/down.sh" n1 n2 n3 >/dev/null 2>&1; rm -rf "$work"; }
 trap finish EXIT
 trap 'exit 130' INT TERM
 
@@ -36,10 +38,12 @@ main() {
     mkdir -p "$rootfs"/{bin,tmp,v} && cp "$BIN_DIR/gantry-demo" "$rootfs/bin/" && chmod 1777 "$rootfs/tmp"
     "$BIN_DIR/gantry-cri" image build "$rootfs" --name gantry.local/demo:latest --entrypoint /bin/gantry-demo --env PATH=/bin --output "$archive" >"$work/image.log" 2>&1 ||
       die "cannot pack the demo image" "$work/image.log"
+    [ -z "$small" ] || make_fillers >>"$work/image.log" 2>&1 || die "cannot pack images to fill a disk with" "$work/image.log"
     good "$deb"
-    "$vm/down.sh" n1 n2 >/dev/null 2>&1
-    "$vm/up.sh" --nodes 2 --memory 2048 || exit 1
+    "$vm/down.sh" n1 n2 n3 >/dev/null 2>&1
+    machines $((2 + ${small:-0})) || exit 1
     for node in n1 n2; do "$vm/copy.sh" $node "$deb" "$next" "$archive" vm:/root/ || die "cannot copy to $node"; done
+    [ -z "$small" ] || "$vm/copy.sh" n3 "$deb" "$work"/filler-?.tar vm:/root/ || die "cannot copy to n3"
   fi
 
   step "Tests"
@@ -51,10 +55,16 @@ main() {
   try join "a second machine joins with credentials made on the first"
   try remote "pods run on both nodes; logs and exec reach the remote one"
   try limits "limits of cpu, memory and processes stand in the cgroup's files"
+  if [ -n "$small" ]; then
+    try small "a small machine joins"
+    try evict "memory and disk that run short: garbage goes first, then the right pod with its reason, and no other"
+    try shutdown "a machine that is switched off: pods end in the order of their priority, and tell so before it is off"
+  fi
   try oom "a container over its memory limit is OOMKilled and restarted, its neighbour is not"
   try controllers "every controller of cgroup v2 limits a container of gantry-run"
   try units "so it does when systemd makes the cgroup, which a reload and an early end leave right"
   try systemd "a node under the systemd driver: slices, scopes, limits, OOM kills, restarts, removal"
+  [ -z "$small" ] || try boot "the machine that was switched off: new pods run, ended ones stay ended, the other kind of grace period"
   try restart "systemctl restart of kubelet and gantry-cri restarts no container"
   try kill "kill -9 of kubelet and gantry-cri restarts no container, readiness and Events stay calm"
   try watchdog "a daemon that hangs is restarted by the watchdog"
