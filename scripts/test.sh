@@ -155,7 +155,7 @@ if [ -n "$node" ]; then
     if [ -x "$CRICTL" ]; then
       need_packages containerd
       note "our kubelet on Debian's containerd"
-      run_tests "$work/containerd.log" env GANTRY_NODE_RUNTIME=containerd timeout 300 cargo test --locked -p gantry-tests --test node -- pod::
+      run_tests "$work/containerd.log" env GANTRY_NODE_RUNTIME=containerd timeout 300 cargo test --locked -p gantry-tests --test node -- pod:: debug:: csi::a_claims csi::inline
       check "our CNI plugins under containerd" ./tests/interop-containerd.sh
       need_packages containernetworking-plugins iptables
       if [ -x "$CNITOOL" ]; then

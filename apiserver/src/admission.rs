@@ -35,6 +35,20 @@ pub fn create(api: &Arc<Api>, call: &Call, object: &mut Value) -> Result<(), Sta
             "pods" if object["spec"]["nodeName"] != node => {
                 return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
             }
+            "podcertificaterequests" => {
+                let spec = &object["spec"];
+                let of_pod = spec["podName"].as_str().unwrap_or_default();
+                let pod = api.store.get(&format!("/core/pods/{}/{of_pod}", call.namespace));
+                let same = pod.is_some_and(|entry| {
+                    let pod = &entry.value;
+                    pod["metadata"]["uid"] == spec["podUID"]
+                        && pod["spec"]["nodeName"] == node
+                        && pod["spec"]["serviceAccountName"] == spec["serviceAccountName"]
+                });
+                if !same || spec["nodeName"] != node {
+                    return refuse(format!("node {node:?} can only request certificates of pods that are bound to it"));
+                }
+            }
             _ => {}
         }
     }

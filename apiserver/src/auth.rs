@@ -231,7 +231,7 @@ fn node_may(user: &User, ask: &Attributes) -> bool {
         ("storage.k8s.io", "csinodes", "") => write && (ask.name.is_empty() || ask.name == own),
         ("authentication.k8s.io", "tokenreviews", _)
         | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", _) => ask.verb == "create",
-        ("certificates.k8s.io", "certificatesigningrequests", "") => ask.verb == "create",
+        ("certificates.k8s.io", "certificatesigningrequests" | "podcertificaterequests", "") => ask.verb == "create",
         _ => false,
     }
 }

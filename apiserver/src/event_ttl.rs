@@ -1,4 +1,5 @@
-//! Events end some time after they last happened; without that they would fill the store.
+//! Events end some time after they last happened, and requests for certificates of pods some time after they were made;
+//! without that they would fill the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,9 @@ use serde_json::Value;
 use crate::router::Api;
 
 const PREFIX: &str = "/core/events/";
+const REQUESTS: &str = "/certificates.k8s.io/podcertificaterequests/";
+/// How long a PodCertificateRequest stays, as kube-controller-manager's cleaner has it.
+const REQUEST_LIFE: SignedDuration = SignedDuration::from_mins(15);
 
 /// When an event last happened. Pure.
 fn happened(event: &Value) -> Option<Timestamp> {
@@ -21,19 +25,25 @@ fn happened(event: &Value) -> Option<Timestamp> {
     times.into_iter().filter_map(|t| t.as_str()?.parse().ok()).max()
 }
 
-/// Removes events that are older than `ttl`, until the server stops.
+/// Removes what is older than `life` below a prefix.
+async fn sweep(api: &Api, prefix: &str, life: SignedDuration) {
+    let now = Timestamp::now();
+    for (key, entry) in api.store.range(prefix, "", 0, 0).map(|page| page.items).unwrap_or_default() {
+        let age = happened(&entry.value).map(|at| now.duration_since(at));
+        if age.is_some_and(|age| age > life) {
+            // Whoever wrote it meanwhile keeps it.
+            let _ = api.store.delete(&key, entry.revision).await;
+        }
+    }
+}
+
+/// Removes events that are older than `ttl`, and old requests, until the server stops.
 pub async fn run(api: Arc<Api>, ttl: Duration) {
     let (ttl, pause) =
         (SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX), (ttl / 20).max(Duration::from_secs(1)));
     loop {
-        let now = Timestamp::now();
-        for (key, entry) in api.store.range(PREFIX, "", 0, 0).map(|page| page.items).unwrap_or_default() {
-            let age = happened(&entry.value).map(|at| now.duration_since(at));
-            if age.is_some_and(|age| age > ttl) {
-                // Whoever wrote it meanwhile keeps it.
-                let _ = api.store.delete(&key, entry.revision).await;
-            }
-        }
+        sweep(&api, PREFIX, ttl).await;
+        sweep(&api, REQUESTS, REQUEST_LIFE).await;
         tokio::select! {
             () = api.stop.cancelled() => return,
             () = tokio::time::sleep(pause.min(Duration::from_secs(60))) => {}

@@ -183,6 +183,9 @@ where
                     crate::certificates::may_write_part(api, call, &old)?;
                     api_machinery::csr::prepare_part(&call.part, &old, &mut new, &now());
                 }
+                if resource.plural == "podcertificaterequests" {
+                    crate::certificates::may_write_part(api, call, &old)?;
+                }
                 admission::update(call, &old, &new)?;
                 valid(resource, name, &validate::update_status(resource, &old, &new))?;
             }

@@ -8,6 +8,9 @@ mod config;
 mod cri;
 mod events;
 mod eviction;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gc;
 mod images;
 mod kubelet;

@@ -1,6 +1,6 @@
 //! ConfigMaps, Secrets, Services and tokens for pods, from the apiserver through a short-lived cache.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest, PodCertificateRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
-use kubelet_volumes::{ObjectError, Objects, Token};
+use kubelet_volumes::{ObjectError, Objects, Resize, Token, status_patch};
 use tokio::sync::mpsc;
 
+use crate::config::gates;
 use crate::pod::{self, Changed};
 use crate::watched::Watched;
 
@@ -70,12 +73,43 @@ pub(crate) struct FromApi {
     secrets: Cache<Option<Secret>>,
     services: Cache<Vec<Service>>,
     drivers: Cache<Option<CSIDriver>>,
+    /// By signer.
+    bundles: Cache<Vec<ClusterTrustBundle>>,
+    projections: Projections,
+}
+
+/// Sources of projected volumes that a feature gate brings; both are off in Kubernetes 1.36 unless set.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Projections {
+    trust_bundles: bool,
+    certificates: bool,
+}
+
+impl Projections {
+    /// As the feature gates say.
+    pub(crate) fn of(gates: &BTreeMap<String, bool>) -> Self {
+        let on = |name| gates::is_set(name, gates);
+        Self { trust_bundles: on(gates::TRUST_BUNDLES), certificates: on(gates::CERTIFICATES) }
+    }
+}
+
+fn off<T: Send + 'static>(what: &str, gate: &str) -> BoxFuture<'static, Result<T, ObjectError>> {
+    let error = ObjectError::new(format!(
+        "{what} projected volume sources need the feature gate {gate}, which is off (featureGates in the kubelet's \
+         configuration)"
+    ));
+    Box::pin(std::future::ready(Err(error)))
 }
 
 impl FromApi {
     /// Reads with the kubelet's own identity.
     /// What is watched and changes is told to `changes`.
-    pub(crate) fn new(client: kube::Client, strategy: Strategy, changes: mpsc::Sender<Changed>) -> Self {
+    pub(crate) fn new(
+        client: kube::Client,
+        strategy: Strategy,
+        projections: Projections,
+        changes: mpsc::Sender<Changed>,
+    ) -> Self {
         let told = |secret| {
             let changes = changes.clone();
             // When too many wait, the rest is found by the volumes' own regular looks.
@@ -90,6 +124,8 @@ impl FromApi {
             secrets: Cache::new(),
             services: Cache::new(),
             drivers: Cache::new(),
+            bundles: Cache::new(),
+            projections,
         }
     }
 }
@@ -216,6 +252,85 @@ impl Objects for FromApi {
         })
     }
 
+    fn trust_bundle<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<ClusterTrustBundle>, ObjectError>> {
+        if !self.projections.trust_bundles {
+            return off("clusterTrustBundle", gates::TRUST_BUNDLES);
+        }
+        let api: Api<ClusterTrustBundle> = Api::all(self.client.clone());
+        Box::pin(async move { bounded(api.get_opt(name)).await })
+    }
+
+    fn trust_bundles<'a>(&'a self, signer: &'a str) -> BoxFuture<'a, Result<Vec<ClusterTrustBundle>, ObjectError>> {
+        if !self.projections.trust_bundles {
+            return off("clusterTrustBundle", gates::TRUST_BUNDLES);
+        }
+        let api: Api<ClusterTrustBundle> = Api::all(self.client.clone());
+        let fields = format!("spec.signerName={signer}");
+        Box::pin(async move {
+            let params = ListParams::default().fields(&fields);
+            let read = async { api.list(&params).await.map(|list| list.items) };
+            self.bundles.get(signer.to_owned(), FRESH, read).await
+        })
+    }
+
+    fn request_certificate<'a>(
+        &'a self,
+        pod: &'a Pod,
+        mut spec: PodCertificateRequestSpec,
+    ) -> BoxFuture<'a, Result<String, ObjectError>> {
+        if !self.projections.certificates {
+            return off("podCertificate", gates::CERTIFICATES);
+        }
+        Box::pin(async move {
+            let (namespace, told) = (pod::namespace(pod), pod::spec(pod));
+            let account = told.service_account_name.unwrap_or_else(|| "default".into());
+            let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+            let account_uid = bounded(accounts.get(&account)).await?.metadata.uid;
+            spec.node_name = told.node_name.unwrap_or_default();
+            let nodes: Api<Node> = Api::all(self.client.clone());
+            spec.node_uid = bounded(nodes.get(&spec.node_name)).await?.metadata.uid.unwrap_or_default();
+            spec.pod_name = pod::name(pod).to_owned();
+            spec.pod_uid = pod.metadata.uid.clone().unwrap_or_default();
+            spec.service_account_name = account;
+            spec.service_account_uid = account_uid.unwrap_or_default();
+            let owner = OwnerReference {
+                api_version: "v1".into(),
+                kind: "Pod".into(),
+                name: spec.pod_name.clone(),
+                uid: spec.pod_uid.clone(),
+                ..OwnerReference::default()
+            };
+            let metadata = ObjectMeta {
+                generate_name: Some("req-".into()),
+                namespace: Some(namespace.to_owned()),
+                owner_references: Some(vec![owner]),
+                ..ObjectMeta::default()
+            };
+            let request = PodCertificateRequest { metadata, spec, ..PodCertificateRequest::default() };
+            let api: Api<PodCertificateRequest> = Api::namespaced(self.client.clone(), namespace);
+            let made = bounded(api.create(&PostParams::default(), &request)).await?;
+            made.metadata.name.ok_or_else(|| ObjectError::new("the apiserver gave a request without a name"))
+        })
+    }
+
+    fn certificate_request<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PodCertificateRequest>, ObjectError>> {
+        let api: Api<PodCertificateRequest> = Api::namespaced(self.client.clone(), namespace);
+        Box::pin(async move { bounded(api.get_opt(name)).await })
+    }
+
+    fn service_account<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, ObjectError>> {
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        Box::pin(async move { bounded(api.get_opt(name)).await })
+    }
+
     fn claim<'a>(
         &'a self,
         namespace: &'a str,
@@ -240,19 +355,14 @@ impl Objects for FromApi {
         Box::pin(async move { bounded(api.get_opt(name)).await })
     }
 
-    fn claim_resized<'a>(
+    fn claim_resize<'a>(
         &'a self,
         claim: &'a PersistentVolumeClaim,
-        size: &'a str,
+        what: &'a Resize,
     ) -> BoxFuture<'a, Result<(), ObjectError>> {
         let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
         let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
-        let conditions = claim.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-        let conditions: Vec<_> =
-            conditions.into_iter().filter(|c| c.type_ != "FileSystemResizePending" && c.type_ != "Resizing").collect();
-        let patch = serde_json::json!({"status": {
-            "capacity": {"storage": size}, "conditions": conditions, "allocatedResourceStatuses": null,
-        }});
+        let patch = status_patch(claim, what, jiff::Timestamp::now());
         Box::pin(async move {
             let name = claim.metadata.name.as_deref().unwrap_or_default();
             let params = PatchParams::default();

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::{self, Apiserver};
-use crate::config::{Flags, KubeletConfiguration, Loaded, tls_policy};
+use crate::config::{Flags, KubeletConfiguration, Loaded, gates, tls_policy};
 use crate::cri::Cri;
 use crate::events::Recorder;
 use crate::eviction::{Kills, Pressure};
@@ -23,7 +23,7 @@ use crate::images::providers::Providers;
 use crate::images::records::{Policy, Records};
 use crate::kubelet::{Dispatcher, Pods};
 use crate::node::facts;
-use crate::objects::{FromApi, Nowhere, Strategy};
+use crate::objects::{FromApi, Nowhere, Projections, Strategy};
 use crate::pleg::Health;
 use crate::pod::{Changed, NodeDns, NodeFacts, NodeResolv};
 use crate::resources::cgroups::{Cgroups, Driver};
@@ -136,7 +136,7 @@ async fn shared(
     let objects: Arc<dyn Objects> = match &client {
         Some(client) => {
             let strategy = Strategy::named(&config.config_map_and_secret_change_detection_strategy);
-            Arc::new(FromApi::new(client.clone(), strategy, changes))
+            Arc::new(FromApi::new(client.clone(), strategy, Projections::of(&config.feature_gates), changes))
         }
         None => Arc::new(Nowhere),
     };
@@ -201,6 +201,7 @@ fn pulls(flags: &Flags, config: &KubeletConfiguration) -> Result<Pulls> {
         providers: Providers::read(
             flags.image_credential_provider_config.as_deref(),
             flags.image_credential_provider_bin_dir.as_deref(),
+            gates::is_set(gates::PROVIDER_TOKENS, &config.feature_gates),
         )?,
         records: Records::new(&flags.root_dir, policy),
     })

@@ -139,7 +139,8 @@ impl Node {
             (
                 "GANTRY_KUBELET_ARGS",
                 format!(
-                    "--image-credential-provider-config={0}/providers.yaml --image-credential-provider-bin-dir={0}/providers",
+                    "--image-credential-provider-config={0}/providers.yaml --image-credential-provider-bin-dir={0}/providers \
+                     --feature-gates=ClusterTrustBundleProjection=true,PodCertificateRequest=true",
                     self.folder.path().display()
                 ),
             ),
@@ -358,23 +359,32 @@ impl Node {
     }
 }
 
-/// A program that knows the login of registries on port 5011, and that counts how often it was asked.
+/// Port of registries whose login is for pods of annotated service accounts alone (`gantry.test/role`).
+pub const TOKEN_PORT: u16 = 5013;
+
+/// Programs that know the login of registries on two ports, and that count how often they were asked.
 fn credential_provider(folder: &Path) -> Result<()> {
     let programs = folder.join("providers");
     fs::create_dir_all(&programs)?;
     let (user, password) = LOGIN.split_once(':').context("a login")?;
-    let script = format!(
-        "#!/bin/sh\ncat >>{}/asked; echo >>{0}/asked\ncat <<EOF\n{{\"apiVersion\":\"credentialprovider.kubelet.k8s.io/v1\",\
-         \"kind\":\"CredentialProviderResponse\",\"cacheKeyType\":\"Registry\",\
-         \"auth\":{{\"127.0.0.1:5011\":{{\"username\":\"{user}\",\"password\":\"{password}\"}}}}}}\nEOF\n",
-        folder.display()
-    );
-    let program = programs.join("test-login");
-    fs::write(&program, script)?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    let config = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: test-login\n  \
-                  apiVersion: credentialprovider.kubelet.k8s.io/v1\n  matchImages: ['127.0.0.1:5011']\n  \
-                  defaultCacheDuration: 1h\n";
+    let token = "  tokenAttributes:\n    serviceAccountTokenAudience: gantry.test\n    cacheType: ServiceAccount\n    \
+                 requireServiceAccount: true\n    requiredServiceAccountAnnotationKeys: [gantry.test/role]\n";
+    let mut config = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n".to_owned();
+    for (name, port, more) in [("test-login", 5011, ""), ("test-token", TOKEN_PORT, token)] {
+        let script = format!(
+            "#!/bin/sh\ncat >>{}/asked; echo >>{0}/asked\ncat <<EOF\n{{\"apiVersion\":\"credentialprovider.kubelet.k8s.io/v1\",\
+             \"kind\":\"CredentialProviderResponse\",\"cacheKeyType\":\"Registry\",\
+             \"auth\":{{\"127.0.0.1:{port}\":{{\"username\":\"{user}\",\"password\":\"{password}\"}}}}}}\nEOF\n",
+            folder.display()
+        );
+        let program = programs.join(name);
+        fs::write(&program, script)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        config.push_str(&format!(
+            "- name: {name}\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n  matchImages: ['127.0.0.1:{port}']\n  \
+             defaultCacheDuration: 1h\n{more}"
+        ));
+    }
     Ok(fs::write(folder.join("providers.yaml"), config)?)
 }
 

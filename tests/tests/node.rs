@@ -31,6 +31,8 @@ mod lifecycle;
 mod network;
 #[path = "node/pod.rs"]
 mod pod;
+#[path = "node/projected.rs"]
+mod projected;
 #[path = "node/resize.rs"]
 mod resize;
 #[path = "node/wrong.rs"]
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         resize::cases(),
         kubectl::cases(),
         images::cases(),
+        projected::cases(),
         bad_input::cases(),
         wrong::cases(),
         eviction::cases(),

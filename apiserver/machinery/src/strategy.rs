@@ -60,7 +60,9 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
         ("", "namespaces") => object["status"] = json!({"phase": "Active"}),
         ("", "persistentvolumes" | "persistentvolumeclaims") => object["status"] = json!({"phase": "Pending"}),
         ("", "services") => object["status"] = json!({"loadBalancer": {}}),
-        ("certificates.k8s.io", "certificatesigningrequests") => object["status"] = json!({}),
+        ("certificates.k8s.io", "certificatesigningrequests" | "podcertificaterequests") => {
+            object["status"] = json!({})
+        }
         _ if resource.has_status && object.get("status").is_none() && starts_with_status(resource) => {
             object["status"] = json!({});
         }

@@ -35,6 +35,51 @@ pub fn new_key() -> Result<String, PkiError> {
     Ok(KeyPair::generate().map_err(failed("generate a key"))?.serialize_pem())
 }
 
+/// Types of keys that [`new_key_of`] can make, in the words of a pod certificate's `keyType`.
+pub const KEY_TYPES: [&str; 3] = ["ECDSAP256", "ECDSAP384", "ED25519"];
+
+/// A new private key of a type of [`KEY_TYPES`], PKCS#8 PEM.
+///
+/// # Errors
+/// There is no such type, or none that can be made here (RSA and P-521: the TLS library makes no such keys).
+pub fn new_key_of(kind: &str) -> Result<String, PkiError> {
+    let algorithm = match kind {
+        "ECDSAP256" => &rcgen::PKCS_ECDSA_P256_SHA256,
+        "ECDSAP384" => &rcgen::PKCS_ECDSA_P384_SHA384,
+        "ED25519" => &rcgen::PKCS_ED25519,
+        _ => {
+            let why = format!("this type cannot be made here; supported: {}", KEY_TYPES.join(", "));
+            return Err(PkiError::new(format!("generate a key of type {kind:?}"), why));
+        }
+    };
+    Ok(KeyPair::generate_for(algorithm).map_err(failed("generate a key"))?.serialize_pem())
+}
+
+/// A DER request that says nothing but which key it is for: the `stubPKCS10Request` of a pod certificate.
+///
+/// # Errors
+/// The key does not parse.
+pub fn stub_request(key: &str) -> Result<Vec<u8>, PkiError> {
+    let pair = KeyPair::from_pem(key).map_err(failed("read the key of a request"))?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let request = params.serialize_request(&pair).map_err(failed("sign the request for a pod's certificate"))?;
+    Ok(request.der().to_vec())
+}
+
+/// Whether a DER request is signed by its own key.
+///
+/// # Errors
+/// It is not, or it is no request.
+pub fn check_der(der: &[u8]) -> Result<(), PkiError> {
+    use x509_parser::prelude::FromDer;
+    let (rest, csr) = x509_parser::certification_request::X509CertificationRequest::from_der(der).map_err(wrong)?;
+    if !rest.is_empty() {
+        return Err(wrong("there are bytes behind it"));
+    }
+    csr.verify_signature().map_err(|e| wrong(format!("its signature: {e}")))
+}
+
 /// The public half of a private key, PEM: the same text for the same key.
 ///
 /// # Errors
@@ -186,6 +231,24 @@ mod tests {
         assert!(left > Duration::from_secs(3500) && left <= Duration::from_secs(3600), "{left:?}");
         let long = sign(&ca, &made, &asked, purposes, Duration::from_secs(100 * 365 * 86400)).unwrap();
         assert!(inspect(&long).unwrap().not_after <= inspect(&ca.cert).unwrap().not_after, "not beyond the authority");
+    }
+
+    #[test]
+    fn keys_of_each_type_sign_stubs() {
+        for kind in KEY_TYPES {
+            let der = stub_request(&new_key_of(kind).unwrap()).unwrap();
+            check_der(&der).unwrap();
+            let mut other = der.clone();
+            other.push(0);
+            assert!(check_der(&other).is_err(), "{kind}: something is behind it");
+            // A letter of the signature changed.
+            let at = der.len() - 3;
+            other = der;
+            other[at] ^= 1;
+            assert!(check_der(&other).is_err(), "{kind}");
+        }
+        let error = new_key_of("RSA3072").unwrap_err().to_string();
+        assert!(error.contains("RSA3072") && error.contains("ECDSAP256"), "{error}");
     }
 
     #[test]

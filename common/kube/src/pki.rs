@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -156,6 +157,36 @@ pub fn facts_of_der(der: &[u8]) -> Result<Facts, PkiError> {
     })
 }
 
+/// The DER contents of the PEM blocks of a text; what stands between the blocks and in their headers is passed over.
+///
+/// # Errors
+/// A block does not parse.
+pub fn blocks(text: &str) -> Result<Vec<Vec<u8>>, PkiError> {
+    let mut out = Vec::new();
+    for block in x509_parser::pem::Pem::iter_from_buffer(text.as_bytes()) {
+        match block {
+            Ok(block) => out.push(block.contents),
+            Err(e) => return Err(PkiError::new("read PEM blocks", e)),
+        }
+    }
+    Ok(out)
+}
+
+/// A certificate as a PEM block.
+pub fn certificate_block(der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        out.push_str(line);
+        out.push('\n');
+        rest = after;
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
+}
+
 /// Writes `text` to `path` with mode 0600, whole or not at all (temporary file, fsync, rename).
 ///
 /// # Errors
@@ -230,6 +261,17 @@ mod tests {
     fn server_names_may_be_addresses() {
         let pair = self_signed("n1", &["127.0.0.1".to_owned(), "localhost".to_owned(), "::1".to_owned()]).unwrap();
         assert_eq!(inspect(&pair.cert).unwrap().names, ["127.0.0.1", "localhost", "::1"]);
+    }
+
+    #[test]
+    fn blocks_come_out_as_they_went_in() {
+        let (one, two) = (new_ca("one").unwrap().cert, new_ca("two").unwrap().cert);
+        let found = blocks(&format!("a word before\n{one}between\n{two}")).unwrap();
+        assert_eq!(found.len(), 2);
+        assert_eq!(inspect(&certificate_block(&found[1])).unwrap().common_name, "two");
+        assert_eq!(certificate_block(&found[0]).replace("\r\n", "\n"), one.replace("\r\n", "\n"));
+        assert!(blocks("nothing").unwrap().is_empty());
+        assert!(blocks("-----BEGIN CERTIFICATE-----\n*\n-----END CERTIFICATE-----\n").is_err());
     }
 
     #[test]

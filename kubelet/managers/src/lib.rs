@@ -8,6 +8,9 @@
 mod cpu;
 mod cpuset;
 mod devices;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hint;
 mod machine;
 mod manager;

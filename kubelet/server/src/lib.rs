@@ -5,6 +5,9 @@
 mod access;
 pub mod cert;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod health;
 mod local;

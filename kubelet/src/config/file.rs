@@ -112,6 +112,12 @@ fn configs(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(out)
 }
 
+/// What a file alone makes of the configuration.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzzed(text: &str) -> Result<Loaded> {
+    finish(read(text)?)
+}
+
 /// One file's fields.
 fn read(text: &str) -> Result<Map<String, Value>> {
     let value: Value = yaml(text).context("not valid YAML")?;

@@ -1,7 +1,7 @@
 //! Feature gates: which names and values Kubernetes 1.36 knows, so that a mistyped one is an error and not a surprise.
 //!
-//! No gate switches anything in this kubelet: what it can do it always does, and what it lacks no gate brings. Setting a
-//! gate to its default is therefore silent, and to anything else a warning.
+//! Hardly a gate switches anything in this kubelet ([`SWITCHES`]): what it can do it always does, and what it lacks no gate
+//! brings. Setting another gate to its default is therefore silent, and to anything else a warning.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,6 +12,17 @@ use anyhow::{Result, bail};
 const TABLE: &str = include_str!("gates.tsv");
 /// Gates that stand for all of a stage.
 const GROUPS: &[(&str, &str)] = &[("AllAlpha", "ALPHA"), ("AllBeta", "BETA")];
+
+/// Brings clusterTrustBundle projections.
+pub(crate) const TRUST_BUNDLES: &str = "ClusterTrustBundleProjection";
+/// Brings podCertificate projections.
+pub(crate) const CERTIFICATES: &str = "PodCertificateRequest";
+/// Lets credential providers have service account tokens.
+pub(crate) const PROVIDER_TOKENS: &str = "KubeletServiceAccountTokenForCredentialProviders";
+/// Lets static pods name objects of the apiserver when it is off.
+const STATIC_REFERENCES: &str = "PreventStaticPodAPIReferences";
+/// What gates switch here.
+const SWITCHES: &[&str] = &[TRUST_BUNDLES, CERTIFICATES, PROVIDER_TOKENS, STATIC_REFERENCES];
 
 /// A feature gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +70,17 @@ pub(crate) fn check(set: &BTreeMap<String, bool>) -> Result<Vec<String>> {
                     gate.default
                 );
             }
-            idle.push(name.clone());
+            if !SWITCHES.contains(&name.as_str()) {
+                idle.push(name.clone());
+            }
         }
     }
     Ok(idle)
+}
+
+/// Whether the gate of a name is on.
+pub(crate) fn is_set(name: &str, set: &BTreeMap<String, bool>) -> bool {
+    all().find(|gate| gate.name == name).is_some_and(|gate| is_on(&gate, set))
 }
 
 /// `kubernetes_feature_enabled`: each gate with its stage.
@@ -113,5 +131,8 @@ mod tests {
         assert_eq!(check(&set(&[(gate.name, false), ("AllAlpha", false), ("AllBeta", true)])).unwrap(), [""; 0]);
         assert_eq!(check(&set(&[(gate.name, true), ("AllAlpha", true)])).unwrap().len(), 2);
         assert!(is_on(&gate, &set(&[("AllAlpha", true)])) && !is_on(&gate, &set(&[])));
+        assert_eq!(check(&set(&[(CERTIFICATES, true), (TRUST_BUNDLES, true)])).unwrap(), [""; 0]);
+        assert!(is_set(CERTIFICATES, &set(&[(CERTIFICATES, true)])) && !is_set(CERTIFICATES, &set(&[])));
+        assert!(is_set(PROVIDER_TOKENS, &set(&[])));
     }
 }

@@ -10,6 +10,8 @@ mod settings;
 mod span;
 
 pub(crate) use fields::KubeletConfiguration;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use file::fuzzed;
 pub(crate) use file::{Loaded, shown, yaml};
 pub(crate) use flags::{Flags, level_of};
 pub(crate) use span::Span;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::name;
-use super::providers::Providers;
+use super::providers::{Found, Providers};
 use super::records::Owner;
 use crate::pod;
 use crate::shared::Shared;
@@ -28,13 +28,20 @@ pub(crate) struct Login {
 pub(crate) async fn logins(shared: &Shared, providers: &Providers, pod: &Pod, image: &str) -> Vec<Login> {
     let mut out = of_secrets(shared, pod, image).await;
     let node = |auth| Login { auth, owner: Owner::Node };
-    out.extend(providers.logins(image).await.into_iter().map(node));
+    out.extend(of_providers(shared, providers, pod, image).await);
     for path in node_files(&shared.root) {
         if let Ok(text) = std::fs::read(&path) {
             out.extend(from_docker_config(&text, image).into_iter().map(node));
         }
     }
     out
+}
+
+/// Logins of credential providers: the node's, or the pod's account's where its token was asked for.
+pub(crate) async fn of_providers(shared: &Shared, providers: &Providers, pod: &Pod, image: &str) -> Vec<Login> {
+    let found = providers.logins(&*shared.objects, pod, image).await;
+    let login = |(auth, account): Found| Login { owner: account.map_or(Owner::Node, Owner::Account), auth };
+    found.into_iter().map(login).collect()
 }
 
 /// Logins from the pod's imagePullSecrets that fit the image's registry.
@@ -96,7 +103,7 @@ fn hash(auth: &AuthConfig) -> String {
 }
 
 /// The logins of a docker configuration that fit the image.
-fn from_docker_config(text: &[u8], image: &str) -> Vec<AuthConfig> {
+pub(crate) fn from_docker_config(text: &[u8], image: &str) -> Vec<AuthConfig> {
     let Ok(document) = serde_json::from_slice::<Value>(text) else { return Vec::new() };
     let table = document.get("auths").unwrap_or(&document);
     let registry = name::registry(image);

@@ -107,7 +107,11 @@ pub(crate) async fn ensure(
             let named = found.repo_tags.contains(&full)
                 || found.repo_digests.iter().any(|digest| name::repository(digest) == whole);
             let may_use = |logins: &[Login]| pulls.records.may_use(image, &found.id, named, logins);
-            let free = !pulls.records.asks() || may_use(&[]) || may_use(&login::of_secrets(shared, pod, image).await);
+            let free = !pulls.records.asks()
+                || may_use(&[])
+                || may_use(&login::of_secrets(shared, pod, image).await)
+                || (pulls.providers.asks_for_accounts(image)
+                    && may_use(&login::of_providers(shared, &pulls.providers, pod, image).await));
             if free {
                 event(false, "Pulled", format!("Container image {image:?} already present on machine"));
                 return Ok(found);

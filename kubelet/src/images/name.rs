@@ -81,16 +81,32 @@ pub(crate) fn matches(pattern: &str, image: &str) -> bool {
     wanted.len() == parts.len() && wanted.iter().zip(&parts).all(|(pattern, part)| glob(pattern, part))
 }
 
-/// `*` is any text, `?` one character.
+/// `*` is any text, `?` one character. A pattern's stars cost no more than the text's length each, however many there are.
 fn glob(pattern: &str, text: &str) -> bool {
-    match pattern.chars().next() {
-        None => text.is_empty(),
-        Some('*') => (0..=text.len()).any(|i| text.is_char_boundary(i) && glob(&pattern[1..], &text[i..])),
-        Some(c) => text
-            .chars()
-            .next()
-            .is_some_and(|t| (c == '?' || c == t) && glob(&pattern[c.len_utf8()..], &text[t.len_utf8()..])),
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut p, mut t) = (0, 0);
+    // Behind the last star, and what of the text it was given last.
+    let mut retry: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                p += 1;
+                retry = Some((p, t));
+            }
+            Some(c) if *c == '?' || *c == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            _ => match &mut retry {
+                Some((behind, given)) => {
+                    *given += 1;
+                    (p, t) = (*behind, *given);
+                }
+                None => return false,
+            },
+        }
     }
+    pattern[p..].iter().all(|c| *c == '*')
 }
 
 #[cfg(test)]
@@ -124,6 +140,14 @@ mod tests {
         ] {
             assert_eq!((full(image).as_str(), repository(image).as_str()), (whole, without_tag));
         }
+    }
+
+    #[test]
+    fn a_pattern_of_stars_is_no_work() {
+        let (stars, text) = ("*a".repeat(40) + "b", "a".repeat(60));
+        assert!(!glob(&stars, &text));
+        assert!(glob(&("*a".repeat(40) + "*"), &text) && glob("a*c?e*", "abcde") && !glob("a*c?e", "abcdef"));
+        assert!(glob("", "") && glob("**", "") && !glob("?", "") && glob("*é", "caféé"));
     }
 
     #[test]

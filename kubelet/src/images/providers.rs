@@ -10,19 +10,24 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kubelet_volumes::Objects;
 use proto::cri::AuthConfig;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::name;
-use crate::config::Span;
+use crate::config::{Span, gates};
 
 const GROUP: &str = "credentialprovider.kubelet.k8s.io/";
 /// How long a provider may take, as upstream.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Seconds that a token for a provider lives: what a request that says nothing gets.
+const TOKEN_LIFE: i64 = 3600;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -43,9 +48,46 @@ struct Provider {
     args: Vec<String>,
     #[serde(default)]
     env: Vec<Variable>,
-    /// Accepted only to be refused in words.
-    token_attributes: Option<Value>,
+    token_attributes: Option<TokenAttributes>,
 }
+
+/// How a provider gets a token of the pod's service account.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TokenAttributes {
+    #[serde(default)]
+    service_account_token_audience: String,
+    #[serde(default)]
+    cache_type: String,
+    require_service_account: Option<bool>,
+    #[serde(default)]
+    required_service_account_annotation_keys: Vec<String>,
+    #[serde(default)]
+    optional_service_account_annotation_keys: Vec<String>,
+}
+
+/// The service account of a pod as a provider sees it.
+#[derive(Clone, Debug, Default)]
+struct Shown {
+    token: String,
+    annotations: BTreeMap<String, String>,
+    /// What answers are kept under beside the image, and whose the login is.
+    account: Option<Account>,
+}
+
+/// A service account.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Account {
+    /// Its uid.
+    pub(crate) uid: String,
+    /// Its namespace.
+    pub(crate) namespace: String,
+    /// Its name.
+    pub(crate) name: String,
+}
+
+/// A login of a provider; of a service account where it was given that one's token and the login is for it alone.
+pub(crate) type Found = (AuthConfig, Option<Account>);
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,17 +128,22 @@ pub(crate) struct Providers {
 }
 
 /// What an answer is kept under.
-fn keys(provider: &str, image: &str) -> [(String, String); 3] {
-    let key = |text: String| (provider.to_owned(), text);
+fn keys(provider: &Provider, image: &str, shown: &Shown) -> [(String, String); 3] {
+    let by_token = provider.token_attributes.as_ref().is_some_and(|t| t.cache_type == "Token");
+    // Lists are written with their lengths and quotes, so that no two pods' texts are the same by accident.
+    let token = if by_token { super::records::hex(&Sha256::digest(&shown.token)) } else { String::new() };
+    let whose = shown.account.as_ref().map(|a| format!("{a:?} {:?} {token}", shown.annotations)).unwrap_or_default();
+    let key = |text: String| (provider.name.clone(), format!("{text}\n{whose}"));
     [key(format!("image {image}")), key(format!("registry {}", name::registry(image))), key("global".to_owned())]
 }
 
 impl Providers {
     /// Reads the configuration (a file, or a folder of `.json`, `.yaml` and `.yml` files) and looks for the programs.
+    /// `tokens` says whether providers may ask for service account tokens.
     ///
     /// # Errors
     /// A file is wrong, or a program is missing; the text names the field or the path.
-    pub(crate) fn read(config: Option<&Path>, folder: Option<&Path>) -> Result<Self> {
+    pub(crate) fn read(config: Option<&Path>, folder: Option<&Path>, tokens: bool) -> Result<Self> {
         let (config, folder) = match (config, folder) {
             (None, None) => return Ok(Self::default()),
             (Some(config), Some(folder)) => (config, folder),
@@ -110,7 +157,7 @@ impl Providers {
             let file: File = serde_path_to_error::deserialize(value)
                 .map_err(|e| anyhow::anyhow!("field {}: {}", e.path(), e.inner()))
                 .with_context(what)?;
-            check(&file).with_context(what)?;
+            check(&file, tokens).with_context(what)?;
             list.extend(file.providers);
         }
         for (index, provider) in list.iter().enumerate() {
@@ -124,12 +171,21 @@ impl Providers {
         Ok(Self { folder: folder.to_owned(), list, known: Mutex::default() })
     }
 
-    /// The logins for an image, the most specific first. A provider that fails is logged; the pull goes on without it.
-    pub(crate) async fn logins(&self, image: &str) -> Vec<AuthConfig> {
-        let mut found: Vec<(String, Auth)> = Vec::new();
+    /// The logins of a pod for an image, the most specific first. A provider that fails is logged; the pull goes on
+    /// without it.
+    pub(crate) async fn logins(&self, objects: &dyn Objects, pod: &Pod, image: &str) -> Vec<Found> {
+        let mut found: Vec<(String, Auth, Option<Account>)> = Vec::new();
         for provider in self.list.iter().filter(|p| p.match_images.iter().any(|m| name::matches(m, image))) {
-            match self.ask(provider, image).await {
-                Ok(logins) => found.extend(logins.into_iter().filter(|(pattern, _)| name::matches(pattern, image))),
+            let answer = match shown(objects, pod, provider).await {
+                Ok(None) => continue,
+                Ok(Some(shown)) => self.ask(provider, image, &shown).await.map(|logins| (logins, shown.account)),
+                Err(e) => Err(e),
+            };
+            match answer {
+                Ok((logins, account)) => {
+                    let fitting = logins.into_iter().filter(|(pattern, _)| name::matches(pattern, image));
+                    found.extend(fitting.map(|(pattern, auth)| (pattern, auth, account.clone())));
+                }
                 Err(e) => {
                     tracing::warn!(
                         provider = provider.name,
@@ -140,19 +196,25 @@ impl Providers {
                 }
             }
         }
-        found.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then(b.cmp(a)));
+        found.sort_by(|(a, ..), (b, ..)| b.len().cmp(&a.len()).then(b.cmp(a)));
         let login = |auth: Auth| AuthConfig { username: auth.username, password: auth.password, ..Default::default() };
-        found.into_iter().map(|(_, auth)| login(auth)).collect()
+        found.into_iter().map(|(_, auth, account)| (login(auth), account)).collect()
     }
 
-    async fn ask(&self, provider: &Provider, image: &str) -> Result<Logins> {
+    /// Service accounts whose tokens providers of an image get: whoever runs under them may use what was pulled so.
+    pub(crate) fn asks_for_accounts(&self, image: &str) -> bool {
+        let fits = |p: &&Provider| p.match_images.iter().any(|m| name::matches(m, image));
+        self.list.iter().filter(fits).any(|p| p.token_attributes.is_some())
+    }
+
+    async fn ask(&self, provider: &Provider, image: &str, shown: &Shown) -> Result<Logins> {
         let mut known = self.known.lock().await;
         known.retain(|_, (until, _)| *until > Instant::now());
-        let keys = keys(&provider.name, image);
+        let keys = keys(provider, image, shown);
         if let Some((_, logins)) = keys.iter().find_map(|k| known.get(k)) {
             return Ok(logins.clone());
         }
-        let response = self.run(provider, image).await?;
+        let response = self.run(provider, image, shown).await?;
         let lasts = response.cache_duration.unwrap_or(provider.default_cache_duration).0;
         let key = match response.cache_key_type.as_str() {
             "Image" => 0,
@@ -166,9 +228,16 @@ impl Providers {
         Ok(response.auth)
     }
 
-    async fn run(&self, provider: &Provider, image: &str) -> Result<Response> {
+    async fn run(&self, provider: &Provider, image: &str, shown: &Shown) -> Result<Response> {
         let program = self.folder.join(&provider.name);
-        let request = json!({"apiVersion": provider.api_version, "kind": "CredentialProviderRequest", "image": image});
+        let mut request =
+            json!({"apiVersion": provider.api_version, "kind": "CredentialProviderRequest", "image": image});
+        if !shown.token.is_empty() {
+            request["serviceAccountToken"] = json!(shown.token);
+        }
+        if !shown.annotations.is_empty() {
+            request["serviceAccountAnnotations"] = json!(shown.annotations);
+        }
         let mut child = tokio::process::Command::new(&program)
             .args(&provider.args)
             .envs(provider.env.iter().map(|v| (&v.name, &v.value)))
@@ -200,6 +269,13 @@ impl Providers {
     }
 }
 
+/// The image patterns of an answer; none where it is no answer.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn patterns_of(answer: &[u8]) -> Vec<String> {
+    let answer = serde_json::from_slice::<Response>(answer).ok();
+    answer.into_iter().flat_map(|answer| answer.auth.into_keys()).collect()
+}
+
 fn files(config: &Path) -> std::io::Result<Vec<PathBuf>> {
     if !std::fs::metadata(config)?.is_dir() {
         return Ok(vec![config.to_owned()]);
@@ -215,7 +291,7 @@ fn files(config: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(out)
 }
 
-fn check(file: &File) -> Result<()> {
+fn check(file: &File, tokens: bool) -> Result<()> {
     ensure!(
         file.kind == "CredentialProviderConfig" && file.api_version.starts_with("kubelet.config.k8s.io/v1"),
         "it is {:?} {:?}, not kubelet.config.k8s.io/v1 CredentialProviderConfig",
@@ -234,22 +310,134 @@ fn check(file: &File) -> Result<()> {
             "{at}.apiVersion: {:?} is not {GROUP}v1",
             p.api_version
         );
-        ensure!(
-            p.token_attributes.is_none(),
-            "{at}.tokenAttributes: this kubelet gives credential providers no service account tokens"
-        );
+        if let Some(attributes) = &p.token_attributes {
+            let at = format!("{at}.tokenAttributes");
+            ensure!(tokens, "{at}: the feature gate {} is off", gates::PROVIDER_TOKENS);
+            ensure!(version == Some("v1"), "{at}: only providers of apiVersion {GROUP}v1 get tokens");
+            check_attributes(attributes, &at)?;
+        }
     }
     Ok(())
+}
+
+fn check_attributes(attributes: &TokenAttributes, at: &str) -> Result<()> {
+    let TokenAttributes { required_service_account_annotation_keys: required, .. } = attributes;
+    let optional = &attributes.optional_service_account_annotation_keys;
+    ensure!(!attributes.service_account_token_audience.is_empty(), "{at}.serviceAccountTokenAudience: it is needed");
+    let kind = &attributes.cache_type;
+    ensure!(
+        matches!(kind.as_str(), "ServiceAccount" | "Token"),
+        "{at}.cacheType: {kind:?} is none of ServiceAccount, Token"
+    );
+    let Some(wanted) = attributes.require_service_account else {
+        bail!("{at}.requireServiceAccount: it is needed");
+    };
+    ensure!(
+        wanted || required.is_empty(),
+        "{at}.requiredServiceAccountAnnotationKeys: requireServiceAccount cannot be false with it"
+    );
+    for (field, keys) in [("required", required), ("optional", optional)] {
+        for (index, key) in keys.iter().enumerate() {
+            let at = format!("{at}.{field}ServiceAccountAnnotationKeys[{index}]");
+            let why = api_machinery::validate::qualified_name(&key.to_lowercase());
+            ensure!(why.is_empty(), "{at}: {key:?}: {}", why.join(", "));
+            ensure!(!keys[..index].contains(key), "{at}: {key:?} is named twice");
+        }
+    }
+    if let Some(both) = required.iter().find(|key| optional.contains(key)) {
+        bail!("{at}: annotation key {both:?} cannot be both required and optional");
+    }
+    Ok(())
+}
+
+/// What a provider gets to see of the pod's service account; `None` where it is not asked for this pod.
+async fn shown(objects: &dyn Objects, pod: &Pod, provider: &Provider) -> Result<Option<Shown>> {
+    let Some(attributes) = &provider.token_attributes else { return Ok(Some(Shown::default())) };
+    let name = pod.spec.as_ref().and_then(|s| s.service_account_name.clone()).unwrap_or_default();
+    if name.is_empty() {
+        // A pod of a manifest has none.
+        return Ok((attributes.require_service_account == Some(false)).then(Shown::default));
+    }
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let found = objects.service_account(&namespace, &name).await?;
+    let found = found.with_context(|| format!("service account {namespace}/{name} does not exist"))?;
+    let has = found.metadata.annotations.unwrap_or_default();
+    let mut annotations = BTreeMap::new();
+    for key in &attributes.required_service_account_annotation_keys {
+        // Accounts take part by it; the others are none of the provider's.
+        let Some(value) = has.get(key) else { return Ok(None) };
+        annotations.insert(key.clone(), value.clone());
+    }
+    for key in &attributes.optional_service_account_annotation_keys {
+        annotations.extend(has.get(key).map(|value| (key.clone(), value.clone())));
+    }
+    let token = objects.token(pod, Some(&attributes.service_account_token_audience), TOKEN_LIFE).await?.token;
+    let account = Account { uid: found.metadata.uid.unwrap_or_default(), namespace, name };
+    Ok(Some(Shown { token, annotations, account: Some(account) }))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use futures::future::BoxFuture;
+    use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
+    use kubelet_volumes::{ObjectError, Token};
+    use serde_json::Value;
+
     use super::*;
+
+    /// One service account, whose tokens are counted.
+    #[derive(Default)]
+    struct Accounts(std::sync::atomic::AtomicU32);
+
+    type Answer<'a, T> = BoxFuture<'a, Result<T, ObjectError>>;
+
+    impl Objects for Accounts {
+        fn config_map<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, Option<ConfigMap>> {
+            Box::pin(async { Ok(None) })
+        }
+
+        fn secret<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, Option<Secret>> {
+            Box::pin(async { Ok(None) })
+        }
+
+        fn token<'a>(&'a self, _: &'a Pod, audience: Option<&'a str>, _: i64) -> Answer<'a, Token> {
+            let count = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let token = format!("token-{}-{count}", audience.unwrap_or_default());
+            Box::pin(async { Ok(Token { token, expires: jiff::Timestamp::MAX }) })
+        }
+
+        fn services<'a>(&'a self, _: &'a str) -> Answer<'a, Vec<Service>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+
+        fn service_account<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Option<ServiceAccount>> {
+            let annotations = if name == "builder" { json!({"r.io/role": "b", "r.io/team": "t"}) } else { json!({}) };
+            let meta =
+                json!({"name": name, "namespace": namespace, "uid": format!("uid-{name}"), "annotations": annotations});
+            Box::pin(async move { Ok(serde_json::from_value(json!({"metadata": meta})).ok()) })
+        }
+    }
+
+    fn pod_of(account: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"serviceAccountName": account, "containers": []}}))
+        .unwrap()
+    }
+
+    impl Providers {
+        async fn plain(&self, image: &str) -> Vec<AuthConfig> {
+            self.logins(&Accounts::default(), &Pod::default(), image).await.into_iter().map(|(auth, _)| auth).collect()
+        }
+    }
 
     /// A provider that counts its calls and answers as told.
     fn provider(answer: &str) -> (tempfile::TempDir, Result<Providers>) {
+        provider_with(answer, "")
+    }
+
+    fn provider_with(answer: &str, more: &str) -> (tempfile::TempDir, Result<Providers>) {
         let dir = tempfile::tempdir().unwrap();
         let (bin, calls) = (dir.path().join("bin"), dir.path().join("calls"));
         std::fs::create_dir(&bin).unwrap();
@@ -260,8 +448,8 @@ mod tests {
         let text = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: login\n  \
                     matchImages: ['*.example.com', 'r.io/team']\n  defaultCacheDuration: 1h\n  \
                     apiVersion: credentialprovider.kubelet.k8s.io/v1\n  args: [get]\n  env: [{name: WHO, value: me}]\n";
-        std::fs::write(&config, text).unwrap();
-        let read = Providers::read(Some(&config), Some(&bin));
+        std::fs::write(&config, format!("{text}{more}")).unwrap();
+        let read = Providers::read(Some(&config), Some(&bin), true);
         (dir, read)
     }
 
@@ -281,9 +469,9 @@ mod tests {
         let (dir, providers) = provider(&answer("Registry", ""));
         let providers = providers.unwrap();
         let users = |logins: Vec<AuthConfig>| logins.into_iter().map(|l| l.username).collect::<Vec<_>>();
-        assert_eq!(users(providers.logins("a.example.com/x/y:1").await), ["exact", "me-get"]);
-        assert_eq!(users(providers.logins("a.example.com/other").await), ["me-get"]);
-        assert!(providers.logins("quay.io/x").await.is_empty());
+        assert_eq!(users(providers.plain("a.example.com/x/y:1").await), ["exact", "me-get"]);
+        assert_eq!(users(providers.plain("a.example.com/other").await), ["me-get"]);
+        assert!(providers.plain("quay.io/x").await.is_empty());
         let calls = calls(&dir);
         assert_eq!(calls.len(), 1, "{calls:?}");
         assert_eq!(calls[0]["image"], "a.example.com/x/y:1");
@@ -295,7 +483,7 @@ mod tests {
         let (dir, providers) = provider(&answer("Global", r#""cacheDuration":"0s","#));
         let providers = providers.unwrap();
         for _ in 0..2 {
-            assert_eq!(providers.logins("b.example.com/x").await.len(), 1);
+            assert_eq!(providers.plain("b.example.com/x").await.len(), 1);
         }
         assert_eq!(calls(&dir).len(), 2);
     }
@@ -303,7 +491,73 @@ mod tests {
     #[tokio::test]
     async fn a_failed_program_gives_no_login() {
         let (_dir, providers) = provider("echo no >&2; exit 3");
-        assert!(providers.unwrap().logins("b.example.com/x").await.is_empty());
+        assert!(providers.unwrap().plain("b.example.com/x").await.is_empty());
+    }
+
+    const ATTRIBUTES: &str = "  tokenAttributes:\n    serviceAccountTokenAudience: r.io\n    cacheType: ServiceAccount\n    \
+                              requireServiceAccount: true\n    requiredServiceAccountAnnotationKeys: [r.io/role]\n    \
+                              optionalServiceAccountAnnotationKeys: [r.io/team, r.io/none]\n";
+
+    #[tokio::test]
+    async fn a_program_sees_the_token_and_annotations_of_the_pods_account() {
+        let (dir, providers) = provider_with(&answer("Registry", ""), ATTRIBUTES);
+        let (providers, objects) = (providers.unwrap(), Accounts::default());
+        assert!(providers.asks_for_accounts("a.example.com/x") && !providers.asks_for_accounts("quay.io/x"));
+        let found = providers.logins(&objects, &pod_of("builder"), "a.example.com/x").await;
+        assert_eq!(found.len(), 2);
+        let want = Account { uid: "uid-builder".into(), namespace: "n".into(), name: "builder".into() };
+        assert_eq!(found[0].1, Some(want));
+        for (account, images) in [("builder", 2), ("other", 0), ("", 0)] {
+            assert_eq!(
+                providers.logins(&objects, &pod_of(account), "a.example.com/x").await.len(),
+                images,
+                "{account}"
+            );
+        }
+        let calls = calls(&dir);
+        assert_eq!(
+            calls.len(),
+            1,
+            "the answer is kept for the account, and those without the annotation are not asked for"
+        );
+        assert_eq!(calls[0]["serviceAccountToken"], "token-r.io-0");
+        assert_eq!(calls[0]["serviceAccountAnnotations"], json!({"r.io/role": "b", "r.io/team": "t"}));
+    }
+
+    #[tokio::test]
+    async fn an_answer_for_one_token_is_not_anothers() {
+        let more = ATTRIBUTES.replace("cacheType: ServiceAccount", "cacheType: Token").replace("[r.io/role]", "[]");
+        let (dir, providers) = provider_with(&answer("Global", ""), &more.replace("Account: true", "Account: false"));
+        let (providers, objects) = (providers.unwrap(), Accounts::default());
+        for account in ["builder", "builder", ""] {
+            assert!(!providers.logins(&objects, &pod_of(account), "a.example.com/x").await.is_empty());
+        }
+        let calls = calls(&dir);
+        assert_eq!(calls.len(), 3);
+        assert!(calls[2].get("serviceAccountToken").is_none(), "a pod without an account has no token: {}", calls[2]);
+    }
+
+    #[test]
+    fn wrong_token_attributes_name_the_field() {
+        for (from, to, want) in [
+            ("Audience: r.io", "Audience: ''", "tokenAttributes.serviceAccountTokenAudience"),
+            ("cacheType: ServiceAccount", "cacheType: Pod", "tokenAttributes.cacheType"),
+            ("Account: true", "Account: false", "tokenAttributes.requiredServiceAccountAnnotationKeys"),
+            ("    requireServiceAccount: true\n", "", "tokenAttributes.requireServiceAccount"),
+            ("[r.io/role]", "['a b']", "requiredServiceAccountAnnotationKeys[0]"),
+            ("r.io/none]", "r.io/team]", "optionalServiceAccountAnnotationKeys[1]"),
+            ("r.io/none]", "r.io/role]", "both required and optional"),
+            ("r.io/none]", "r.io/none]\n    more: 1", "more"),
+        ] {
+            let (_dir, read) = provider_with("", &ATTRIBUTES.replace(from, to));
+            let error = format!("{:#}", read.unwrap_err());
+            assert!(error.contains("providers[0]") && error.contains(want), "{want}: {error}");
+        }
+        let (dir, read) = provider_with("", ATTRIBUTES);
+        assert!(read.is_ok());
+        let (config, bin) = (dir.path().join("config.yaml"), dir.path().join("bin"));
+        let error = format!("{:#}", Providers::read(Some(&config), Some(&bin), false).unwrap_err());
+        assert!(error.contains("KubeletServiceAccountTokenForCredentialProviders"), "{error}");
     }
 
     #[test]
@@ -330,9 +584,9 @@ mod tests {
             ),
         ] {
             std::fs::write(&path, text).unwrap();
-            let error = Providers::read(Some(&path), Some(Path::new("/bin-dir-that-is-not"))).unwrap_err();
+            let error = Providers::read(Some(&path), Some(Path::new("/bin-dir-that-is-not")), true).unwrap_err();
             assert!(format!("{error:#}").contains(want), "{error:#}");
         }
-        assert!(Providers::read(Some(&path), None).is_err());
+        assert!(Providers::read(Some(&path), None, true).is_err());
     }
 }

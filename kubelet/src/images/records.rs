@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::login::Login;
 use super::name;
+use super::providers::Account;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 
@@ -34,6 +35,8 @@ pub(crate) enum Owner {
         /// Names the login in it.
         hash: String,
     },
+    /// A service account's, of a credential provider that got its token.
+    Account(Account),
 }
 
 /// The file of an image that was pulled.
@@ -56,6 +59,8 @@ struct Credentials {
     node_pods_accessible: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     kubernetes_secrets: Vec<Secret>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    kubernetes_service_accounts: Vec<Account>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -67,7 +72,7 @@ struct Secret {
     credential_hash: String,
 }
 
-/// Secrets that are kept of one image; the oldest goes when there are more, as upstream.
+/// Secrets, and accounts, that are kept of one image; the oldest goes when there are more, as upstream.
 const MOST: usize = 100;
 
 /// When logins are asked for.
@@ -195,8 +200,15 @@ impl Records {
         let mut record = self.read(image_ref).unwrap_or_default();
         let mapping = record.credential_mapping.entry(name::repository(image)).or_default();
         match owner {
-            Owner::Node => *mapping = Credentials { node_pods_accessible: true, kubernetes_secrets: Vec::new() },
-            Owner::Secret { .. } if mapping.node_pods_accessible => return Ok(()),
+            Owner::Node => *mapping = Credentials { node_pods_accessible: true, ..Credentials::default() },
+            Owner::Secret { .. } | Owner::Account(_) if mapping.node_pods_accessible => return Ok(()),
+            Owner::Account(account) => {
+                let accounts = &mut mapping.kubernetes_service_accounts;
+                accounts.retain(|known| known != account);
+                accounts.push(account.clone());
+                let over = accounts.len().saturating_sub(MOST);
+                accounts.drain(..over);
+            }
             Owner::Secret { uid, namespace, name, hash } => {
                 let same = |s: &Secret| s.uid == *uid && s.namespace == *namespace && s.name == *name;
                 let secrets = &mut mapping.kubernetes_secrets;
@@ -236,7 +248,12 @@ impl Records {
             return true;
         }
         for login in logins {
-            let Owner::Secret { uid, namespace, name, hash } = &login.owner else { continue };
+            let Owner::Secret { uid, namespace, name, hash } = &login.owner else {
+                if matches!(&login.owner, Owner::Account(a) if known.kubernetes_service_accounts.contains(a)) {
+                    return true;
+                }
+                continue;
+            };
             let same = |s: &Secret| s.uid == *uid && s.namespace == *namespace && s.name == *name;
             let found = known.kubernetes_secrets.iter().find(|s| s.credential_hash == *hash || same(s));
             let Some(found) = found else { continue };
@@ -324,6 +341,18 @@ mod tests {
         let intent = records.begin("r.io/a:1").unwrap();
         records.succeeded(intent, "id", &Owner::Node);
         assert!(records.may_use("r.io/a:1", "id", true, &[]), "it can be had without a login");
+    }
+
+    #[test]
+    fn what_came_by_an_accounts_token_is_for_that_account() {
+        let (_dir, records) = records("NeverVerifyPreloadedImages");
+        let of = |uid: &str| Account { uid: uid.into(), namespace: "n".into(), name: "builder".into() };
+        let login = |uid: &str| Login { auth: AuthConfig::default(), owner: Owner::Account(of(uid)) };
+        let intent = records.begin("r.io/a:1").unwrap();
+        records.succeeded(intent, "id", &Owner::Account(of("one")));
+        assert!(!records.may_use("r.io/a:1", "id", true, &[]));
+        assert!(!records.may_use("r.io/a:1", "id", true, &[login("two")]), "another account of the same name");
+        assert!(records.may_use("r.io/a:1", "id", true, &[login("one")]));
     }
 
     #[test]

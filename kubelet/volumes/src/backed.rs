@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::claim::{self, Bound};
 use crate::contents::group_of;
 use crate::kind::Kind;
+use crate::resize::{self, Resize};
 use crate::volumes::blocking;
 use crate::{Layout, PodContext, Usage, Volumes, fs_group, host_path};
 
@@ -74,6 +75,11 @@ impl Looked {
         }
     }
 
+    /// The next look is not waited for.
+    fn again(&self, uid: &str, volume: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(uid.to_owned(), volume.to_owned()));
+    }
+
     pub(crate) fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != uid);
     }
@@ -85,7 +91,7 @@ impl Bound {
         let size = self.volume.spec.as_ref()?.capacity.as_ref()?.get("storage")?;
         let known = self.claim.status.as_ref()?.capacity.as_ref()?.get("storage")?;
         let (new, old) = (Quantity::parse(&size.0).ok()?.value(), Quantity::parse(&known.0).ok()?.value());
-        (new > old).then(|| (new, size.0.clone()))
+        (new > old && !resize::is_given_up(&self.claim)).then(|| (new, size.0.clone()))
     }
 }
 
@@ -108,7 +114,7 @@ impl Volumes {
                 let gid = group.map(|g| g.gid);
                 let published = self.csi.mount(pod, &wanted, &ctx.node_name, gid, bytes).await?;
                 if let Some((bound, (_, size))) = bound.as_ref().zip(growth) {
-                    self.resized(bound, &size).await;
+                    self.tell(bound, &Resize::Done(size)).await;
                 }
                 (published.path, wanted.read_only, wanted.spec_name.clone(), published.give_group)
             }
@@ -150,16 +156,25 @@ impl Volumes {
         let gid = group_of(pod).map(|g| g.gid);
         self.csi.republish(pod, &wanted, &ctx.node_name, gid).await?;
         if let Some((bound, (bytes, size))) = bound.as_ref().and_then(|b| Some((b, b.growth()?))) {
-            self.csi.grow(pod, &wanted, bytes).await?;
-            self.resized(bound, &size).await;
+            self.tell(bound, &Resize::Begun).await;
+            let ended = match self.csi.grow(pod, &wanted, bytes).await {
+                Ok(()) => Resize::Done(size),
+                Err(refused) if refused.infeasible => Resize::Infeasible(refused.why),
+                Err(refused) => Resize::Failed(refused.why),
+            };
+            self.tell(bound, &ended).await;
+            if let Resize::Failed(why) | Resize::Infeasible(why) = ended {
+                self.looked.again(uid, &volume.name);
+                return Err(format!("NodeExpandVolume failed for volume {}: {why}", wanted.spec_name));
+            }
         }
         Ok(())
     }
 
-    async fn resized(&self, bound: &Bound, size: &str) {
-        if let Err(e) = self.objects.claim_resized(&bound.claim, size).await {
+    async fn tell(&self, bound: &Bound, what: &Resize) {
+        if let Err(e) = self.objects.claim_resize(&bound.claim, what).await {
             let claim = bound.claim.metadata.name.as_deref();
-            tracing::warn!(claim, error = %e, "the claim's status does not tell its new size yet, will try again");
+            tracing::warn!(claim, error = %e, "the claim's status does not tell how it grows, will try again");
         }
     }
 

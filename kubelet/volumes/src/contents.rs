@@ -4,15 +4,28 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gantry_kube::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, ProjectedVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{
+    Container, EmptyDirVolumeSource, Pod, PodCertificateProjection, ProjectedVolumeSource, Volume,
+};
 
 use crate::atomic::{self, Payload};
+use crate::certificate::{Certificates, Held};
 use crate::empty_dir::{self, Medium};
 use crate::kind::{Kind, kind_of};
 use crate::token::{self, Tokens};
-use crate::{Layout, Objects, PodContext, fs_group, host_path, payload};
+use crate::{Layout, Objects, PodContext, fs_group, host_path, payload, trust};
+
+/// What was issued to pods and is renewed: it lives in memory and in the pods' files.
+#[derive(Clone, Default)]
+pub(crate) struct Issued {
+    /// Service account tokens.
+    pub(crate) tokens: Arc<Tokens>,
+    /// Certificates.
+    pub(crate) certificates: Arc<Certificates>,
+}
 
 /// What a volume shall be.
 #[derive(Debug)]
@@ -40,7 +53,7 @@ pub(crate) async fn plan(
     volume: &Volume,
     ctx: &PodContext,
     objects: &dyn Objects,
-    tokens: &Tokens,
+    issued: &Issued,
 ) -> Result<Contents, String> {
     if volume.name.is_empty() || volume.name.contains(['/', '\0']) || volume.name.starts_with("..") {
         return Err(format!("invalid volume name {:?}", volume.name));
@@ -75,7 +88,7 @@ pub(crate) async fn plan(
         }
         Kind::Image => return Ok(Contents::Nothing),
         Kind::Csi(_) | Kind::Claim => return Err("the volume's contents are not the kubelet's".into()),
-        Kind::Projected(source) => projected(pod, source, ctx, objects, tokens).await?,
+        Kind::Projected(source) => projected(pod, &volume.name, source, ctx, objects, issued).await?,
     };
     payload::check_nesting(&files)?;
     Ok(Contents::Files { plugin: kind.plugin(), in_memory: kind.in_memory(), files, gid: group.map(|g| g.gid) })
@@ -83,17 +96,18 @@ pub(crate) async fn plan(
 
 async fn projected(
     pod: &Pod,
+    volume: &str,
     source: &ProjectedVolumeSource,
     ctx: &PodContext,
     objects: &dyn Objects,
-    tokens: &Tokens,
+    issued: &Issued,
 ) -> Result<Payload, String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mode = source.default_mode.unwrap_or(payload::DEFAULT_MODE);
     let mut files = Payload::new();
     // All sources are tried, so that one event names everything that is missing.
     let mut errors = Vec::new();
-    for part in source.sources.iter().flatten() {
+    for (index, part) in source.sources.iter().flatten().enumerate() {
         let result = if let Some(p) = &part.config_map {
             match objects.config_map(namespace, &p.name).await {
                 Ok(map) => {
@@ -114,8 +128,15 @@ async fn projected(
             payload::of_downward(pod, ctx, p.items.as_deref(), mode)
         } else if let Some(p) = &part.service_account_token {
             let seconds = p.expiration_seconds.unwrap_or(token::DEFAULT_EXPIRATION);
-            match tokens.get(objects, pod, p.audience.as_deref(), seconds).await {
-                Ok(text) => token_file(pod, &p.path, &text, mode),
+            match issued.tokens.get(objects, pod, p.audience.as_deref(), seconds).await {
+                Ok(text) => private_file(pod, &p.path, &text, mode),
+                Err(e) => Err(e),
+            }
+        } else if let Some(p) = &part.cluster_trust_bundle {
+            trust::of_projection(objects, p, mode).await
+        } else if let Some(p) = &part.pod_certificate {
+            match issued.certificates.get(objects, pod, (volume, index), p).await {
+                Ok(held) => certificate_files(pod, p, &held, mode),
                 Err(e) => Err(e),
             }
         } else {
@@ -135,8 +156,27 @@ async fn projected(
     }
 }
 
-/// A token's file is the user's alone when the pod has one user or a group.
-fn token_file(pod: &Pod, path: &str, text: &str, mode: i32) -> Result<Payload, String> {
+/// The files of a pod's certificate that its volume names.
+fn certificate_files(pod: &Pod, source: &PodCertificateProjection, held: &Held, mode: i32) -> Result<Payload, String> {
+    let both = format!("{}{}", held.key, held.chain);
+    let mut out = Payload::new();
+    for (path, text) in [
+        (&source.credential_bundle_path, &both),
+        (&source.key_path, &held.key),
+        (&source.certificate_chain_path, &held.chain),
+    ] {
+        if let Some(path) = path.as_deref().filter(|p| !p.is_empty()) {
+            out.extend(private_file(pod, path, text, mode)?);
+        }
+    }
+    if out.is_empty() {
+        return Err("podCertificate names none of credentialBundlePath, keyPath and certificateChainPath".into());
+    }
+    Ok(out)
+}
+
+/// A file with a secret of the pod is the user's alone when the pod has one user or a group.
+fn private_file(pod: &Pod, path: &str, text: &str, mode: i32) -> Result<Payload, String> {
     let user = common_user(pod);
     let mode = if user.is_some() || group_of(pod).is_some() { 0o600 } else { mode };
     let mut out = Payload::new();

@@ -6,6 +6,7 @@
 
 mod atomic;
 mod backed;
+mod certificate;
 mod claim;
 mod contents;
 mod context;
@@ -24,12 +25,14 @@ mod mount_table;
 mod mounts;
 mod objects;
 mod payload;
+mod resize;
 mod service_links;
 mod subpath;
 mod teardown;
 #[cfg(test)]
 mod testing;
 mod token;
+mod trust;
 mod usage;
 mod volumes;
 
@@ -42,5 +45,6 @@ pub use hosts::{render_hosts, write_hosts};
 pub use layout::Layout;
 pub use mounts::{DeviceSpec, ImageFiles, MountSpec, Propagation, Recursive};
 pub use objects::{ObjectError, Objects, Standalone, Token};
+pub use resize::{Resize, status_patch};
 pub use usage::Usage;
 pub use volumes::Volumes;

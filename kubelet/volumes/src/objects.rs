@@ -1,8 +1,13 @@
 //! The door to the apiserver: ConfigMaps, Secrets, tokens and Services, so that this crate needs no client.
 
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest, PodCertificateRequestSpec};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+
+use crate::resize::Resize;
 
 /// Why an object could not be read (not: that it does not exist).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +63,44 @@ pub trait Objects: Send + Sync {
     /// The Services of a namespace, for the environment of containers.
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>>;
 
+    /// A service account.
+    fn service_account<'a>(
+        &'a self,
+        _namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, ObjectError>> {
+        refuse(&format!("serviceaccount {name:?}"))
+    }
+
+    /// A ClusterTrustBundle by its name.
+    fn trust_bundle<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<ClusterTrustBundle>, ObjectError>> {
+        refuse(&format!("clustertrustbundle {name:?}"))
+    }
+
+    /// All ClusterTrustBundles of a signer.
+    fn trust_bundles<'a>(&'a self, signer: &'a str) -> BoxFuture<'a, Result<Vec<ClusterTrustBundle>, ObjectError>> {
+        refuse(&format!("clustertrustbundles of {signer:?}"))
+    }
+
+    /// Makes a PodCertificateRequest of the pod and gives its name. `spec` has the signer, the key's request and what
+    /// the volume says; who the pod, its service account and its node are is filled in.
+    fn request_certificate<'a>(
+        &'a self,
+        pod: &'a Pod,
+        _spec: PodCertificateRequestSpec,
+    ) -> BoxFuture<'a, Result<String, ObjectError>> {
+        refuse(&format!("a certificate of pod {:?}", pod.metadata.name.as_deref().unwrap_or_default()))
+    }
+
+    /// A PodCertificateRequest.
+    fn certificate_request<'a>(
+        &'a self,
+        _namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PodCertificateRequest>, ObjectError>> {
+        refuse(&format!("podcertificaterequest {name:?}"))
+    }
+
     /// A PersistentVolumeClaim.
     fn claim<'a>(
         &'a self,
@@ -82,11 +125,11 @@ pub trait Objects: Send + Sync {
         refuse(&format!("volumeattachment {name:?}"))
     }
 
-    /// Says in the claim's status that its file system has the volume's size now.
-    fn claim_resized<'a>(
+    /// Says in the claim's status how far the expansion of its file system is ([`crate::status_patch`]).
+    fn claim_resize<'a>(
         &'a self,
         claim: &'a PersistentVolumeClaim,
-        _size: &'a str,
+        _what: &'a Resize,
     ) -> BoxFuture<'a, Result<(), ObjectError>> {
         refuse(&format!("persistentvolumeclaim {:?}", claim.metadata.name))
     }

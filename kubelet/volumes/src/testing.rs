@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest, PodCertificateRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
 use serde_json::json;
 
@@ -18,6 +19,8 @@ pub(crate) struct FakeObjects {
     services: Vec<(String, Service)>,
     claims: Vec<(String, PersistentVolumeClaim)>,
     volumes: Vec<PersistentVolume>,
+    bundles: Vec<ClusterTrustBundle>,
+    pub(crate) requests: Mutex<Vec<PodCertificateRequest>>,
     pub(crate) tokens: Mutex<u32>,
     pub(crate) token_life: Mutex<Option<i64>>,
 }
@@ -50,6 +53,11 @@ impl FakeObjects {
         let service =
             json!({"metadata": {"name": name, "namespace": ns}, "spec": {"clusterIP": ip, "ports": [{"port": port}]}});
         self.services.push((ns.into(), serde_json::from_value(service).unwrap()));
+        self
+    }
+
+    pub(crate) fn bundle(mut self, bundle: ClusterTrustBundle) -> Self {
+        self.bundles.push(bundle);
         self
     }
 
@@ -88,6 +96,40 @@ impl Objects for FakeObjects {
 
     fn secret<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ObjectError>> {
         let got = self.secrets.lock().unwrap().get(&(namespace.to_owned(), name.to_owned())).cloned();
+        async move { Ok(got) }.boxed()
+    }
+
+    fn trust_bundle<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<ClusterTrustBundle>, ObjectError>> {
+        let got = self.bundles.iter().find(|b| b.metadata.name.as_deref() == Some(name)).cloned();
+        async move { Ok(got) }.boxed()
+    }
+
+    fn trust_bundles<'a>(&'a self, signer: &'a str) -> BoxFuture<'a, Result<Vec<ClusterTrustBundle>, ObjectError>> {
+        let of_signer = |b: &&ClusterTrustBundle| b.spec.signer_name.as_deref() == Some(signer);
+        let got = self.bundles.iter().filter(of_signer).cloned().collect();
+        async move { Ok(got) }.boxed()
+    }
+
+    fn request_certificate<'a>(
+        &'a self,
+        _: &'a Pod,
+        spec: PodCertificateRequestSpec,
+    ) -> BoxFuture<'a, Result<String, ObjectError>> {
+        let mut requests = self.requests.lock().unwrap();
+        let name = format!("req-{}", requests.len());
+        let mut request = PodCertificateRequest { spec, ..PodCertificateRequest::default() };
+        request.metadata.name = Some(name.clone());
+        requests.push(request);
+        async move { Ok(name) }.boxed()
+    }
+
+    fn certificate_request<'a>(
+        &'a self,
+        _: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PodCertificateRequest>, ObjectError>> {
+        let requests = self.requests.lock().unwrap();
+        let got = requests.iter().find(|r| r.metadata.name.as_deref() == Some(name)).cloned();
         async move { Ok(got) }.boxed()
     }
 

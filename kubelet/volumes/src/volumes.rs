@@ -10,10 +10,9 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
 use crate::backed::Looked;
-use crate::contents;
+use crate::contents::{self, Issued};
 use crate::csi::Csi;
 use crate::kind::{Kind, kind_of};
-use crate::token::Tokens;
 use crate::{
     DeviceSpec, Drivers, Layout, MountSpec, Objects, PodContext, Propagation, Recursive, Usage, VolumeError, hosts,
     mounts, teardown, usage,
@@ -24,7 +23,7 @@ use crate::{
 pub struct Volumes {
     layout: Layout,
     pub(crate) objects: Arc<dyn Objects>,
-    tokens: Arc<Tokens>,
+    issued: Issued,
     pub(crate) csi: Csi,
     pub(crate) looked: Looked,
 }
@@ -32,9 +31,9 @@ pub struct Volumes {
 impl Volumes {
     /// Volumes below the kubelet's `root` (`/var/lib/kubelet`).
     pub fn new(root: impl Into<PathBuf>, objects: Arc<dyn Objects>) -> Self {
-        let (layout, tokens) = (Layout::new(root), Arc::<Tokens>::default());
-        let csi = Csi::new(layout.clone(), objects.clone(), tokens.clone());
-        Self { layout, objects, tokens, csi, looked: Looked::default() }
+        let (layout, issued) = (Layout::new(root), Issued::default());
+        let csi = Csi::new(layout.clone(), objects.clone(), issued.tokens.clone());
+        Self { layout, objects, issued, csi, looked: Looked::default() }
     }
 
     /// Where things are.
@@ -89,7 +88,7 @@ impl Volumes {
                 };
                 return done.map(|()| false).map_err(fail);
             }
-            let contents = contents::plan(pod, volume, ctx, &*self.objects, &self.tokens).await.map_err(fail)?;
+            let contents = contents::plan(pod, volume, ctx, &*self.objects, &self.issued).await.map_err(fail)?;
             let layout = self.layout.clone();
             let (uid, name) = (uid_of(pod)?.to_owned(), volume.name.clone());
             blocking(move || contents::apply(&layout, &uid, &name, &contents)).await?.map_err(fail)
@@ -206,7 +205,8 @@ impl Volumes {
         if !is_component(uid) {
             return Err(vec![VolumeError::BadUid { pod: String::new(), uid: uid.to_owned() }]);
         }
-        self.tokens.forget(uid);
+        self.issued.tokens.forget(uid);
+        self.issued.certificates.forget(uid);
         self.looked.forget(uid);
         let subpaths = self.layout.subpaths(uid);
         let mut faults = blocking(move || teardown::unmount_below(&subpaths)).await.unwrap_or_else(|e| vec![e]);

@@ -81,7 +81,7 @@ fn pod(name: &str, volume: &str) -> String {
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
          securityContext: {{fsGroup: 4242}}\n  containers:\n  - name: c\n    image: gantry.local/busybox:latest\n    \
          imagePullPolicy: Never\n    command: [sleep, '1000']\n    volumeMounts: [{{name: v, mountPath: /v}}]\n  \
-         volumes:\n  - name: v\n    {volume}\n---\n"
+         volumes:\n  - name: p\n    configMap: {{name: poke, optional: true}}\n  - name: v\n    {volume}\n---\n"
     )
 }
 
@@ -114,6 +114,7 @@ fn persistent(node: &Node) -> Result<Verdict> {
     shell(node, "one", "echo from one >/v/file")?;
     let seen = shell(node, "two", "cat /v/file; stat -c %g /v")?;
     ensure!(seen == "from one\n4242\n", "{seen:?}");
+    grow(node, driver)?;
     // What a kubelet knows after kill -9 it reads from the disk.
     node.kill_daemon("kubelet")?;
     node.start_daemon("kubelet")?;
@@ -134,6 +135,37 @@ fn persistent(node: &Node) -> Result<Verdict> {
     std::fs::remove_file(node.state().join(format!("kubelet/plugins_registry/{NAME}-reg.sock")))?;
     registered(node, false)?;
     Ok(Verdict::Passed)
+}
+
+/// The volume grows while pods run; the change of another volume of theirs makes the kubelet look at once.
+fn grow(node: &Node, driver: &Driver) -> Result<()> {
+    driver.fail("NodeExpandVolume", Some("no room in the rack"))?;
+    let size = r#"{"spec":{"capacity":{"storage":"3Gi"}}}"#;
+    node.kubectl(&["patch", "pv", "pv-shared", "--type=merge", "-p", size])?.ok()?;
+    let pending = r#"{"status":{"conditions":[{"type":"FileSystemResizePending","status":"True"}],
+        "allocatedResourceStatuses":{"storage":"NodeResizePending"},"allocatedResources":{"storage":"3Gi"}}}"#;
+    node.kubectl(&["patch", "pvc", "shared", "--subresource=status", "--type=merge", "-p", pending])?.ok()?;
+    let poke = |now: &str| {
+        node.apply(&format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: poke}}\ndata: {{now: '{now}'}}\n"))
+    };
+    poke("1")?;
+    // A look that came before the test has the next one wait a minute.
+    eventually("the claim tells of the failure", Duration::from_secs(150), || {
+        let status = &node.get(&["pvc", "shared"])?["status"];
+        let conditions = status["conditions"].to_string();
+        ensure!(conditions.contains("NodeResizeError") && conditions.contains("no room in the rack"), "{status}");
+        Ok(())
+    })?;
+    driver.fail("NodeExpandVolume", None)?;
+    poke("2")?;
+    node.wait_field(&["pvc", "shared"], ".status.capacity.storage", "3Gi", 150)?;
+    ensure!(count(driver, "NodeExpandVolume handle-shared 3221225472") >= 2, "{:?}", driver.calls());
+    let status = &node.get(&["pvc", "shared"])?["status"];
+    ensure!(status["conditions"].as_array().is_none_or(Vec::is_empty), "{status}");
+    ensure!(status["allocatedResourceStatuses"]["storage"].is_null(), "{status}");
+    let restarts = node.field(&["pod", "one"], ".status.containerStatuses[0].restartCount")?;
+    ensure!(restarts == "0", "{restarts}");
+    node.delete(&["configmap/poke"])
 }
 
 fn ephemeral(node: &Node) -> Result<Verdict> {

@@ -94,6 +94,8 @@ pub(super) const TABLE: &[Resource] = resources! {
     "batch" "v1" "cronjobs" "cronjob" "CronJob" ["cj"] ns ["all"] parts!(status "CronJob"), true, true, STORED, "batch";
     "batch" "v1" "jobs" "job" "Job" [] ns ["all"] parts!(status "Job"), true, true, STORED, "batch";
     "certificates.k8s.io" "v1" "certificatesigningrequests" "certificatesigningrequest" "CertificateSigningRequest" ["csr"] cluster [] &[part("approval", "CertificateSigningRequest", STATUS_VERBS), part("status", "CertificateSigningRequest", STATUS_VERBS)], true, false, STORED, "certificates.k8s.io";
+    "certificates.k8s.io" "v1beta1" "clustertrustbundles" "clustertrustbundle" "ClusterTrustBundle" [] cluster [] parts!(), false, false, STORED, "certificates.k8s.io";
+    "certificates.k8s.io" "v1beta1" "podcertificaterequests" "podcertificaterequest" "PodCertificateRequest" [] ns [] parts!(status "PodCertificateRequest"), true, false, STORED, "certificates.k8s.io";
     "coordination.k8s.io" "v1" "leases" "lease" "Lease" [] ns [] parts!(), false, false, STORED, "coordination.k8s.io";
     "discovery.k8s.io" "v1" "endpointslices" "endpointslice" "EndpointSlice" [] ns [] parts!(), false, true, STORED, "discovery.k8s.io";
     "events.k8s.io" "v1" "events" "event" "Event" ["ev"] ns [] parts!(), false, false, STORED, "";

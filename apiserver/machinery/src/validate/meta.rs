@@ -13,6 +13,8 @@ fn name_errors(resource: &Resource, name: &str) -> Vec<String> {
         ("", "namespaces") => dns_label(name),
         ("", "services") => dns_1035(name),
         ("rbac.authorization.k8s.io", _) => path_segment(name),
+        // Their own rules look at the name with the signer's.
+        ("certificates.k8s.io", "clustertrustbundles") => path_segment(name),
         _ => dns_subdomain(name),
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Call it after defaults; it assumes that values have the types of their schema (`schema::type_errors`).
 
+mod certificates;
 mod container;
 mod core;
 mod error;
 mod meta;
 mod names;
 mod pod;
+mod pod_fields;
 mod security;
 mod volume;
 mod workload;
@@ -39,6 +41,12 @@ pub fn update(resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> 
         ("", "services") => core::service_update(old, new, &mut out),
         ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") => workload::update(old, new, &mut out),
         ("batch", "jobs") => workload::job_update(old, new, &mut out),
+        ("certificates.k8s.io", "podcertificaterequests") if old["spec"] != new["spec"] => {
+            out.push(FieldError::invalid("spec", "<spec>", "field is immutable"));
+        }
+        ("certificates.k8s.io", "clustertrustbundles") if old["spec"]["signerName"] != new["spec"]["signerName"] => {
+            out.push(FieldError::invalid("spec.signerName", new["spec"]["signerName"].clone(), "field is immutable"));
+        }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") if old["roleRef"] != new["roleRef"] => {
             out.push(FieldError::invalid("roleRef", new["roleRef"].clone(), "cannot change roleRef"));
         }
@@ -54,6 +62,9 @@ pub fn update(resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> 
 pub fn update_status(resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
     let mut out = Errors::new();
     meta::update(&old["metadata"], &new["metadata"], &mut out);
+    if resource.plural == "podcertificaterequests" {
+        certificates::pod_request_status(old, new, &mut out);
+    }
     if resource.plural == "certificatesigningrequests" {
         crate::csr::validate_part(old, new, &mut out);
     }
@@ -75,6 +86,8 @@ fn body(resource: &Resource, object: &Value, out: &mut Errors) {
         ("rbac.authorization.k8s.io", _) => core::rbac(object, out),
         ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") => workload::replicated(object, out),
         ("certificates.k8s.io", "certificatesigningrequests") => crate::csr::validate(object, out),
+        ("certificates.k8s.io", "clustertrustbundles") => certificates::trust_bundle(object, out),
+        ("certificates.k8s.io", "podcertificaterequests") => certificates::pod_request(object, out),
         ("batch", "jobs") => workload::job(&object["spec"], "spec", out),
         ("batch", "cronjobs") => workload::cron_job(object, out),
         _ => {}

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::names::{dns_label, dns_subdomain, qualified_name};
-use super::{Errors, FieldError, container, list, not_negative, one_of, security, text, volume};
+use super::{Errors, FieldError, container, list, not_negative, one_of, pod_fields, security, text, volume};
 
 /// A pod's spec at `path`.
 pub(super) fn spec(spec: &Value, path: &str, out: &mut Errors) {
@@ -100,6 +100,7 @@ pub(super) fn spec(spec: &Value, path: &str, out: &mut Errors) {
             out.push(FieldError::duplicate(format!("{path}.schedulingGates[{index}]"), name));
         }
     }
+    pod_fields::check(spec, path, out);
 }
 
 fn dns(spec: &Value, path: &str, out: &mut Errors) {

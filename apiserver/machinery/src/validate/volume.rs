@@ -4,10 +4,12 @@ use serde_json::Value;
 
 use super::container::{Volumes, field_path};
 use super::names::dns_label;
-use super::{Errors, FieldError, list, one_of, text};
+use super::{Errors, FieldError, certificates, list, one_of, text};
 
 const HOST_PATH_TYPES: &[&str] =
     &["BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+
+const KEY_TYPES: &[&str] = &["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
 
 /// All volumes of a pod's spec, by name.
 pub(super) fn all<'a>(spec: &'a Value, path: &str, out: &mut Errors) -> Volumes<'a> {
@@ -105,6 +107,38 @@ fn projected(part: &Value, path: &str, out: &mut Errors) {
                 out.push(FieldError::invalid(format!("{path}.expirationSeconds"), seconds, text));
             }
         }
+        "clusterTrustBundle" => {
+            local_path(value, &path, out);
+            match (!text(value, "name").is_empty(), !text(value, "signerName").is_empty()) {
+                (true, true) => out.push(FieldError::invalid(
+                    &path,
+                    text(value, "name"),
+                    "only one of name and signerName may be used",
+                )),
+                (false, false) => {
+                    out.push(FieldError::required(&path, "either name or signerName must be specified"));
+                }
+                (true, false) if !value["labelSelector"].is_null() => out.push(FieldError::forbidden(
+                    format!("{path}.labelSelector"),
+                    "labelSelector may only be used with signerName",
+                )),
+                (false, true) => certificates::signer_name(value, &path, out),
+                _ => {}
+            }
+        }
+        "podCertificate" => {
+            certificates::signer_name(value, &path, out);
+            one_of(value, "keyType", &path, KEY_TYPES, true, out);
+            certificates::life(value, &path, out);
+            let paths = ["credentialBundlePath", "keyPath", "certificateChainPath"];
+            if paths.iter().all(|key| text(value, key).is_empty()) {
+                let why = "specify at least one of credentialBundlePath, keyPath, and certificateChainPath";
+                out.push(FieldError::required(&path, why));
+            }
+            for key in paths.into_iter().filter(|key| !text(value, key).is_empty()) {
+                local_path_of(value, key, &path, out);
+            }
+        }
         _ => {}
     }
 }
@@ -124,8 +158,12 @@ fn mode(value: &Value, key: &str, path: &str, out: &mut Errors) {
 
 /// A path inside a volume must stay there.
 fn local_path(value: &Value, path: &str, out: &mut Errors) {
-    let place = text(value, "path");
-    let path = format!("{path}.path");
+    local_path_of(value, "path", path, out);
+}
+
+fn local_path_of(value: &Value, key: &str, path: &str, out: &mut Errors) {
+    let place = text(value, key);
+    let path = format!("{path}.{key}");
     if place.is_empty() {
         out.push(FieldError::required(path, ""));
     } else if place.starts_with('/') {

@@ -75,7 +75,16 @@ pub(crate) fn save(folder: &Path, book: &Book) -> std::io::Result<()> {
 
 /// Reads it. Devices themselves are only known again when their plugins come back.
 pub(crate) fn load(folder: &Path) -> Book {
-    let data = state_file::load::<Checkpoint>(&folder.join(FILE)).unwrap_or_default().data;
+    book_of(state_file::load::<Checkpoint>(&folder.join(FILE)).unwrap_or_default().data)
+}
+
+/// What a file's text says.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read(text: &[u8]) -> Option<Book> {
+    serde_json::from_slice::<Checkpoint>(text).ok().map(|file| book_of(file.data))
+}
+
+fn book_of(data: Data) -> Book {
     let mut book = Book::default();
     for name in data.registered_devices.into_iter().flatten().map(|(name, _)| name) {
         book.resources.insert(name, Resource::default());

@@ -9,11 +9,34 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::storage::v1::CSIDriver;
 use proto::csi::{CapacityRange, NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest};
+use tonic::Code;
 
-use super::driver::{Capability, Driver, shown};
+use super::driver::{CallError, Capability, Driver, shown};
 use super::places::{self, Notes};
 use super::request::{capability, gives_group, needs_attachment, secrets, wrong_life};
 use super::{Csi, Wanted};
+
+/// Why a volume did not grow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) why: String,
+    /// Asking again is no use.
+    pub(crate) infeasible: bool,
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Self {
+        Self { why, infeasible: false }
+    }
+}
+
+impl From<CallError> for Refused {
+    fn from(error: CallError) -> Self {
+        // The codes by which CSI says that a request is wrong in itself.
+        let infeasible = matches!(error.code, Code::InvalidArgument | Code::OutOfRange | Code::NotFound);
+        Self { why: error.to_string(), infeasible }
+    }
+}
 
 /// A volume that a driver has published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +113,7 @@ impl Csi {
         make(parent).map_err(|e| format!("prepare {}: {e}", parent.display()))?;
         driver.publish(request).await.map_err(|e| e.to_string())?;
         if let Some(bytes) = grow {
-            self.grow_now(&driver, wanted, &uid, stages, bytes).await?;
+            self.grow_now(&driver, wanted, &uid, stages, bytes).await.map_err(|refused| refused.why)?;
         }
         Ok(Published { path: target, give_group: !grouping && gives_group(wanted, info.as_ref()) })
     }
@@ -111,8 +134,8 @@ impl Csi {
         self.mount(pod, wanted, node, group, None).await.map(drop)
     }
 
-    /// Lets the file system of a published volume grow to the volume's size. Tells whether there is nothing more to do.
-    pub(crate) async fn grow(&self, pod: &Pod, wanted: &Wanted, bytes: i64) -> Result<(), String> {
+    /// Lets the file system of a published volume grow to the volume's size.
+    pub(crate) async fn grow(&self, pod: &Pod, wanted: &Wanted, bytes: i64) -> Result<(), Refused> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let driver = self.drivers.get(&wanted.driver)?;
         let stages = driver.can(Capability::StageUnstageVolume).await.map_err(|e| e.to_string())?;
@@ -127,8 +150,8 @@ impl Csi {
         uid: &str,
         staged: bool,
         bytes: i64,
-    ) -> Result<(), String> {
-        let fail = |e: super::driver::CallError| e.to_string();
+    ) -> Result<(), Refused> {
+        let fail = Refused::from;
         if !driver.can(Capability::ExpandVolume).await.map_err(fail)? {
             return Ok(());
         }

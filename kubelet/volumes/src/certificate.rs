@@ -1,0 +1,231 @@
+//! Certificates of pods (podCertificate projections): a key made here, a PodCertificateRequest for it, and the chain that
+//! a signer puts into the request's status; renewed when the signer says so.
+//!
+//! What is here lives in memory only, as upstream: after a restart a pod keeps the files that it has until it got new ones.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use gantry_kube::{csr, pki};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1beta1::{PodCertificateRequest, PodCertificateRequestSpec};
+use k8s_openapi::api::core::v1::{Pod, PodCertificateProjection};
+
+use crate::Objects;
+
+/// A request that is gone for this long was deleted, and is made anew; upstream waits as long.
+const LOST_AFTER: SignedDuration = SignedDuration::from_mins(10);
+/// How long a pod's first certificate is waited for before the volume is tried again later.
+const PATIENCE: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// A private key and the certificates for it, PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) key: String,
+    pub(crate) chain: String,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("chain", &self.chain).finish_non_exhaustive()
+    }
+}
+
+/// The pod, its volume, and the source in it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    uid: String,
+    volume: String,
+    source: usize,
+}
+
+#[derive(Clone)]
+struct Pending {
+    key: String,
+    request: String,
+    since: Timestamp,
+}
+
+/// How far one certificate is.
+#[derive(Clone, Default)]
+struct Record {
+    held: Option<Held>,
+    renew_at: Option<Timestamp>,
+    pending: Option<Pending>,
+    /// The signer said no, for good.
+    refused: Option<String>,
+}
+
+/// What a request's status says.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Waiting,
+    Refused(String),
+    Issued { chain: String, renew_at: Option<Timestamp> },
+}
+
+fn verdict(request: &PodCertificateRequest) -> Result<Verdict, String> {
+    let status = request.status.clone().unwrap_or_default();
+    for condition in status.conditions.iter().flatten().filter(|c| c.status != "False") {
+        let why = || format!("reason={:?} message={:?}", condition.reason, condition.message);
+        match condition.type_.as_str() {
+            "Denied" => {
+                return Ok(Verdict::Refused(format!("PodCertificateRequest was permanently denied: {}", why())));
+            }
+            "Failed" => {
+                return Ok(Verdict::Refused(format!("PodCertificateRequest was permanently failed: {}", why())));
+            }
+            "Issued" => {
+                let text = status.certificate_chain.as_deref().unwrap_or_default();
+                let blocks = pki::blocks(text).map_err(|e| format!("the issued certificate chain: {e}"))?;
+                if blocks.is_empty() {
+                    return Err("the issued certificate chain is empty".into());
+                }
+                let chain = blocks.iter().map(|der| pki::certificate_block(der)).collect();
+                return Ok(Verdict::Issued { chain, renew_at: status.begin_refresh_at.map(|t| t.0) });
+            }
+            _ => {}
+        }
+    }
+    Ok(Verdict::Waiting)
+}
+
+/// All certificates of the node's pods.
+#[derive(Default)]
+pub(crate) struct Certificates {
+    known: Mutex<HashMap<Key, Record>>,
+}
+
+impl Certificates {
+    /// The key and the chain of a source (`place`: volume and index), asked for where they are not there or are to be
+    /// renewed. A renewal that does not come leaves what is there.
+    pub(crate) async fn get(
+        &self,
+        objects: &dyn Objects,
+        pod: &Pod,
+        place: (&str, usize),
+        source: &PodCertificateProjection,
+    ) -> Result<Held, String> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let at = Key { uid, volume: place.0.to_owned(), source: place.1 };
+        let record = self.lock().get(&at).cloned().unwrap_or_default();
+        if let Some(why) = record.refused {
+            return Err(why);
+        }
+        let due = record.renew_at.is_some_and(|t| t <= Timestamp::now());
+        match record.held {
+            Some(held) if !due => return Ok(held),
+            Some(held) => {
+                // One look; whoever renews comes again soon.
+                let renewed = match self.step(objects, pod, &at, source).await {
+                    Err(e) => Err(e),
+                    Ok(()) => self.ready(&at, true),
+                };
+                return Ok(match renewed {
+                    Ok(Some(new)) => new,
+                    Ok(None) => held,
+                    Err(e) => {
+                        tracing::warn!(pod = pod.metadata.name, error = %e, "certificate not renewed");
+                        held
+                    }
+                });
+            }
+            None => {}
+        }
+        let wait = async {
+            loop {
+                self.step(objects, pod, &at, source).await?;
+                if let Some(held) = self.ready(&at, false)? {
+                    return Ok(held);
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| {
+            let name = self.lock().get(&at).and_then(|r| Some(r.pending.as_ref()?.request.clone())).unwrap_or_default();
+            Err(format!(
+                "credential bundle is not issued yet: PodCertificateRequest {name:?} waits for {}",
+                source.signer_name
+            ))
+        })
+    }
+
+    /// What there is; a `renewal` that was refused says so, while the old certificate is still there.
+    fn ready(&self, at: &Key, renewal: bool) -> Result<Option<Held>, String> {
+        let known = self.lock();
+        let Some(record) = known.get(at) else { return Ok(None) };
+        match &record.refused {
+            Some(why) => Err(why.clone()),
+            None if renewal && record.pending.is_some() => Ok(None),
+            None => Ok(record.held.clone()),
+        }
+    }
+
+    /// Makes the request, or looks what became of it.
+    async fn step(
+        &self,
+        objects: &dyn Objects,
+        pod: &Pod,
+        at: &Key,
+        source: &PodCertificateProjection,
+    ) -> Result<(), String> {
+        let pending = self.lock().get(at).and_then(|r| r.pending.clone());
+        let Some(pending) = pending else {
+            let key = csr::new_key_of(&source.key_type).map_err(|e| e.to_string())?;
+            let spec = PodCertificateRequestSpec {
+                signer_name: source.signer_name.clone(),
+                max_expiration_seconds: source.max_expiration_seconds,
+                stub_pkc_s10_request: ByteString(csr::stub_request(&key).map_err(|e| e.to_string())?),
+                unverified_user_annotations: source.user_annotations.clone(),
+                ..PodCertificateRequestSpec::default()
+            };
+            let request = objects
+                .request_certificate(pod, spec)
+                .await
+                .map_err(|e| format!("create a PodCertificateRequest for signer {:?}: {e}", source.signer_name))?;
+            let made = Pending { key, request, since: Timestamp::now() };
+            self.lock().entry(at.clone()).or_default().pending = Some(made);
+            return Ok(());
+        };
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let found = objects.certificate_request(namespace, &pending.request).await.map_err(|e| e.to_string())?;
+        let Some(found) = found else {
+            if Timestamp::now().duration_since(pending.since) > LOST_AFTER {
+                self.lock().entry(at.clone()).or_default().pending = None;
+                return Err(format!("PodCertificateRequest {:?} appears to have been deleted", pending.request));
+            }
+            return Ok(());
+        };
+        let verdict = verdict(&found)?;
+        let mut known = self.lock();
+        let record = known.entry(at.clone()).or_default();
+        match verdict {
+            Verdict::Waiting => {}
+            Verdict::Refused(why) => {
+                record.pending = None;
+                record.refused = Some(why);
+            }
+            Verdict::Issued { chain, renew_at } => {
+                *record =
+                    Record { held: Some(Held { key: pending.key, chain }), renew_at, pending: None, refused: None };
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a pod's certificates.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.lock().retain(|key, _| key.uid != uid);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Record>> {
+        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[path = "certificate_tests.rs"]
+mod tests;
