@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gantry_net::ip::{self, Checked, MAIN_TABLE, Route, add_address, add_checked_address};
+use gantry_net::ip::{self, Checked, Route, add_address, add_checked_address};
 use gantry_net::link::{self, Change, Ipv4Setting, Kind};
 use gantry_net::{Link, Socket};
 
@@ -264,8 +264,9 @@ pub fn check(request: &Request, previous: &CniResult) -> Result<()> {
     }
     let routes = socket.all_routes().doing(|| "read the container's routes".into())?;
     for wanted in &previous.routes {
-        let table = wanted.table.unwrap_or(MAIN_TABLE);
-        let is = |r: &Route| r.to == wanted.dst && r.table == table && (wanted.gw.is_none() || r.gateway == wanted.gw);
+        // Where nothing is said, a chained plugin such as sbr may have moved it from the main table to one of its own.
+        let there = |r: &Route| wanted.table.is_none_or(|table| r.table == table);
+        let is = |r: &Route| r.to == wanted.dst && there(r) && (wanted.gw.is_none() || r.gateway == wanted.gw);
         if !routes.iter().any(is) {
             return Err(Error::internal(format!("the container has no route to {}", wanted.dst)));
         }

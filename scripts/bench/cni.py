@@ -64,6 +64,11 @@ def drop(name):
     subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
+def settle():
+    # The kernel ends namespaces and devices in the background: whoever comes next is not to wait for that.
+    time.sleep(0.2)
+
+
 def above(row):
     """What the plugin itself takes: without the start of a program and what the kernel takes for the same requests."""
     row["bridge ADD, own part"] = {"gantry": round(row["bridge ADD"]["gantry"] - row["starting a program"]["gantry"]
@@ -99,7 +104,8 @@ def measure():
             note(side, "portmap DEL", call(side, "portmap", "DEL", name, mapped)[0])
             note(side, "bridge DEL", call(side, "bridge", "DEL", name, config(side, "bridge", prevResult=result))[0])
             drop(name)
-        # Beside a pod, whose table the element goes to; what the kernel has to end then meets each side in turn.
+            settle()
+        # Beside a pod, whose table the element goes to.
         name, other = pod(), pod()
         call("gantry", "bridge", "ADD", name, config("gantry", "bridge"))
         floor = floor or Floor("br-gantry")
@@ -109,6 +115,7 @@ def measure():
         call("gantry", "bridge", "DEL", name, config("gantry", "bridge"))
         drop(name)
         drop(other)
+        settle()
     return above({what: {side: round(middle(t), 2) for side, t in sides.items()} for what, sides in times.items()})
 
 

@@ -199,7 +199,11 @@ mod tests {
     #[test]
     fn a_node_whose_agent_has_not_spoken_has_nothing_to_offer() {
         let mut node = flannels_node();
+        let overwrite = (key("public-ip-overwrite"), "198.51.100.7".to_owned());
+        node.metadata.annotations = Some(BTreeMap::from([overwrite]));
+        assert_eq!(overwritten_ip(&node), "198.51.100.7".parse().ok());
         node.metadata.annotations = None;
+        assert_eq!(overwritten_ip(&node), None);
         let peer = read(&node);
         assert_eq!((peer.public_ip, peer.mac, peer.backend.as_str()), (None, None, ""));
     }

@@ -201,7 +201,7 @@ fn conditions_say_for_whom_a_host_port_is() {
 
 #[test]
 fn answers_leave_by_the_device_of_their_address() {
-    let Some(net) = Net::new(&["a"]) else { return };
+    let Some(net) = Net::new(&["a", "b"]) else { return };
     let a = net.call("bridge", "ADD", "a", &net.bridge()).unwrap();
     let inside = net.name("a");
     sh(&format!(
@@ -220,6 +220,14 @@ fn answers_leave_by_the_device_of_their_address() {
     sh(&format!("ip -n {} route add 10.77.0.0/16 via 192.0.2.1", net.name("out")));
     assert!(net.get("out", "10.77.0.2:80").is_ok());
     net.call("sbr", "CHECK", "a", &config).unwrap();
+    net.call("bridge", "CHECK", "a", &with(net.bridge(), "prevResult", a)).unwrap();
+    let b = net.call("bridge", "ADD", "b", &net.bridge()).unwrap();
+    let mut other = with(with(config.clone(), "prevResult", b), "table", json!(77));
+    other["addSourceHints"] = json!(true);
+    net.call("sbr", "ADD", "b", &other).unwrap();
+    let hinted = sh(&format!("ip -n {} route show table 77", net.name("b")));
+    let default = hinted.lines().find(|l| l.starts_with("default via 10.77.0.1 dev eth0"));
+    assert!(default.is_some_and(|l| l.contains("src 10.77.0.3")), "{hinted}");
     net.call("sbr", "DEL", "a", &config).unwrap();
     net.call("sbr", "DEL", "a", &config).unwrap();
     assert!(!sh(&format!("ip -n {inside} rule; ip -n {inside} -6 rule")).contains("lookup 10"));

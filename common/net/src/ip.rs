@@ -20,8 +20,7 @@ const NEW_RULE: u16 = 32;
 const DELETE_RULE: u16 = 33;
 const GET_RULE: u16 = 34;
 
-/// `RT_TABLE_MAIN`: where routes are when nothing is said.
-pub const MAIN_TABLE: u32 = 254;
+const MAIN_TABLE: u32 = 254;
 const LOCAL_TABLE: u32 = 255;
 const PROTOCOL_STATIC: u8 = 4;
 const SCOPE_UNIVERSE: u8 = 0;
