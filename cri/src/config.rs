@@ -50,6 +50,8 @@ pub struct Config {
     pub registry_config: PathBuf,
     /// Images that are never collected.
     pub pinned_images: Vec<String>,
+    /// Whether containers may be made of images that hold a checkpoint.
+    pub checkpoint_images: bool,
     /// Folders of CDI files; the later counts more.
     pub cdi_dirs: Vec<PathBuf>,
     /// Docker's config.json with logins and credential helpers; empty: none.
@@ -84,6 +86,7 @@ impl Default for Config {
             cni_conf_dir: "/etc/cni/net.d".into(),
             registry_config: "/etc/gantry/certs.d".into(),
             pinned_images: Vec::new(),
+            checkpoint_images: false,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             docker_config: PathBuf::new(),
             seccomp_profile_root: "/var/lib/kubelet/seccomp".into(),

@@ -8,6 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use cri_images::Digest;
+use cri_images::build::{BuildConfig, LayerBlob, config_json, layer_from_dir, manifest_json};
+
 use common::{Client, Daemon, remove_pod, state, until};
 use proto::cri;
 
@@ -38,6 +41,30 @@ fn count(log: &Path) -> u64 {
 fn first(log: &Path) -> u64 {
     let text = fs::read_to_string(log).unwrap_or_default();
     text.lines().find_map(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Imports an image of one layer whose manifest says that it is a checkpoint.
+fn import(daemon: &Daemon, layer: &LayerBlob) {
+    let layers = std::slice::from_ref(layer);
+    let config = config_json(layers, &BuildConfig::default()).to_string().into_bytes();
+    let mut manifest = manifest_json(&config, layers);
+    manifest["annotations"] = serde_json::json!({"org.criu.checkpoint.container.name": "main"});
+    let manifest = manifest.to_string().into_bytes();
+    let layout = daemon.path("layout");
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    for blob in [&config, &manifest, &layer.bytes] {
+        fs::write(blobs.join(Digest::of(blob).hex()), blob).unwrap();
+    }
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    let digest = Digest::of(&manifest).to_string();
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let index = serde_json::json!({"schemaVersion": 2,
+        "manifests": [{"mediaType": kind, "digest": digest, "size": manifest.len()}]});
+    fs::write(layout.join("index.json"), index.to_string()).unwrap();
+    let asked = ["image", "import", "--name", "localhost/checkpoint:1", layout.to_str().unwrap()];
+    let imported = daemon.command(&asked);
+    assert!(imported.status.success(), "{imported:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +151,29 @@ async fn a_container_is_checkpointed_runs_on_and_goes_on_in_another_pod() {
     let stop = cri::StopContainerRequest { container_id: id.clone(), timeout: 0 };
     client.stop_container(stop).await.unwrap();
     assert_eq!(state(&mut client, &id).await.state(), cri::ContainerState::ContainerExited);
+    // An image of it, as other engines make them: only where the configuration says so.
+    let layer = layer_from_dir(&folder).unwrap();
+    import(&daemon, &layer);
+    let config = create.config.as_mut().unwrap();
+    config.metadata.as_mut().unwrap().attempt = 3;
+    config.log_path = "image.log".to_owned();
+    config.image = Some(cri::ImageSpec { image: "localhost/checkpoint:1".to_owned(), ..Default::default() });
+    let refused = client.create_container(create.clone()).await.unwrap_err();
+    assert!(refused.message().contains("checkpoint_images"), "{refused}");
+    daemon.kill();
+    let toml = fs::read_to_string(daemon.path("cri.toml")).unwrap();
+    fs::write(daemon.path("cri.toml"), format!("{toml}checkpoint_images = true\n")).unwrap();
+    daemon.launch();
+    let mut client = daemon.client().await;
+    let restored = client.create_container(create.clone()).await.unwrap().into_inner().container_id;
+    client.start_container(cri::StartContainerRequest { container_id: restored.clone() }).await.unwrap();
+    let log = two.join("image.log");
+    until("the count to go on from the image", Duration::from_secs(30), || (count(&log) > then).then_some(()));
+    assert!(first(&log) > 20, "it did not start anew: {}", first(&log));
+    client.stop_container(cri::StopContainerRequest { container_id: restored, timeout: 0 }).await.unwrap();
     // One that is never started leaves nothing; an archive that is none is refused.
+    let config = create.config.as_mut().unwrap();
+    config.image = Some(cri::ImageSpec { image: archive.display().to_string(), ..Default::default() });
     let config = create.config.as_mut().unwrap();
     config.metadata.as_mut().unwrap().attempt = 1;
     let unused = client.create_container(create.clone()).await.unwrap().into_inner().container_id;

@@ -101,7 +101,7 @@ get() { # who: pulls once
   case $1 in
     tools) (inside bash -c fetch_all) ;;
     gantry) ours pull "$registry/bench:main" ;;
-    containerd) (inside ctr -a "$work/containerd.sock" -n k8s.io images pull --plain-http "$registry/bench:main") ;;
+    containerd) (inside ctr -a "$work/containerd.sock" -n bench images pull --plain-http "$registry/bench:main") ;;
     podman) by_podman pull -q --tls-verify=false "$registry/bench:main" ;;
   esac
 }
@@ -109,7 +109,7 @@ drop() { # who: forgets what it pulled
   case $1 in
     tools) rm -rf "$tools_dir" ;;
     gantry) ours rm "$registry/bench:main" ;;
-    containerd) ctr -a "$work/containerd.sock" -n k8s.io images rm --sync "$registry/bench:main" ;;
+    containerd) ctr -a "$work/containerd.sock" -n bench images rm --sync "$registry/bench:main" ;;
     podman) by_podman rmi -f "$registry/bench:main" ;;
   esac
 }

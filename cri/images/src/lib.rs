@@ -24,7 +24,7 @@ mod snapshot;
 mod store;
 mod unpack;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -113,6 +113,28 @@ impl Images {
         let current = self.store().current();
         let state = self.store().state();
         state.find(name).map(|r| state.image(r, &current.pinned))
+    }
+
+    /// The annotations of an image's manifest; none when there is no such image. Blocking, but short.
+    pub fn annotations(&self, name: &str) -> Result<BTreeMap<String, String>> {
+        #[derive(serde::Deserialize)]
+        struct Annotated {
+            #[serde(default)]
+            annotations: Option<BTreeMap<String, String>>,
+        }
+        let store = self.store();
+        let Some(digest) = store.state().find(name).map(|r| r.manifest.clone()) else { return Ok(BTreeMap::new()) };
+        let bytes = store.blobs.read(&digest, store.config.limits.manifest_bytes)?;
+        let read = serde_json::from_slice::<Annotated>(&bytes);
+        let reason = |e: serde_json::Error| e.to_string();
+        let bad = |reason| Error::Malformed { what: "manifest", digest: digest.to_string(), reason };
+        Ok(read.map_err(reason).map_err(bad)?.annotations.unwrap_or_default())
+    }
+
+    /// The directories of an image's layers, the lowest first, as long as the image is there. What is in them is not to be trusted.
+    pub fn layers(&self, name: &str) -> Vec<PathBuf> {
+        let found = self.store().state().find(name).map(|r| r.diff_ids.clone()).unwrap_or_default();
+        found.iter().map(|diff_id| self.store().layers.fs(diff_id)).collect()
     }
 
     /// Removes the image with all its names; frees what nothing else uses before it returns. False when there was none.

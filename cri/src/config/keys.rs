@@ -31,6 +31,10 @@ const KEYS: &[(&str, &str)] = &[
     ),
     ("docker_config", "Docker's config.json with logins and credential helpers; empty: none."),
     ("pinned_images", "Images (names or ids) that the kubelet must not collect."),
+    (
+        "checkpoint_images",
+        "Whether an image that holds a checkpoint is restored: its processes go on with the ids and rights that they had.",
+    ),
     ("cdi_dirs", "Folders of CDI files; the later counts more."),
     ("seccomp_profile_root", "Folder of the seccomp profiles that pods name as Localhost."),
     ("nri_socket", "Socket to which NRI plugins connect; empty: none. One that another process serves is left to it."),

@@ -49,7 +49,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, mut config: cri::Contai
         return Err(Error::State(format!("sandbox {} is not ready", sandbox.id)));
     }
     let name = config.image.clone().unwrap_or_default().image;
-    let source = restore::source(&name).await?;
+    let source = restore::source(daemon, &name).await?;
     let image = match &source {
         Some(source) => source.image(daemon).await?,
         None => daemon.images.get(&name).ok_or_else(|| Error::NotFound(format!("image {name:?}")))?,

@@ -1,14 +1,18 @@
-//! A container from a checkpoint's archive: CreateContainer with the archive's path for an image. Its root is that of the
-//! image that was checkpointed with what the container had changed, and starting it makes its processes go on.
+//! A container from a checkpoint: CreateContainer with the path of its archive for an image, or with an image that has the archive's
+//! files for its layer and says so. Its root is that of the image that was checkpointed with what the container had changed, and
+//! starting it makes its processes go on.
 //!
 //! Such a path comes only from who may use the CRI socket, whom the images are as good as commands of: a kubelet refuses it as
-//! the name of an image.
+//! the name of an image. Anyone may name an image, and restored processes have the ids and rights that they had: the
+//! configuration has to allow it.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use serde::Deserialize;
 
 use crate::daemon::Daemon;
@@ -17,7 +21,11 @@ use crate::error::{Error, Result};
 /// A description is a few lines.
 const LARGEST_DESCRIPTION: u64 = 1 << 20;
 
-/// An archive, and what it says of itself.
+/// What the manifest of an image with a checkpoint in it says: podman and CRI-O, and containerd and the kubelet.
+const ANNOTATIONS: [&str; 2] =
+    ["io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name"];
+
+/// An archive or the layer of an image, and what it says of itself.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) archive: PathBuf,
@@ -33,14 +41,23 @@ struct About {
     rootfs_image_name: String,
 }
 
-/// The archive that `image` is the path of; none for the name of an image.
+/// The archive that `image` is the path of, or the layer of the image that holds a checkpoint; none for an ordinary image.
 ///
 /// # Errors
-/// There is none at that path, or it holds no checkpoint.
-pub(super) async fn source(image: &str) -> Result<Option<Source>> {
-    let archive = PathBuf::from(image);
+/// There is none at that path, it holds no checkpoint, or the configuration does not allow it.
+pub(super) async fn source(daemon: &Daemon, image: &str) -> Result<Option<Source>> {
+    let mut archive = PathBuf::from(image);
     if !archive.is_absolute() {
-        return Ok(None);
+        let annotations = daemon.images.annotations(image)?;
+        if !ANNOTATIONS.iter().any(|name| annotations.contains_key(*name)) {
+            return Ok(None);
+        }
+        if !daemon.config.checkpoint_images {
+            let why = "is a checkpoint, and checkpoint_images in the configuration does not let it be restored";
+            return Err(Error::Invalid(format!("image {image:?} {why}")));
+        }
+        let layer = daemon.images.layers(image).pop();
+        archive = layer.ok_or_else(|| Error::Invalid(format!("checkpoint {image:?} has no layer")))?;
     }
     let read = move || {
         let about = describe(&archive).map_err(|e| Error::Invalid(format!("checkpoint {}: {e}", archive.display())))?;
@@ -49,22 +66,56 @@ pub(super) async fn source(image: &str) -> Result<Option<Source>> {
     tokio::task::spawn_blocking(read).await?
 }
 
-fn open(archive: &Path) -> io::Result<tar::Archive<BufReader<File>>> {
+/// Goes through the parts of a checkpoint in an archive, or in a folder that is not trusted, as long as `take` wants more.
+fn each(archive: &Path, mut take: impl FnMut(PathBuf, &mut dyn Read) -> io::Result<bool>) -> io::Result<()> {
     let file = File::open(archive)?;
+    if file.metadata()?.is_dir() {
+        let open = |name: &Path, kind: OFlags| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | kind;
+            let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            openat2(&file, name, flags, Mode::empty(), beneath)
+        };
+        let mut names: Vec<PathBuf> = ["config.dump", "rootfs-diff.tar"].map(PathBuf::from).into();
+        let folder = open(Path::new("checkpoint"), OFlags::DIRECTORY)?;
+        for entry in rustix::fs::Dir::read_from(folder.as_fd())? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            names.extend(part(&Path::new("checkpoint").join(name)));
+        }
+        for name in names {
+            let mut file = match open(&name, OFlags::empty()) {
+                Ok(file) => File::from(file),
+                Err(rustix::io::Errno::NOENT) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            if file.metadata()?.is_file() && !take(name, &mut file)? {
+                break;
+            }
+        }
+        return Ok(());
+    }
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is no file"));
     }
-    Ok(tar::Archive::new(BufReader::new(file)))
+    // Nothing but plain files at places that are named here: an archive is not trusted with more.
+    for entry in tar::Archive::new(BufReader::new(file)).entries_with_seek()? {
+        let mut entry = entry?;
+        let Some(part) = part(&entry.path()?).filter(|_| entry.header().entry_type().is_file()) else { continue };
+        if !take(part, &mut entry)? {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn describe(archive: &Path) -> io::Result<About> {
-    for entry in open(archive)?.entries_with_seek()? {
-        let entry = entry?;
-        if part(&entry.path()?).as_deref() == Some(Path::new("config.dump")) {
-            return Ok(serde_json::from_reader(entry.take(LARGEST_DESCRIPTION))?);
+    let mut about = None;
+    each(archive, |part, content| {
+        if part == Path::new("config.dump") {
+            about = Some(serde_json::from_reader(content.take(LARGEST_DESCRIPTION))?);
         }
-    }
-    Err(io::Error::other("it has no config.dump"))
+        Ok(about.is_none())
+    })?;
+    about.ok_or_else(|| io::Error::other("it has no config.dump"))
 }
 
 /// Which part of a checkpoint an entry is; none for what restoring needs nothing of.
@@ -119,14 +170,10 @@ pub(super) fn unpack(daemon: &Daemon, id: &str, archive: &Path) -> Result<()> {
         let _ = fs::remove_dir_all(&folder);
         fs::DirBuilder::new().mode(0o700).create(&folder)?;
         fs::DirBuilder::new().mode(0o700).create(folder.join("checkpoint"))?;
-        for entry in open(archive)?.entries()? {
-            let mut entry = entry?;
-            // Nothing but plain files at places that are named here: an archive is not trusted with more.
-            let Some(part) = part(&entry.path()?).filter(|_| entry.header().entry_type().is_file()) else { continue };
+        each(archive, |part, content| {
             let mut file = File::options().write(true).create_new(true).open(folder.join(part))?;
-            io::copy(&mut entry, &mut file)?;
-        }
-        Ok(())
+            io::copy(content, &mut file).map(|_| true)
+        })
     })();
     unpacked.map_err(Error::failed(what()))?;
     if !folder.join("checkpoint/inventory.img").exists() {
