@@ -55,6 +55,9 @@ pub fn create(api: &Arc<Api>, call: &Call, object: &mut Value) -> Result<(), Sta
     if call.resource.group.is_empty() && call.resource.plural == "namespaces" {
         object["metadata"]["labels"]["kubernetes.io/metadata.name"] = json!(name);
     }
+    if call.resource.group.is_empty() && call.resource.plural == "nodes" {
+        taint(object);
+    }
     if call.resource.plural == "certificatesigningrequests" {
         crate::certificates::admit(call, object)?;
     }
@@ -160,6 +163,18 @@ fn service_account(api: &Api, call: &Call, name: &str, pod: &mut Value) -> Resul
         }
     }
     Ok(())
+}
+
+/// A new node gets no pods before its kubelet says that it is ready.
+fn taint(node: &mut Value) {
+    const KEY: &str = "node.kubernetes.io/not-ready";
+    if !node["spec"]["taints"].is_array() {
+        node["spec"]["taints"] = json!([]);
+    }
+    let Some(list) = node["spec"]["taints"].as_array_mut() else { return };
+    if !list.iter().any(|t| t["key"] == KEY && t["effect"] == "NoSchedule") {
+        list.push(json!({"key": KEY, "effect": "NoSchedule"}));
+    }
 }
 
 fn tolerations(pod: &mut Value) {

@@ -17,6 +17,7 @@ pub mod health;
 pub mod http_util;
 pub mod limits;
 pub mod node_ipam;
+pub mod node_lifecycle;
 pub mod pki;
 pub mod pods;
 pub mod protobuf;

@@ -197,6 +197,7 @@ async fn run(flags: Serve) -> Result<()> {
     tokio::spawn(event_ttl::run(Arc::clone(&api), flags.event_ttl));
     tokio::spawn(certificates::run(Arc::clone(&api), policy));
     tokio::spawn(controllers::namespaces(Arc::clone(&api)));
+    tokio::spawn(apiserver::node_lifecycle::run(Arc::clone(&api)));
     if let Some(plan) = networks {
         tokio::spawn(node_ipam::run(Arc::clone(&api), plan));
     }

@@ -457,6 +457,14 @@ fn grace(object: &Value, options: &Value) -> i64 {
         .max(0)
 }
 
+/// Marks an object as going, with the time that it has by itself.
+pub(crate) fn mark_deleted(object: &mut Value) {
+    let grace = grace(object, &Value::Null);
+    let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
+    object["metadata"]["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+}
+
 /// Removes what a namespace holds, then the namespace; runs until nothing is left or something waits for a finalizer.
 pub async fn empty_namespace(api: &Arc<Api>, namespace: &Entry) -> Result<(), StoreError> {
     let name = namespace.value["metadata"]["name"].as_str().unwrap_or_default();
@@ -472,10 +480,7 @@ pub async fn empty_namespace(api: &Arc<Api>, namespace: &Entry) -> Result<(), St
                 if new["metadata"]["deletionTimestamp"].is_string() {
                     continue;
                 }
-                let grace = grace(&new, &Value::Null);
-                let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
-                new["metadata"]["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
-                new["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+                mark_deleted(&mut new);
                 api.store.replace(&key, entry.revision, new).await
             };
             match outcome {

@@ -105,6 +105,7 @@ impl Dispatcher {
         let mut ticks = tokio::time::interval(HOUSEKEEPING);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            self.shared.beat.turned();
             tokio::select! {
                 Some(update) = updates.recv() => self.take(update),
                 Some(uid) = changed.recv() => {

@@ -169,7 +169,12 @@ where
         Strategy::Get => bounded(api.get_opt(name)).await,
         Strategy::Cache => one(cache, namespace, name, api.get_opt(name)).await,
         Strategy::Watch => {
-            let follow = || watcher::watch_object(api, name).default_backoff().map(|e| e.map_err(|e| e.to_string()));
+            let lean = |mut object: T| {
+                object.meta_mut().managed_fields = None;
+                object
+            };
+            let objects = watcher::watch_object(api, name).default_backoff();
+            let follow = || objects.map(move |e| e.map(|o| o.map(lean)).map_err(|e| e.to_string()));
             watched.get(&format!("{namespace}/{name}"), follow).await.map_err(ObjectError::new)
         }
     }

@@ -1,6 +1,6 @@
 //! Putting the parts together, and ending in order.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,9 +28,10 @@ use crate::pleg::Health;
 use crate::pod::{Changed, NodeDns, NodeFacts, NodeResolv};
 use crate::resources::cgroups::{Cgroups, Driver};
 use crate::resources::pages::{PageSizes, Swap};
+use crate::resources::users::Users;
 use crate::resources::{allocatable, managers};
 use crate::serve::Served;
-use crate::shared::Shared;
+use crate::shared::{Beat, Shared};
 use crate::shutdown::{self, Shutdown};
 use crate::sources::manifest::Origin;
 use crate::sources::{Source, api, static_pods, url};
@@ -74,15 +75,6 @@ pub fn main() -> Result<()> {
     let result = runtime.block_on(serve(flags, config));
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
-}
-
-fn labels(flags: &Flags) -> Result<BTreeMap<String, String>> {
-    let mut out = BTreeMap::new();
-    for pair in flags.node_labels.iter().filter(|p| !p.is_empty()) {
-        let Some((key, value)) = pair.split_once('=') else { bail!("--node-labels: {pair:?} is not key=value") };
-        out.insert(key.to_owned(), value.to_owned());
-    }
-    Ok(out)
 }
 
 /// The runtime's driver, where it tells (Kubernetes since 1.34 prefers it); else what the configuration says.
@@ -149,6 +141,10 @@ async fn shared(
         allocations: Allocations::default(),
         statuses: Arc::new(Statuses::new(client.clone())),
         volumes: Volumes::new(&flags.root_dir, objects.clone()),
+        users: Users::new(
+            flags.root_dir.join("pods"),
+            u32::try_from(config.user_namespaces.ids_per_pod).unwrap_or(65536),
+        ),
         pulls: pulls(flags, &config)?,
         facts: NodeFacts {
             log_root: PathBuf::from(&config.pod_logs_dir),
@@ -182,6 +178,7 @@ async fn shared(
         cgroups,
         cpu_rate: crate::stats::Rate::default(),
         worked: Arc::default(),
+        beat: Beat::default(),
         external_cloud: flags.cloud_provider == "external",
         flags: flags.told(),
         started: std::time::Instant::now(),
@@ -239,10 +236,11 @@ async fn runtime_name(cri: &Cri, config: &KubeletConfiguration) -> String {
 }
 
 async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
+    node::limits::prepare(&config)?;
     if let Err(e) = std::fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string()) {
         tracing::debug!(error = %e, "oom_score_adj not set");
     }
-    let labels = labels(&flags)?;
+    let labels = node::labels::read(&flags.node_labels)?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let (changes, objects) = mpsc::channel(256);
@@ -318,10 +316,15 @@ async fn serve(flags: Flags, config: KubeletConfiguration) -> Result<()> {
     shared.events.node(&shared.node_name, false, "Starting", "Starting kubelet.".to_owned());
     let _ = gantry_telemetry::notify::ready();
     if let Some(every) = gantry_telemetry::notify::watchdog_interval() {
+        let watched = shared.clone();
         tokio::spawn(async move {
             loop {
-                let _ = gantry_telemetry::notify::watchdog();
-                tokio::time::sleep(every).await;
+                // Who is stuck is not fed: the service manager begins the kubelet anew.
+                match watched.beat.check() {
+                    Ok(()) => drop(gantry_telemetry::notify::watchdog()),
+                    Err(e) => tracing::error!(error = %e, "the watchdog is not fed"),
+                }
+                tokio::time::sleep(every.max(Duration::from_secs(1))).await;
             }
         });
     }

@@ -498,6 +498,6 @@ impl Node for Served {
     }
 
     fn healthz(&self) -> Vec<(String, Result<(), String>)> {
-        vec![("syncloop".to_owned(), Ok(())), ("pleg".to_owned(), self.health.check())]
+        vec![("syncloop".to_owned(), self.shared.beat.check()), ("pleg".to_owned(), self.health.check())]
     }
 }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
+use jiff::Timestamp;
 use kubelet_managers::Managers;
 use kubelet_volumes::{Allocatable, Objects, PodContext, Volumes};
 
@@ -13,9 +15,34 @@ use crate::eviction::{Kills, Pressure};
 use crate::images::Pulls;
 use crate::pod::NodeFacts;
 use crate::resources::cgroups::Cgroups;
+use crate::resources::users::Users;
 use crate::shutdown::Shutdown;
 use crate::status::manager::Statuses;
 use crate::sync::resize::Allocations;
+
+/// When the loop that hands pods to workers last turned.
+#[derive(Debug, Default)]
+pub(crate) struct Beat(AtomicI64);
+
+impl Beat {
+    /// A loop that has not turned for so many seconds is stuck: upstream's number.
+    const STUCK: i64 = 300;
+
+    /// It has turned.
+    pub(crate) fn turned(&self) {
+        self.0.store(Timestamp::now().as_second(), Ordering::Relaxed);
+    }
+
+    /// An error says since when it has not turned. Before it begins it is not stuck.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let last = self.0.load(Ordering::Relaxed);
+        let age = Timestamp::now().as_second() - last;
+        if last == 0 || age < Self::STUCK {
+            return Ok(());
+        }
+        Err(format!("sync Loop took longer than expected: it has not turned for {age} s"))
+    }
+}
 
 /// Handles and facts; made once at the start.
 pub(crate) struct Shared {
@@ -39,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) objects: Arc<dyn Objects>,
     /// Pods' control groups.
     pub(crate) cgroups: Cgroups,
+    /// User ids of pods that have their own.
+    pub(crate) users: Users,
     /// Facts for container configurations.
     pub(crate) facts: NodeFacts,
     /// What pods may take together.
@@ -67,6 +96,8 @@ pub(crate) struct Shared {
     pub(crate) managers: Managers,
     /// How images are pulled, and for whom.
     pub(crate) pulls: Pulls,
+    /// The life sign of the loop over pods.
+    pub(crate) beat: Beat,
     /// Notified by each look at a pod.
     pub(crate) worked: Arc<tokio::sync::Notify>,
 }
@@ -81,5 +112,20 @@ impl Shared {
             allocatable: self.allocatable.clone(),
             cluster_domain: self.config.cluster_domain.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_no_longer_turns_is_noticed() {
+        let beat = Beat::default();
+        assert!(beat.check().is_ok(), "not begun");
+        beat.turned();
+        assert!(beat.check().is_ok());
+        beat.0.fetch_sub(Beat::STUCK + 1, Ordering::Relaxed);
+        assert!(beat.check().unwrap_err().contains("has not turned"));
     }
 }

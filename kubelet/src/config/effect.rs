@@ -26,7 +26,6 @@ pub(crate) const NONE: &[(&str, &str)] = &[
     ("memoryThrottlingFactor", "memory is limited, not throttled"),
     ("memoryReservationPolicy", "memory is limited, not throttled"),
     ("tracing", "spans are not exported"),
-    ("userNamespaces", "every pod has 65536 ids"),
 ];
 
 /// Why a field changes nothing, if so.

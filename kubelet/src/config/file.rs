@@ -1,12 +1,14 @@
 //! From files and flags to one configuration: drop-ins merged, zeros replaced by defaults, every value checked.
 //!
-//! An unknown field is an error. A known field that changes nothing here is accepted and named in a warning, so that
-//! files written for upstream's kubelet can be used and nobody believes in a setting that is not there.
+//! An unknown field is left out and named in a warning, as upstream does since its strict reading gave way to a lenient one:
+//! a file for a newer kubelet must not keep a node down. So is a known field that changes nothing here, so that nobody
+//! believes in a setting that is not there.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
+use serde_path_to_error::Segment;
 
 use super::fields::{API_VERSION, KIND, KubeletConfiguration};
 use super::{check, effect, gates, settings};
@@ -78,7 +80,7 @@ const ZERO_IS_DEFAULT: &[&str] = &[
 /// A file cannot be read, is not YAML, has an unknown field or a value that a field cannot have; it names the field.
 pub(crate) fn load(file: Option<&Path>, drop_ins: Option<&Path>, said: &[(String, String)]) -> Result<Loaded> {
     let mut all = Map::new();
-    let mut sources = Vec::new();
+    let (mut sources, mut unknown) = (Vec::new(), Vec::new());
     for path in file.map(Path::to_path_buf).into_iter().chain(match drop_ins {
         Some(folder) => {
             configs(folder).with_context(|| format!("read the configuration folder {}", folder.display()))?
@@ -87,14 +89,19 @@ pub(crate) fn load(file: Option<&Path>, drop_ins: Option<&Path>, said: &[(String
     }) {
         let what = || format!("kubelet configuration {}", path.display());
         let text = std::fs::read_to_string(&path).with_context(|| format!("read the {}", what()))?;
-        merge(&mut all, read(&text).with_context(what)?);
+        let (fields, strange) = read(&text).with_context(what)?;
+        let why = format!("{} has this field, which this kubelet does not know", path.display());
+        unknown.extend(strange.into_iter().map(|field| (field, why.clone())));
+        merge(&mut all, fields);
         sources.push(path.display().to_string());
     }
     settings::apply(said, &mut all)?;
-    finish(all).with_context(|| match sources.as_slice() {
+    let mut loaded = finish(all).with_context(|| match sources.as_slice() {
         [] => "kubelet configuration from flags".to_owned(),
         some => format!("kubelet configuration {}", some.join(", ")),
-    })
+    })?;
+    loaded.idle.extend(unknown);
+    Ok(loaded)
 }
 
 /// The drop-ins of a folder and the folders in it, sorted by name.
@@ -115,20 +122,59 @@ fn configs(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// What a file alone makes of the configuration.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzzed(text: &str) -> Result<Loaded> {
-    finish(read(text)?)
+    finish(read(text)?.0)
 }
 
-/// One file's fields.
-fn read(text: &str) -> Result<Map<String, Value>> {
+/// One file's fields, and those of them that nobody knows.
+fn read(text: &str) -> Result<(Map<String, Value>, Vec<String>)> {
     let value: Value = yaml(text).context("not valid YAML")?;
-    let Value::Object(fields) = value else { bail!("it is not a mapping of fields to values") };
+    let Value::Object(mut fields) = value else { bail!("it is not a mapping of fields to values") };
     let of = |field: &str| fields.get(field).and_then(Value::as_str).unwrap_or_default();
     if of("apiVersion") != API_VERSION || of("kind") != KIND {
         bail!("it is {:?} {:?}, not {API_VERSION} {KIND}", of("apiVersion"), of("kind"));
     }
+    let strange = take_unknown(&mut fields);
     // Checked by itself, so that the error names this file.
     finish(fields.clone())?;
-    Ok(fields)
+    Ok((fields, strange))
+}
+
+/// Takes fields out that the configuration does not have, wherever they are; gives their paths.
+fn take_unknown(fields: &mut Map<String, Value>) -> Vec<String> {
+    let mut out = Vec::new();
+    // Bounded by what there is: each turn takes one out.
+    while let Err(e) = serde_path_to_error::deserialize::<_, KubeletConfiguration>(Value::Object(fields.clone())) {
+        let (path, text) = (e.path().clone(), e.inner().to_string());
+        let name = text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+        let segments: Vec<&Segment> = path.iter().collect();
+        let Some(name) = name.filter(|name| take(fields, &segments, name)) else { break };
+        // The path may end with the field's own name, or with what it is in.
+        let above = path.to_string();
+        let own = above == name || above.ends_with(&format!(".{name}"));
+        out.push(match above.as_str() {
+            "." => name.to_owned(),
+            _ if own => above,
+            _ => format!("{above}.{name}"),
+        });
+    }
+    out
+}
+
+/// Takes a field out of the object that a path leads to, or to whose field it leads.
+fn take(fields: &mut Map<String, Value>, path: &[&Segment], name: &str) -> bool {
+    let [Segment::Map { key }, rest @ ..] = path else { return fields.remove(name).is_some() };
+    if rest.is_empty() && key == name {
+        return fields.remove(name).is_some();
+    }
+    let (mut at, mut rest) = (fields.get_mut(key), rest);
+    while let Some(Value::Array(list)) = at {
+        let [Segment::Seq { index }, further @ ..] = rest else { return false };
+        (at, rest) = (list.get_mut(*index), further);
+    }
+    match at {
+        Some(Value::Object(inner)) => take(inner, rest, name),
+        _ => false,
+    }
 }
 
 /// A later file over an earlier one: objects are joined, everything else is replaced, null means the default.

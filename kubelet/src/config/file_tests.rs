@@ -12,7 +12,7 @@ const HEAD: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConf
 const REFERENCE: &str = include_str!("reference.tsv");
 
 fn parse(text: &str) -> Result<Loaded> {
-    finish(read(&format!("{HEAD}{text}\n"))?)
+    finish(read(&format!("{HEAD}{text}\n"))?.0)
 }
 
 fn rows() -> Vec<(&'static str, &'static str, &'static str, &'static str)> {
@@ -142,11 +142,9 @@ fn defaults_are_upstreams() {
 }
 
 #[test]
-fn unknown_fields_and_wrong_values_are_named() {
+fn wrong_values_are_named() {
     for (text, want) in [
-        ("noSuchField: 1", "noSuchField"),
         ("maxPods: many", "maxPods"),
-        ("authentication: {x509: {caFile: /x}}", "authentication.x509"),
         ("syncFrequency: soon", "syncFrequency"),
         ("port: 70000", "port"),
         ("nodeLeaseDurationSeconds: -1", "nodeLeaseDurationSeconds"),
@@ -268,9 +266,29 @@ fn drop_ins_are_merged_in_the_order_of_their_names() {
     assert_eq!(config.cluster_dns, ["2.2.2.2"]);
     assert_eq!(config.authentication.x509.client_ca_file, "/a");
     assert!(config.authentication.anonymous.enabled);
-    put("d/40-d.conf", "noSuchField: 1");
+    put("d/40-d.conf", "noSuchField: 1\nmaxPods: 5");
+    let Loaded { config, idle } = load().unwrap();
+    assert_eq!((config.max_pods, idle.len(), idle[0].0.as_str()), (5, 1, "noSuchField"));
+    assert!(idle[0].1.contains("40-d.conf"), "{idle:?}");
+    put("d/50-e.conf", "maxPods: many");
     let error = format!("{:#}", load().unwrap_err());
-    assert!(error.contains("40-d.conf") && error.contains("noSuchField"), "{error}");
+    assert!(error.contains("50-e.conf") && error.contains("maxPods"), "{error}");
+}
+
+#[test]
+fn unknown_fields_are_left_out_and_named() {
+    for (text, want) in [
+        ("noSuchField: 1", "noSuchField"),
+        ("authentication: {x509: {caFile: /x, clientCAFile: /y}}", "authentication.x509.caFile"),
+        ("reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}, kind: big}]", "reservedMemory[0].kind"),
+        ("memorySwap: {swapBehavior: NoSwap, size: 3}", "memorySwap.size"),
+    ] {
+        let (fields, strange) = read(&format!("{HEAD}maxPods: 7\n{text}\n")).unwrap();
+        assert_eq!(strange, [want], "{text}");
+        assert_eq!(finish(fields).unwrap().config.max_pods, 7);
+    }
+    let (_, strange) = read(&format!("{HEAD}a: 1\nb: 2\nlogging: {{c: 3}}\n")).unwrap();
+    assert_eq!(strange.len(), 3, "{strange:?}");
 }
 
 #[test]

@@ -62,13 +62,15 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// How many pulls may run at once; `None` in the configuration means as many as upstream's users wish for: a big image
-/// must not hold up a small one.
+/// How many pulls may run at once. `serializeImagePulls: false` alone sets no limit, as upstream; where nothing is said there
+/// are some at a time, since a big image must not hold up a small one.
 pub(crate) fn permits(serialize: Option<bool>, most: Option<i32>) -> usize {
+    const NOTHING_SAID: usize = 8;
     match (serialize, most) {
         (Some(true), _) => 1,
-        (_, Some(n)) if n > 0 => usize::try_from(n).unwrap_or(8),
-        _ => 8,
+        (_, Some(n)) if n > 0 => usize::try_from(n).unwrap_or(NOTHING_SAID),
+        (Some(false), _) => Semaphore::MAX_PERMITS,
+        _ => NOTHING_SAID,
     }
 }
 
@@ -192,5 +194,6 @@ mod tests {
     #[test]
     fn pulls_are_parallel_unless_said_otherwise() {
         assert_eq!((permits(None, None), permits(Some(true), None), permits(Some(false), Some(3))), (8, 1, 3));
+        assert_eq!((permits(None, Some(1)), permits(Some(false), None)), (1, Semaphore::MAX_PERMITS));
     }
 }

@@ -17,7 +17,6 @@ pub(crate) use host::{
 pub(crate) use resource::page as resource;
 pub(crate) use text::{Kind, Page, labels};
 
-use crate::pod;
 use crate::probe::Target;
 
 fn probe_type(target: &Target) -> &'static str {
@@ -34,9 +33,9 @@ pub(crate) fn probed(target: &Target, ok: bool) {
         ("probe_type", probe_type(target)),
         ("result", if ok { "successful" } else { "failed" }),
         ("container", &target.container.name),
-        ("pod", pod::name(&target.pod)),
-        ("namespace", pod::namespace(&target.pod)),
-        ("pod_uid", pod::uid(&target.pod)),
+        ("pod", &target.pod.1),
+        ("namespace", &target.pod.0),
+        ("pod_uid", &target.pod.2),
     ]);
 }
 
@@ -48,8 +47,8 @@ pub(crate) async fn timed_probe<T>(target: &Target, probe: impl Future<Output = 
         &[
             ("probe_type", probe_type(target)),
             ("container", &target.container.name),
-            ("pod", pod::name(&target.pod)),
-            ("namespace", pod::namespace(&target.pod)),
+            ("pod", &target.pod.1),
+            ("namespace", &target.pod.0),
         ],
         start.elapsed(),
     );

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gantry_kube::quantity::Quantity;
-use k8s_openapi::api::core::v1::NodeSystemInfo;
+use k8s_openapi::api::core::v1::{NodeSwapStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 use crate::config::KubeletConfiguration;
@@ -51,6 +51,12 @@ fn huge_pages() -> BTreeMap<String, i64> {
     out
 }
 
+/// How many pods the node takes: `maxPods`, and no more than `podsPerCore` for each CPU where that is set.
+fn most_pods(config: &KubeletConfiguration, cpus: i64) -> i64 {
+    let most = i64::from(config.max_pods);
+    if config.pods_per_core > 0 { most.min(i64::from(config.pods_per_core) * cpus) } else { most }
+}
+
 /// Capacity and allocatable: what is left after reservations and the hard eviction threshold of memory.
 pub(crate) fn resources(
     config: &KubeletConfiguration,
@@ -74,7 +80,7 @@ pub(crate) fn resources(
     let quantity = |n: i64| ApiQuantity(n.max(0).to_string());
     let ki = |n: i64| ApiQuantity(format!("{}Ki", n.max(0) / 1024));
     let huge = huge_pages();
-    let pods = quantity(i64::from(config.max_pods));
+    let pods = quantity(most_pods(config, cpus()));
     let mut capacity = BTreeMap::from([
         ("cpu".to_owned(), quantity(cpus())),
         ("memory".to_owned(), ki(memory)),
@@ -100,6 +106,11 @@ pub(crate) fn resources(
         capacity.insert(name.clone(), quantity(bytes));
         allocatable.insert(name, quantity(bytes));
     }
+    if !config.local_storage_capacity_isolation {
+        // Nobody counts it then, so nobody may ask for it.
+        capacity.remove("ephemeral-storage");
+        allocatable.remove("ephemeral-storage");
+    }
     (capacity, allocatable)
 }
 
@@ -124,6 +135,10 @@ pub(crate) fn system_info(runtime: &str) -> NodeSystemInfo {
         kubelet_version: gantry_telemetry::build::git_version(),
         operating_system: "linux".into(),
         architecture: architecture().into(),
+        swap: i64::try_from(meminfo("SwapTotal"))
+            .ok()
+            .filter(|&bytes| bytes > 0)
+            .map(|bytes| NodeSwapStatus { capacity: Some(bytes) }),
         ..Default::default()
     }
 }
@@ -134,5 +149,29 @@ pub(crate) fn architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_takes_as_many_pods_as_it_is_told() {
+        for (most, per_core, want) in [(110, 0, 110), (110, 10, 40), (30, 10, 30)] {
+            let config = KubeletConfiguration { max_pods: most, pods_per_core: per_core, ..Default::default() };
+            assert_eq!(most_pods(&config, 4), want);
+        }
+    }
+
+    #[test]
+    fn ephemeral_storage_is_not_offered_where_nobody_counts_it() {
+        let has = |counted: bool| {
+            let config = KubeletConfiguration { local_storage_capacity_isolation: counted, ..Default::default() };
+            let (capacity, allocatable) = resources(&config, std::path::Path::new("/"));
+            assert_eq!(capacity.contains_key("ephemeral-storage"), allocatable.contains_key("ephemeral-storage"));
+            capacity.contains_key("ephemeral-storage")
+        };
+        assert!(has(true) && !has(false));
     }
 }

@@ -202,6 +202,14 @@ fn handlers(answer: &StatusResponse) -> Vec<NodeRuntimeHandler> {
     answer.runtime_handlers.iter().map(one).collect()
 }
 
+/// One problem stands alone, several are a list: as upstream writes them.
+fn together(problems: &[String]) -> String {
+    match problems {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
+    }
+}
+
 fn conditions(
     shared: &Shared,
     health: &Health,
@@ -256,7 +264,7 @@ fn conditions(
     if problems.is_empty() {
         put("Ready", true, "KubeletReady", "kubelet is posting ready status");
     } else {
-        put("Ready", false, "KubeletNotReady", &format!("[{}]", problems.join(", ")));
+        put("Ready", false, "KubeletNotReady", &together(&problems));
     }
     out
 }

@@ -9,6 +9,8 @@ use super::{host_network, namespace, spec};
 
 const MAX_SERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
+/// Characters of all search domains together, with the spaces between them.
+const MAX_SEARCH_LENGTH: usize = 2048;
 
 /// What pods may inherit.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +74,16 @@ fn parse_resolv_conf(text: &str) -> DnsConfig {
 
 /// The DNS configuration of a pod.
 pub(crate) fn dns_config(pod: &Pod, dns: &NodeDns) -> DnsConfig {
+    formed(pod, dns).0
+}
+
+/// What the user should know of a pod's DNS configuration: reasons and messages of events, in upstream's words.
+pub(crate) fn dns_warnings(pod: &Pod, dns: &NodeDns) -> Vec<(&'static str, String)> {
+    formed(pod, dns).1
+}
+
+fn formed(pod: &Pod, dns: &NodeDns) -> (DnsConfig, Vec<(&'static str, String)>) {
+    let mut warnings = Vec::new();
     let spec = spec(pod);
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
     let cluster = match policy {
@@ -91,6 +103,14 @@ pub(crate) fn dns_config(pod: &Pod, dns: &NodeDns) -> DnsConfig {
         searches.extend(dns.node.read().searches);
         DnsConfig { servers: dns.cluster.clone(), searches, options: vec!["ndots:5".into()] }
     } else {
+        if cluster {
+            let text = format!(
+                "pod: {:?}. kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. \
+                 Falling back to \"Default\" policy.",
+                super::full(pod)
+            );
+            warnings.push(("MissingClusterDNS", text));
+        }
         dns.node.read()
     };
     if let Some(more) = spec.dns_config {
@@ -102,15 +122,36 @@ pub(crate) fn dns_config(pod: &Pod, dns: &NodeDns) -> DnsConfig {
             out.options.push(option.value.map_or(name.clone(), |value| format!("{name}:{value}")));
         }
     }
-    unique(&mut out.servers, MAX_SERVERS);
-    unique(&mut out.searches, MAX_SEARCHES);
-    out
+    let mut cut = unique(&mut out.servers, MAX_SERVERS);
+    if cut {
+        let line = out.servers.join(" ");
+        let text = format!(
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {line}"
+        );
+        warnings.push(("DNSConfigForming", text));
+    }
+    cut = unique(&mut out.searches, MAX_SEARCHES);
+    while out.searches.iter().map(|s| s.len() + 1).sum::<usize>() > MAX_SEARCH_LENGTH + 1 {
+        out.searches.pop();
+        cut = true;
+    }
+    if cut {
+        let line = out.searches.join(" ");
+        let text = format!(
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {line}"
+        );
+        warnings.push(("DNSConfigForming", text));
+    }
+    (out, warnings)
 }
 
-fn unique(list: &mut Vec<String>, most: usize) {
+/// Leaves each item once, and no more than `most`; tells whether some were too many.
+fn unique(list: &mut Vec<String>, most: usize) -> bool {
     let mut seen = std::collections::HashSet::new();
     list.retain(|item| seen.insert(item.clone()));
+    let many = list.len() > most;
     list.truncate(most);
+    many
 }
 
 #[cfg(test)]
@@ -142,6 +183,36 @@ mod tests {
             (none.servers, none.options),
             (vec!["192.0.2.53".to_owned()], vec!["ndots:3".to_owned(), "rotate".to_owned()])
         );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_and_told() {
+        let cluster = |cluster: &[&str]| NodeDns {
+            cluster: cluster.iter().map(|s| (*s).to_owned()).collect(),
+            domain: "cluster.local".into(),
+            ..NodeDns::default()
+        };
+        let pod = |dns: serde_json::Value| -> Pod {
+            let spec = json!({"containers": [], "dnsConfig": dns});
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec})).unwrap()
+        };
+        let words = |pod: &Pod, dns: &NodeDns| dns_warnings(pod, dns).into_iter().map(|w| w.0).collect::<Vec<_>>();
+        let plain = pod(json!({}));
+        assert_eq!(words(&plain, &cluster(&["10.0.0.1"])), [""; 0]);
+        assert_eq!(words(&plain, &cluster(&[])), ["MissingClusterDNS"]);
+        let four = cluster(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        assert_eq!(words(&plain, &four), ["DNSConfigForming"]);
+        let text = &dns_warnings(&plain, &four)[0].1;
+        assert!(text.ends_with("nameserver line is: 10.0.0.1 10.0.0.2 10.0.0.3"), "{text}");
+        let many: Vec<String> = (0..40).map(|n| format!("s{n}")).collect();
+        assert_eq!(dns_config(&pod(json!({ "searches": many })), &four).searches.len(), 32);
+        let long: Vec<String> = (0..20).map(|n| format!("{n}{}", "x".repeat(200))).collect();
+        let formed = dns_config(&pod(json!({ "searches": long })), &four);
+        assert!(formed.searches.join(" ").len() <= 2048 && formed.searches.len() > 5);
+        // A static pod's node network needs no DNS of the cluster.
+        let mut host = plain;
+        host.spec.as_mut().unwrap().host_network = Some(true);
+        assert_eq!(words(&host, &cluster(&[])), [""; 0]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod sysctls;
 mod uses;
 
 pub(crate) use admit::*;
-pub(crate) use dns::{NodeDns, NodeResolv};
+pub(crate) use dns::{NodeDns, NodeResolv, dns_warnings};
 pub(crate) use ephemeral::*;
 pub(crate) use read::*;
 pub(crate) use requests::{amounts, requests};

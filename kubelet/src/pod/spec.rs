@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SeccompProfile};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile};
 use kubelet_volumes::{DeviceSpec, MountSpec, Propagation, Recursive, expand};
 use proto::cri;
 
@@ -183,6 +183,8 @@ pub(crate) fn sandbox_config(pod: &Pod, attempt: u32, cgroup_parent: &Path, node
                 run_as_user: security.run_as_user.map(|value| cri::Int64Value { value }),
                 run_as_group: security.run_as_group.map(|value| cri::Int64Value { value }),
                 supplemental_groups: groups(&security),
+                supplemental_groups_policy: strict(&security),
+                selinux_options: security.se_linux_options.clone().map(selinux),
                 privileged,
                 seccomp: Some(cri::SecurityProfile::default()),
                 ..Default::default()
@@ -199,7 +201,20 @@ pub(crate) fn sandbox_config(pod: &Pod, attempt: u32, cgroup_parent: &Path, node
     }
 }
 
-fn groups(security: &k8s_openapi::api::core::v1::PodSecurityContext) -> Vec<i64> {
+fn strict(security: &PodSecurityContext) -> i32 {
+    i32::from(security.supplemental_groups_policy.as_deref() == Some("Strict"))
+}
+
+fn selinux(options: SELinuxOptions) -> cri::SeLinuxOption {
+    cri::SeLinuxOption {
+        user: options.user.unwrap_or_default(),
+        role: options.role.unwrap_or_default(),
+        r#type: options.type_.unwrap_or_default(),
+        level: options.level.unwrap_or_default(),
+    }
+}
+
+fn groups(security: &PodSecurityContext) -> Vec<i64> {
     let mut groups = security.supplemental_groups.clone().unwrap_or_default();
     groups.extend(security.fs_group);
     groups.dedup();
@@ -339,7 +354,7 @@ fn resources(pod: &Pod, container: &Container, node: &NodeFacts) -> cri::LinuxCo
         cpu_shares: i64::try_from(qos::shares(amounts.cpu_request)).unwrap_or(2),
         memory_limit_in_bytes: amounts.memory_limit.unwrap_or(0),
         memory_swap_limit_in_bytes: amounts.memory_limit.map_or(0, |limit| limit + swap.unwrap_or(0)),
-        oom_score_adj: qos::oom_score_adj(qos::class(pod), amounts.memory_request, node.memory),
+        oom_score_adj: qos::oom_score_adj(pod, container, node.memory),
         unified,
         hugepage_limits: pages.map(|(page_size, limit)| cri::HugepageLimit { page_size, limit }).collect(),
         ..Default::default()
@@ -415,7 +430,8 @@ fn security(
         run_as_group: own.run_as_group.or(whole.run_as_group).map(|value| cri::Int64Value { value }),
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
         supplemental_groups: groups(&whole),
-        supplemental_groups_policy: i32::from(whole.supplemental_groups_policy.as_deref() == Some("Strict")),
+        supplemental_groups_policy: strict(&whole),
+        selinux_options: own.se_linux_options.or(whole.se_linux_options).map(selinux),
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: list(&MASKED),
         readonly_paths: list(&READ_ONLY),

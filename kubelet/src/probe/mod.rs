@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, Probe};
 use tokio::sync::mpsc;
 
 use handler::Outcome;
@@ -76,9 +76,9 @@ pub(crate) struct Report {
 
 /// What a task probes.
 pub(crate) struct Target {
-    /// The pod.
-    pub(crate) pod: Arc<Pod>,
-    /// The container.
+    /// The pod's namespace, name and uid. Not the pod itself: as long as one is probed there would be an old copy of it.
+    pub(crate) pod: (String, String, String),
+    /// What the probe needs of the container: its name, its ports and the probe.
     pub(crate) container: Container,
     /// Its id.
     pub(crate) id: String,
@@ -90,6 +90,28 @@ pub(crate) struct Target {
     pub(crate) started_at: Timestamp,
     /// What was known before (after a restart of the kubelet).
     pub(crate) before: Option<bool>,
+}
+
+impl Target {
+    /// The part of a container that a probe needs.
+    pub(crate) fn part(container: &Container, kind: Kind) -> Container {
+        let probe = |of: Kind| kind.of(container).filter(|_| of == kind).cloned();
+        Container {
+            name: container.name.clone(),
+            ports: container.ports.clone(),
+            startup_probe: probe(Kind::Startup),
+            liveness_probe: probe(Kind::Liveness),
+            readiness_probe: probe(Kind::Readiness),
+            ..Container::default()
+        }
+    }
+
+    fn event(&self, shared: &Shared, reason: &'static str, text: String) {
+        // A pod that is gone meanwhile has no events.
+        if let Some(pod) = shared.allocations.get(&self.pod.2) {
+            shared.events.pod(&pod, Some(&self.container.name), true, reason, text);
+        }
+    }
 }
 
 /// Counts results in a row (pure).
@@ -136,27 +158,28 @@ pub(crate) async fn run(shared: Arc<Shared>, target: Target, reports: mpsc::Send
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let probing = handler::probe(&shared, &target, &probe, Duration::from_secs(timeout));
+        // In a box that goes when it is done: a request's state is large, and most of the time a probe waits for its turn.
+        let probing = Box::pin(handler::probe(&shared, &target, &probe, Duration::from_secs(timeout)));
         let outcome = crate::metrics::timed_probe(&target, probing).await;
         let (ok, output) = match outcome {
             Outcome::Success(warning) => {
                 if let Some(text) = warning {
                     let text = format!("{} probe warning: {text}", target.kind.title());
-                    shared.events.pod(&target.pod, Some(&target.container.name), true, "ProbeWarning", text);
+                    target.event(&shared, "ProbeWarning", text);
                 }
                 (true, String::new())
             }
             Outcome::Failure(output) => (false, output),
             Outcome::Unknown(why) => {
                 let text = format!("{} probe errored and resulted in unknown state: {why}", target.kind.title());
-                shared.events.pod(&target.pod, Some(&target.container.name), true, "Unhealthy", text);
+                target.event(&shared, "Unhealthy", text);
                 continue;
             }
         };
         crate::metrics::probed(&target, ok);
         if !ok {
             let text = format!("{} probe failed: {output}", target.kind.title());
-            shared.events.pod(&target.pod, Some(&target.container.name), true, "Unhealthy", text);
+            target.event(&shared, "Unhealthy", text);
         }
         if let Some(success) = counter.take(ok) {
             let report = Report { id: target.id.clone(), kind: target.kind, success };

@@ -5,3 +5,4 @@ pub(crate) mod cgroups;
 pub(crate) mod managers;
 pub(crate) mod pages;
 pub(crate) mod qos;
+pub(crate) mod users;

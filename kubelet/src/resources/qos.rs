@@ -142,18 +142,40 @@ pub(crate) fn quota(milli: i64, period_us: i64) -> i64 {
     (milli * period_us / 1000).max(1000)
 }
 
-/// The eagerness with which the kernel takes a container when the node has no memory left.
-pub(crate) fn oom_score_adj(class: Qos, memory_request: Option<i64>, capacity: i64) -> i64 {
-    match class {
-        Qos::Guaranteed => -997,
-        Qos::BestEffort => 1000,
-        Qos::Burstable => {
-            let share = 1000 - (1000 * i128::from(memory_request.unwrap_or(0)) / i128::from(capacity.max(1))) as i64;
-            // 3 is upstream's floor: a burstable container goes before guaranteed ones.
-            share.clamp(3, 999)
-        }
-    }
+/// What the pod as a whole requests of memory beyond what its containers request, for each of them.
+fn rest_of_whole(pod: &Pod) -> i64 {
+    let Some(request) = whole(pod).and_then(|w| w.memory_request) else { return 0 };
+    let count = i64::try_from(pod::all_containers(pod).count()).unwrap_or(0).max(1);
+    (request - pod::all_containers(pod).filter_map(|c| amounts(c).memory_request).sum::<i64>()).max(0) / count
 }
+
+/// The eagerness with which the kernel takes a container when the node has no memory left.
+pub(crate) fn oom_score_adj(pod: &Pod, container: &Container, capacity: i64) -> i64 {
+    const GUARANTEED: i64 = -997;
+    if pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= NODE_CRITICAL) {
+        return GUARANTEED;
+    }
+    match class(pod) {
+        Qos::Guaranteed => return GUARANTEED,
+        Qos::BestEffort => return 1000,
+        Qos::Burstable => {}
+    }
+    let rest = rest_of_whole(pod);
+    let score = |c: &Container| {
+        let request = i128::from(amounts(c).memory_request.unwrap_or(0) + rest);
+        1000 - (1000 * request / i128::from(capacity.max(1))) as i64
+    };
+    let mut own = score(container);
+    if pod::is_sidecar(container) {
+        // A sidecar does not go before those that it serves.
+        own = pod::containers(pod).iter().map(score).max().map_or(own, |most| own.min(most));
+    }
+    // 3 is upstream's floor: a burstable container goes before guaranteed ones.
+    own.clamp(3, 999)
+}
+
+/// The priority of `system-node-critical`.
+const NODE_CRITICAL: i32 = 2_000_001_000;
 
 #[cfg(test)]
 mod tests {
@@ -185,9 +207,32 @@ mod tests {
     fn kernel_values_match_upstreams() {
         assert_eq!((shares(Some(100)), shares(Some(1000)), shares(None)), (102, 1024, 2));
         assert_eq!((quota(250, 100_000), quota(1, 100_000)), (25_000, 1000));
-        assert_eq!(oom_score_adj(Qos::Burstable, Some(4 << 30), 16 << 30), 750);
-        assert_eq!(oom_score_adj(Qos::Burstable, None, 16 << 30), 999);
-        assert_eq!(oom_score_adj(Qos::Guaranteed, None, 1), -997);
+    }
+
+    #[test]
+    fn the_kernel_takes_containers_in_upstreams_order() {
+        let of = |spec: serde_json::Value, index: usize| {
+            let pod: Pod = serde_json::from_value(json!({ "spec": spec })).unwrap();
+            let container = pod::all_containers(&pod).nth(index).unwrap();
+            oom_score_adj(&pod, container, 16 << 30)
+        };
+        let asks = |memory: &str| json!({"name": "a", "resources": {"requests": {"memory": memory}}});
+        let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
+        let sidecar = json!({"name": "s", "restartPolicy": "Always"});
+        for (spec, index, want) in [
+            (json!({"containers": [asks("4Gi")]}), 0, 750),
+            (json!({"containers": [asks("1Gi"), {"name": "b"}]}), 1, 999),
+            (json!({"containers": [asks("16Gi")]}), 0, 3),
+            (json!({"containers": [{"name": "a"}]}), 0, 1000),
+            (json!({"containers": [{"name": "a", "resources": full}]}), 0, -997),
+            (json!({"containers": [{"name": "a"}], "priority": 2_000_001_000}), 0, -997),
+            // What is requested for the whole pod belongs to its containers in equal parts.
+            (json!({"containers": [asks("1Gi"), {"name": "b"}], "resources": {"requests": {"memory": "9Gi"}}}), 1, 750),
+            // A sidecar stays as long as the main container that goes last.
+            (json!({"containers": [asks("4Gi"), asks("8Gi")], "initContainers": [sidecar]}), 0, 750),
+        ] {
+            assert_eq!(of(spec.clone(), index), want, "{spec}");
+        }
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(crate) async fn run(client: kube::Client, node: String, object: NodeObject, 
 
 /// A pod of the apiserver is not a static one, whatever its annotations say; mirrors keep theirs.
 fn of_the_api(mut pod: Pod) -> Pod {
+    // Who wrote which field is more than all the rest of the object, and no business of a node.
+    pod.metadata.managed_fields = None;
     if pod::annotation(&pod, MIRROR).is_none()
         && let Some(source) = pod.metadata.annotations.as_mut().and_then(|a| a.get_mut(SOURCE))
     {

@@ -32,9 +32,9 @@ pub(crate) fn follow(client: kube::Client, name: &str) -> NodeObject {
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Init) => listed = None,
-                Ok(Event::InitApply(node)) => listed = Some(Arc::new(node)),
+                Ok(Event::InitApply(node)) => listed = Some(lean(node)),
                 Ok(Event::InitDone) => drop(sender.send(Some(listed.take()))),
-                Ok(Event::Apply(node)) => drop(sender.send(Some(Some(Arc::new(node))))),
+                Ok(Event::Apply(node)) => drop(sender.send(Some(Some(lean(node))))),
                 Ok(Event::Delete(_)) => drop(sender.send(Some(None))),
                 Err(e) => {
                     tracing::debug!(error = %e, "watch of the node's object broke, will begin anew");
@@ -47,6 +47,15 @@ pub(crate) fn follow(client: kube::Client, name: &str) -> NodeObject {
         }
     });
     receiver
+}
+
+/// Without what takes much room and is asked for by nobody here.
+fn lean(mut node: Node) -> Arc<Node> {
+    node.metadata.managed_fields = None;
+    if let Some(status) = &mut node.status {
+        status.images = None;
+    }
+    Arc::new(node)
 }
 
 /// Waits a while until the node's object is known.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    ContainerUser, HostIP, Pod, PodCondition, PodIP, PodStatus, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -34,9 +34,18 @@ pub(crate) struct Circumstances {
     pub(crate) finished: bool,
     /// The pod is being stopped.
     pub(crate) terminating: bool,
+    /// All containers were just removed to begin anew.
+    pub(crate) anew: bool,
+    /// Whether all containers are being stopped to begin anew; `None` for a pod that cannot come to that.
+    pub(crate) restarting: Option<bool>,
     /// When the kubelet first saw the pod.
     pub(crate) first_seen: Timestamp,
 }
+
+/// The reason of a container whose end nobody saw.
+const LOST: &str = "ContainerStatusUnknown";
+/// The reason of a container that was removed because all of them begin anew.
+const ANEW: &str = "RestartingAllContainers";
 
 /// The status of `pod`; `before` is the one that was reported last.
 pub(crate) fn derive(
@@ -46,7 +55,7 @@ pub(crate) fn derive(
     before: &PodStatus,
     now: Timestamp,
 ) -> PodStatus {
-    let init_done = init_done(pod, seen);
+    let init_done = init_done(pod, seen, with);
     let statuses = |list: &[Container], before: Option<&Vec<ContainerStatus>>, default: &str| -> Vec<ContainerStatus> {
         let one = |c: &Container| {
             let last = before.and_then(|l| l.iter().find(|s| s.name == c.name));
@@ -118,6 +127,14 @@ pub(crate) fn derive(
         condition("ContainersReady", ready, not_ready),
         condition("PodScheduled", true, None),
     ];
+    if let Some(restarting) = with.restarting {
+        let why = match () {
+            () if succeeded => Some(("PodCompleted".to_owned(), String::new())),
+            () if over => Some(("PodFailed".to_owned(), String::new())),
+            () => None,
+        };
+        conditions.push(condition("AllContainersRestarting", restarting && !over, why));
+    }
     for new in &mut conditions {
         let old = before.conditions.iter().flatten().find(|c| c.type_ == new.type_ && c.status == new.status);
         new.last_transition_time = Some(old.and_then(|c| c.last_transition_time.clone()).unwrap_or_else(|| time(now)));
@@ -208,13 +225,13 @@ fn condition(type_: &str, status: bool, why: Option<(String, String)>) -> PodCon
     }
 }
 
-fn init_done(pod: &Pod, seen: &Observed) -> bool {
+fn init_done(pod: &Pod, seen: &Observed, with: &Circumstances) -> bool {
     let began = pod::containers(pod)
         .iter()
         .any(|c| seen.latest(&c.name).is_some_and(|s| seen.sandboxes.first().is_none_or(|b| b.id == s.sandbox)));
     began
         || pod::init_containers(pod).iter().all(|c| match seen.latest(&c.name) {
-            Some(s) if is_sidecar(c) => s.state == State::Running,
+            Some(s) if is_sidecar(c) => s.state == State::Running && with.started.get(&s.id) == Some(&true),
             Some(s) => s.state == State::Exited && s.exit_code == 0,
             None => false,
         })
@@ -257,6 +274,34 @@ fn phase(
     if never_ran { "Pending" } else { "Running" }.to_owned()
 }
 
+/// The end of a container that nobody saw.
+fn lost(reason: &str, message: &str) -> ContainerState {
+    let terminated = ContainerStateTerminated {
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        exit_code: 137,
+        ..Default::default()
+    };
+    ContainerState { terminated: Some(terminated), ..Default::default() }
+}
+
+/// The mounts of a container, and which of them are read-only through and through.
+fn mounts(spec: &Container, seen: &Seen) -> Option<Vec<VolumeMountStatus>> {
+    let one = |mount: &VolumeMount| {
+        let read_only = mount.read_only == Some(true);
+        let recursive = if seen.read_only_trees.contains(&mount.mount_path) { "Enabled" } else { "Disabled" };
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: read_only.then_some(true),
+            recursive_read_only: read_only.then(|| recursive.to_owned()),
+            ..Default::default()
+        }
+    };
+    let all: Vec<VolumeMountStatus> = spec.volume_mounts.iter().flatten().map(one).collect();
+    (!all.is_empty()).then_some(all)
+}
+
 fn container(
     spec: &Container,
     observed: &Observed,
@@ -271,7 +316,7 @@ fn container(
         waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..Default::default()
     };
-    let known_last = before.and_then(|b| b.last_state.clone()).filter(|l| l.terminated.is_some());
+    let mut known_last = before.and_then(|b| b.last_state.clone()).filter(|l| l.terminated.is_some());
     let mut status = ContainerStatus {
         name: spec.name.clone(),
         image: spec.image.clone().unwrap_or_default(),
@@ -279,15 +324,41 @@ fn container(
         started: Some(false),
         ..Default::default()
     };
-    let ended_before = before.filter(|b| b.state.as_ref().is_some_and(|s| s.terminated.is_some()));
-    if let (None, true, Some(before)) = (latest, with.finished, ended_before) {
-        // The container was removed to make room; what became of it stays known.
-        return before.clone();
+    if let (None, Some(before)) = (latest, before) {
+        let old = before.state.as_ref();
+        let (ran, ended) = (old.is_some_and(|s| s.running.is_some()), old.is_some_and(|s| s.terminated.is_some()));
+        if with.anew && (ran || ended) {
+            let message = "The container is removed because RestartAllContainers in place";
+            status.state = Some(wait(ANEW, Some(message.to_owned())));
+            status.last_state = if ended { before.state.clone() } else { Some(lost(ANEW, message)) };
+            status.restart_count += 1;
+            return status;
+        }
+        if ended {
+            // The container was removed to make room; what became of it stays known.
+            return before.clone();
+        }
+        if ran && (with.finished || with.terminating) {
+            let message = "The container could not be located when the pod was terminated";
+            return ContainerStatus {
+                state: Some(lost(LOST, message)),
+                ready: false,
+                started: Some(false),
+                ..before.clone()
+            };
+        }
+        if ran {
+            let message =
+                "The container could not be located when the pod was deleted.  The container used to be Running";
+            known_last = Some(lost(LOST, message));
+            status.restart_count += 1;
+        }
     }
     if let Some(seen) = latest {
         status.restart_count = i32::try_from(seen.attempt).unwrap_or(i32::MAX);
         status.container_id = Some(format!("{}://{}", with.runtime, seen.id));
         status.image_id.clone_from(&seen.image_ref);
+        status.volume_mounts = mounts(spec, seen);
         status.stop_signal.clone_from(&seen.stop_signal);
         status.user = seen.user.clone().map(|linux| ContainerUser { linux: Some(linux) });
     }
@@ -384,6 +455,74 @@ mod tests {
         let a = &got.container_statuses.unwrap()[0];
         assert_eq!(a.state.clone().unwrap().waiting.unwrap().reason.as_deref(), Some("CrashLoopBackOff"));
         assert_eq!(a.last_state.clone().unwrap().terminated.unwrap().exit_code, 3);
+    }
+
+    #[test]
+    fn a_container_that_the_runtime_lost_is_told_of() {
+        let before = |state: serde_json::Value| PodStatus {
+            container_statuses: serde_json::from_value(
+                json!([{"name": "a", "image": "x", "imageID": "", "ready": true,
+                "restartCount": 2, "containerID": "cri://a1", "state": state}]),
+            )
+            .unwrap(),
+            ..Default::default()
+        };
+        let sandbox = Sandbox { id: "s".into(), ready: true, ..Default::default() };
+        let world = Observed { sandboxes: vec![sandbox], containers: vec![seen("i", State::Exited, 0)] };
+        let first = |before: &PodStatus, with: &Circumstances| {
+            derive(&pod("Always"), &world, with, before, Timestamp::now()).container_statuses.unwrap().remove(0)
+        };
+        let reason = |s: &Option<ContainerState>| {
+            let ended = s.as_ref().and_then(|s| s.terminated.as_ref());
+            ended.map(|t| (t.reason.clone().unwrap_or_default(), t.exit_code))
+        };
+        let (usual, running) = (Circumstances::default(), before(json!({"running": {}})));
+        let unknown = Some((LOST.to_owned(), 137));
+        // It will be started again: the end that nobody saw is its last state, counted once.
+        let got = first(&running, &usual);
+        assert_eq!((reason(&got.last_state), got.restart_count), (unknown.clone(), 3));
+        let waits = PodStatus { container_statuses: Some(vec![got]), ..Default::default() };
+        let again = first(&waits, &usual);
+        assert_eq!((reason(&again.last_state), again.restart_count), (unknown.clone(), 3));
+        // The pod is at its end.
+        let got = first(&running, &Circumstances { terminating: true, ..Default::default() });
+        assert_eq!((reason(&got.state), got.restart_count, got.ready), (unknown, 2, false));
+        // Its end was seen before: that stays, unless all begin anew.
+        let ended = before(json!({"terminated": {"exitCode": 42, "reason": "Error"}}));
+        let seen_end = Some(("Error".to_owned(), 42));
+        assert_eq!(reason(&first(&ended, &usual).state), seen_end);
+        let anew = Circumstances { anew: true, restarting: Some(true), ..Default::default() };
+        let got = first(&ended, &anew);
+        let waiting = got.state.clone().and_then(|s| s.waiting).and_then(|w| w.reason);
+        assert_eq!((waiting.as_deref(), reason(&got.last_state), got.restart_count), (Some(ANEW), seen_end, 3));
+        let status = derive(&pod("Always"), &world, &anew, &ended, Timestamp::now());
+        assert_eq!(is(&status, "AllContainersRestarting"), "True");
+    }
+
+    #[test]
+    fn a_sidecar_initializes_the_pod_when_it_has_started_up() {
+        let mut with_sidecar = pod("Always");
+        let sidecar = json!([{"name": "i", "restartPolicy": "Always", "startupProbe": {}}]);
+        with_sidecar.spec.as_mut().unwrap().init_containers = serde_json::from_value(sidecar).unwrap();
+        let sandbox = Sandbox { id: "s".into(), ready: true, ..Default::default() };
+        let world = Observed { sandboxes: vec![sandbox], containers: vec![seen("i", State::Running, 0)] };
+        for (started, want) in [(false, "False"), (true, "True")] {
+            let with = Circumstances { started: [("i1".to_owned(), started)].into(), ..Default::default() };
+            let got = derive(&with_sidecar, &world, &with, &PodStatus::default(), Timestamp::now());
+            assert_eq!(is(&got, "Initialized"), want);
+        }
+    }
+
+    #[test]
+    fn mounts_tell_how_far_they_are_read_only() {
+        let spec: Container = serde_json::from_value(json!({"name": "a", "volumeMounts": [
+            {"name": "v", "mountPath": "/w"}, {"name": "v", "mountPath": "/r", "readOnly": true},
+            {"name": "v", "mountPath": "/t", "readOnly": true, "recursiveReadOnly": "IfPossible"}]}))
+        .unwrap();
+        let seen = Seen { read_only_trees: vec!["/t".into()], ..seen("a", State::Running, 0) };
+        let told: Vec<_> = mounts(&spec, &seen).unwrap().into_iter().map(|m| m.recursive_read_only).collect();
+        assert_eq!(told, [None, Some("Disabled".to_owned()), Some("Enabled".to_owned())]);
+        assert_eq!(mounts(&Container::default(), &seen), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus};
 
 use super::backoff;
 use super::observe::{Observed, Seen, State};
@@ -44,6 +44,8 @@ pub(crate) enum Action {
     },
     /// Stop everything of the pod, in order, and its sandboxes; it will not run again.
     StopPod,
+    /// Stop every container of the pod at once and without hooks, since all of them begin anew.
+    Halt,
     /// Remove a sandbox that was replaced.
     RemoveSandbox {
         /// Its id.
@@ -60,6 +62,27 @@ pub(crate) struct Verdicts {
     pub(crate) started: BTreeSet<String>,
 }
 
+/// What is known of containers beside what the runtime has: it may have lost them, or been told to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory {
+    /// How often each container was started before, by the status.
+    pub(crate) starts: BTreeMap<String, u32>,
+    /// What the next one of a container waits, should it end, in milliseconds.
+    pub(crate) delays: BTreeMap<String, u64>,
+}
+
+impl Memory {
+    /// The starts that a status tells of: a container that waits is counted already.
+    pub(crate) fn of(status: Option<&PodStatus>) -> Self {
+        let all = status.into_iter().flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses));
+        let count = |s: &ContainerStatus| {
+            let began = s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some());
+            u32::try_from(s.restart_count).unwrap_or(0) + u32::from(began)
+        };
+        Self { starts: all.flatten().map(|s| (s.name.clone(), count(s))).collect(), delays: BTreeMap::new() }
+    }
+}
+
 /// The decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -71,22 +94,43 @@ pub(crate) struct Plan {
     pub(crate) crash_loop: BTreeMap<String, Duration>,
     /// The pod has come to its end by itself.
     pub(crate) finished: bool,
+    /// All containers begin anew, since one of them ended with a code for that.
+    pub(crate) restarting: bool,
+    /// With these actions nothing of the containers before is left; what the next one of the culprit waits.
+    pub(crate) cleared: Option<(String, u64)>,
 }
 
-/// Whether the first of the container's rules that knows the exit code wants it started again.
-fn restarted_by_rule(container: &Container, code: i32) -> bool {
+/// What the first of the container's rules that knows the exit code wants done.
+fn ruled(container: &Container, code: i32) -> Option<&str> {
     let mut rules = container.restart_policy_rules.iter().flatten().filter(|rule| {
         rule.exit_codes.as_ref().is_some_and(|codes| {
             let listed = codes.values.iter().flatten().any(|v| *v == code);
             if codes.operator == "NotIn" { !listed } else { listed }
         })
     });
-    rules.next().is_some_and(|rule| rule.action == "Restart")
+    rules.next().map(|rule| rule.action.as_str())
+}
+
+/// The action of a rule that begins the whole pod anew, within its sandbox.
+const RESTART_ALL: &str = "RestartAllContainers";
+
+/// Whether a container of the pod may begin all of them anew.
+pub(crate) fn may_restart_all(pod: &Pod) -> bool {
+    pod::all_containers(pod).flat_map(|c| c.restart_policy_rules.iter().flatten()).any(|r| r.action == RESTART_ALL)
+}
+
+/// The container that ended with a code by which all of them begin anew. It is removed last, so that a kubelet that begins
+/// anew in between goes on.
+fn culprit<'a>(pod: &Pod, observed: &'a Observed) -> Option<&'a Seen> {
+    pod::all_containers(pod).find_map(|container| {
+        let seen = observed.latest(&container.name).filter(|s| s.state == State::Exited)?;
+        (ruled(container, seen.exit_code) == Some(RESTART_ALL)).then_some(seen)
+    })
 }
 
 /// Whether a container that ended is started again.
 fn again(pod: &Pod, container: &Container, ended: &Seen) -> bool {
-    if restarted_by_rule(container, ended.exit_code) {
+    if matches!(ruled(container, ended.exit_code), Some("Restart" | RESTART_ALL)) {
         return true;
     }
     match container.restart_policy.as_deref().unwrap_or_else(|| pod::restart_policy(pod)) {
@@ -97,13 +141,24 @@ fn again(pod: &Pod, container: &Container, ended: &Seen) -> bool {
 }
 
 /// What to do with a pod that shall run. (One that shall not is stopped by its worker without asking.)
-pub(crate) fn actions(pod: &Pod, observed: &Observed, verdicts: &Verdicts, cap: Duration, now: Timestamp) -> Plan {
+pub(crate) fn actions(
+    pod: &Pod,
+    observed: &Observed,
+    verdicts: &Verdicts,
+    memory: &Memory,
+    cap: Duration,
+    now: Timestamp,
+) -> Plan {
     let mut plan = Plan::default();
     if finished(pod, observed) {
         plan.finished = true;
         if observed.alive().next().is_some() || observed.sandboxes.iter().any(|s| s.ready) {
             plan.actions.push(Action::StopPod);
         }
+        return plan;
+    }
+    if let Some(culprit) = culprit(pod, observed) {
+        plan.anew(culprit, observed, cap, now);
         return plan;
     }
     let Some(sandbox) = observed.ready_sandbox() else {
@@ -124,7 +179,7 @@ pub(crate) fn actions(pod: &Pod, observed: &Observed, verdicts: &Verdicts, cap: 
     for old in observed.sandboxes.iter().skip(1) {
         plan.actions.push(Action::RemoveSandbox { id: old.id.clone() });
     }
-    let mut step = Step { pod, observed, verdicts, cap, now, sandbox: &sandbox.id, plan: &mut plan };
+    let mut step = Step { pod, observed, verdicts, memory, cap, now, sandbox: &sandbox.id, plan: &mut plan };
     // Ephemeral containers wait for nothing and are never started again.
     for container in pod::ephemeral_containers(pod) {
         step.ephemeral(&container.name);
@@ -150,6 +205,7 @@ struct Step<'a> {
     pod: &'a Pod,
     observed: &'a Observed,
     verdicts: &'a Verdicts,
+    memory: &'a Memory,
     cap: Duration,
     now: Timestamp,
     sandbox: &'a str,
@@ -209,8 +265,11 @@ impl Step<'_> {
     }
 
     fn start_fresh(&mut self, container: &Container) {
-        let attempt = self.observed.latest(&container.name).map_or(0, |s| s.attempt + 1);
-        self.plan.actions.push(Action::Start { container: container.name.clone(), attempt, restart_delay_ms: 0 });
+        let name = &container.name;
+        let known = || self.memory.starts.get(name).copied().unwrap_or(0);
+        let attempt = self.observed.latest(name).map_or_else(known, |s| s.attempt + 1);
+        let restart_delay_ms = self.memory.delays.get(name).copied().unwrap_or(0);
+        self.plan.actions.push(Action::Start { container: name.clone(), attempt, restart_delay_ms });
     }
 
     fn tend(&mut self, container: &Container, seen: &Seen) {
@@ -258,6 +317,24 @@ impl Step<'_> {
 }
 
 impl Plan {
+    /// Everything that runs is stopped; then, after the wait of the culprit, everything is removed, the culprit last.
+    fn anew(&mut self, culprit: &Seen, observed: &Observed, cap: Duration, now: Timestamp) {
+        self.restarting = true;
+        if observed.alive().next().is_some() {
+            self.actions.push(Action::Halt);
+            return;
+        }
+        let (at, delay) = backoff::restart(culprit.restart_delay_ms, culprit.started_at, culprit.finished_at, cap);
+        if at > now {
+            self.wake = Some(at);
+            self.crash_loop.insert(culprit.name.clone(), Duration::from_millis(culprit.restart_delay_ms));
+            return;
+        }
+        let others = observed.containers.iter().filter(|c| c.id != culprit.id).chain([culprit]);
+        self.actions.extend(others.map(|c| Action::Remove { id: c.id.clone() }));
+        self.cleared = Some((culprit.name.clone(), delay));
+    }
+
     fn kill(&mut self, seen: &Seen, message: String) {
         self.actions.push(Action::Kill { id: seen.id.clone(), container: seen.name.clone(), message });
     }
@@ -323,6 +400,7 @@ mod tests {
             Action::Kill { container, .. } => format!("kill-{container}"),
             Action::Remove { id } => format!("remove-{id}"),
             Action::StopPod => "stop".to_owned(),
+            Action::Halt => "halt".to_owned(),
             Action::RemoveSandbox { id } => format!("remove-sandbox-{id}"),
         });
         let mut words: Vec<String> = text.collect();
@@ -380,6 +458,7 @@ mod tests {
                 &pod(policy, (*init).clone()),
                 &world(*ready, containers),
                 &Verdicts::default(),
+                &Memory::default(),
                 backoff::LONGEST,
                 now,
             );
@@ -401,7 +480,7 @@ mod tests {
         ] {
             let world = world(Some(true), containers);
             let now = Timestamp::from_second(101).unwrap();
-            let plan = actions(&debugged, &world, &Verdicts::default(), backoff::LONGEST, now);
+            let plan = actions(&debugged, &world, &Verdicts::default(), &Memory::default(), backoff::LONGEST, now);
             assert_eq!(words(&plan), want, "{containers:?}");
         }
         let ended = pod("Never", json!([]));
@@ -409,6 +488,7 @@ mod tests {
             &ended,
             &world(Some(true), &["a:0", "b:0", "d:run"]),
             &Verdicts::default(),
+            &Memory::default(),
             backoff::LONGEST,
             Timestamp::now(),
         );
@@ -421,7 +501,14 @@ mod tests {
         world.containers[0].restart_delay_ms = 20_000;
         let pod = pod("Always", json!([]));
         let at = |second| {
-            actions(&pod, &world, &Verdicts::default(), backoff::LONGEST, Timestamp::from_second(second).unwrap())
+            actions(
+                &pod,
+                &world,
+                &Verdicts::default(),
+                &Memory::default(),
+                backoff::LONGEST,
+                Timestamp::from_second(second).unwrap(),
+            )
         };
         assert_eq!(words(&at(101)), "wake120");
         assert_eq!(at(101).crash_loop["a"], Duration::from_secs(20));
@@ -430,11 +517,65 @@ mod tests {
     }
 
     #[test]
+    fn one_container_begins_all_of_them_anew() {
+        let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+        let mut pod = pod("Never", json!([{"name": "i", "image": "x"}]));
+        assert!(!may_restart_all(&pod));
+        pod.spec.as_mut().unwrap().containers[0].restart_policy_rules = serde_json::from_value(rules).unwrap();
+        assert!(may_restart_all(&pod));
+        let at = |containers: &[&str], delay: u64, second: i64| {
+            let mut world = world(Some(true), containers);
+            world.containers.iter_mut().for_each(|c| c.restart_delay_ms = delay);
+            let now = Timestamp::from_second(second).unwrap();
+            actions(&pod, &world, &Verdicts::default(), &Memory::default(), backoff::LONGEST, now)
+        };
+        // What runs is stopped, then all is removed, the one that asked for it last; then the pod begins as a new one.
+        let stop = at(&["a:42", "b:run", "i:0"], 0, 101);
+        assert_eq!((words(&stop).as_str(), stop.restarting, stop.cleared), ("halt", true, None));
+        let clear = at(&["a:42", "b:137", "i:0"], 0, 101);
+        assert_eq!(words(&clear), "remove-b-0 remove-i-0 remove-a-0");
+        assert_eq!(clear.cleared, Some(("a".to_owned(), 10_000)));
+        // Whoever does that again and again waits.
+        let wait = at(&["a:42", "b:137", "i:0"], 20_000, 101);
+        assert_eq!((words(&wait).as_str(), wait.crash_loop["a"].as_secs()), ("wake120", 20));
+        // Another code is the business of the pod's policy.
+        assert_eq!(words(&at(&["a:1", "b:run", "i:0"], 0, 101)), "");
+    }
+
+    #[test]
+    fn containers_that_the_runtime_lost_keep_their_count() {
+        let status = |state: serde_json::Value| -> PodStatus {
+            let one =
+                json!({"name": "a", "restartCount": 3, "image": "", "imageID": "", "ready": false, "state": state});
+            serde_json::from_value(json!({ "containerStatuses": [one] })).unwrap()
+        };
+        for (state, want) in [
+            (json!({"running": {}}), "start-a4 start-b0"),
+            (json!({"terminated": {"exitCode": 1}}), "start-a4 start-b0"),
+            (json!({"waiting": {}}), "start-a3 start-b0"),
+        ] {
+            let memory = Memory::of(Some(&status(state.clone())));
+            let pod = pod("Always", json!([]));
+            let world = world(Some(true), &[]);
+            let now = Timestamp::from_second(101).unwrap();
+            let plan = actions(&pod, &world, &Verdicts::default(), &memory, backoff::LONGEST, now);
+            assert_eq!(words(&plan), want, "{state}");
+        }
+    }
+
+    #[test]
     fn a_failed_liveness_probe_and_a_changed_image_kill() {
         let mut world = world(Some(true), &["a:run", "b:run"]);
         world.containers[1].hash = "old".into();
         let verdicts = Verdicts { failed: [("a-0".to_owned(), "liveness")].into(), ..Default::default() };
-        let plan = actions(&pod("Always", json!([])), &world, &verdicts, backoff::LONGEST, Timestamp::now());
+        let plan = actions(
+            &pod("Always", json!([])),
+            &world,
+            &verdicts,
+            &Memory::default(),
+            backoff::LONGEST,
+            Timestamp::now(),
+        );
         assert_eq!(words(&plan), "kill-a kill-b");
         let Action::Kill { message, .. } = &plan.actions[0] else { panic!() };
         assert_eq!(message, "Container a failed liveness probe, will be restarted");

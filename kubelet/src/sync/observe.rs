@@ -80,6 +80,8 @@ pub(crate) struct Seen {
     pub(crate) resources: String,
     /// How long its successor waits, in milliseconds.
     pub(crate) restart_delay_ms: u64,
+    /// Mounts that are read-only with all that is mounted below them.
+    pub(crate) read_only_trees: Vec<String>,
 }
 
 /// A pod as the runtime knows it; newest sandboxes and containers first.
@@ -196,6 +198,12 @@ fn seen(listed: &cri::Container, status: cri::ContainerStatus) -> Seen {
             gid: user.gid,
             supplemental_groups: (!user.supplemental_groups.is_empty()).then_some(user.supplemental_groups),
         }),
+        read_only_trees: status
+            .mounts
+            .into_iter()
+            .filter(|m| m.readonly && m.recursive_read_only)
+            .map(|m| m.container_path)
+            .collect(),
         id: status.id,
         reason: status.reason,
         message: status.message,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kubelet_volumes::Recursive;
-use proto::cri::CreateContainerRequest;
+use proto::cri::{CreateContainerRequest, PodSandboxConfig};
 
 use super::observe::{Observed, Sandbox, State};
 use super::stop;
@@ -37,6 +37,9 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
         event("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"));
         return Err(fail(e));
     }
+    for (reason, message) in pod::dns_warnings(pod, &shared.facts.dns) {
+        event(reason, message);
+    }
     let ips = if pod::host_network(pod) { shared.node_ips.clone() } else { Vec::new() };
     let start = std::time::Instant::now();
     let set_up = shared.volumes.setup(pod, &shared.context(ips)).await;
@@ -55,7 +58,13 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
         event("FailedCreatePodContainer", message.clone());
         return Err(fail(message));
     }
-    let config = pod::sandbox_config(pod, attempt, &shared.cgroups.path(pod), &shared.facts);
+    let config = match sandbox_config(shared, pod, attempt) {
+        Ok(config) => config,
+        Err(e) => {
+            event("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"));
+            return Err(fail(e));
+        }
+    };
     if let Err(e) = std::fs::create_dir_all(&config.log_directory) {
         let message = format!("Failed to create pod sandbox: make the log directory {}: {e}", config.log_directory);
         event("FailedCreatePodSandBox", message.clone());
@@ -69,6 +78,13 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
             return Err(fail(message));
         }
     };
+    if pod::spec(pod).host_users == Some(false)
+        && let Err(e) = own_users(shared, &handler).await
+    {
+        let message = format!("Failed to create pod sandbox: {e}");
+        event("FailedCreatePodSandBox", message.clone());
+        return Err(fail(message));
+    }
     match shared.cri.run_sandbox(config, &handler).await {
         Ok(id) => {
             tracing::info!(pod = %pod::key(pod), sandbox = %id, attempt, "sandbox made");
@@ -80,6 +96,25 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
             Err(fail(message))
         }
     }
+}
+
+/// The sandbox of a pod with the user ids that it has.
+fn sandbox_config(shared: &Shared, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, String> {
+    let mut config = pod::sandbox_config(pod, attempt, &shared.cgroups.path(pod), &shared.facts);
+    if let Some(ids) = shared.users.of(pod)? {
+        ids.sandbox(&mut config);
+    }
+    Ok(config)
+}
+
+/// Whether the runtime's handler can give a pod user ids of its own.
+async fn own_users(shared: &Shared, handler: &str) -> Result<(), String> {
+    let told = shared.cri.status().await.map_err(|e| e.to_string())?.runtime_handlers;
+    let found = told.into_iter().find(|h| h.name == handler).and_then(|h| h.features);
+    if found.is_some_and(|f| f.user_namespaces) {
+        return Ok(());
+    }
+    Err(format!("hostUsers: false: RuntimeClass handler {handler:?} does not support user namespaces"))
 }
 
 /// The runtime's name for the pod's RuntimeClass; empty for its own choice. Without an apiserver the class is the handler.
@@ -144,7 +179,9 @@ pub(crate) async fn container(
         },
         None => None,
     };
-    let sandbox_config = pod::sandbox_config(pod, sandbox.attempt, &shared.cgroups.path(pod), &shared.facts);
+    let sandbox_config =
+        sandbox_config(shared, pod, sandbox.attempt).map_err(|e| failed("CreateContainerConfigError", e))?;
+    let ids = shared.users.of(pod).map_err(|e| failed("CreateContainerConfigError", e))?;
     let no_image = |e: images::ImageError| StartError { reason: e.reason, message: e.message };
     let image = images::ensure(shared, pod, Wanted::of(container), &sandbox_config).await.map_err(no_image)?;
     let mut volumes = HashMap::new();
@@ -190,6 +227,9 @@ pub(crate) async fn container(
         })
         .map(|mut config| {
             managers::apply(grant, &mut config);
+            if let Some(ids) = ids {
+                ids.container(&mut config);
+            }
             config
         })
         .map(|config| CreateContainerRequest {

@@ -75,6 +75,22 @@ pub(crate) async fn container(
     shared.cri.stop_container(&seen.id, rest).await
 }
 
+/// Stops all containers of a pod together and without their hooks: all of them begin anew.
+///
+/// # Errors
+/// Something still runs; everything was tried.
+pub(crate) async fn halt(shared: &Shared, pod: &Pod, observed: &Observed, grace: i64) -> Result<(), String> {
+    let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+    let one = async |seen: &Seen| {
+        let text = format!("Stopping container {}: all containers of the pod are restarted", seen.name);
+        shared.events.pod(pod, Some(&seen.name), false, "Killing", text);
+        shared.cri.stop_container(&seen.id, grace).await
+    };
+    let stopped = join_all(observed.alive().map(one)).await;
+    let faults: Vec<String> = stopped.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+}
+
 /// Stops everything of a pod: main and init containers together, then sidecars in reverse order, then sandboxes.
 ///
 /// # Errors
@@ -135,6 +151,7 @@ pub(crate) async fn free(shared: &Shared, uid: &str) -> Result<(), String> {
     let start = std::time::Instant::now();
     let torn_down = shared.volumes.teardown(uid).await;
     own::stored("volume_unmount", start.elapsed(), torn_down.is_ok());
+    shared.users.forget(uid);
     if let Err(all) = torn_down {
         faults.extend(all.into_iter().map(|e| e.to_string()));
     }

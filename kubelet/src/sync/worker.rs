@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::actions::{Action, Plan, actions};
+use super::actions::{Action, Memory, Plan, actions};
 use super::backoff::{self, Backoff};
 use super::observe::{Observed, Seen, observe, superfluous};
 use crate::eviction::Kill;
@@ -82,6 +82,12 @@ pub(crate) struct Worker {
     synced: bool,
     /// The pod is over, and its volumes are gone.
     released: bool,
+    /// All containers begin anew: the next status says so of each.
+    anew: bool,
+    /// They are being stopped for that.
+    restarting: bool,
+    /// What a container that has begun all of them anew waits before it may do so again.
+    delays: BTreeMap<String, u64>,
 }
 
 impl Drop for Worker {
@@ -130,6 +136,9 @@ impl Worker {
             announced: BTreeMap::new(),
             synced: false,
             released: false,
+            anew: false,
+            restarting: false,
+            delays: BTreeMap::new(),
         }
     }
 
@@ -210,8 +219,12 @@ impl Worker {
                     ..Plan::default()
                 }
             } else {
-                actions(pod, &observed, &self.results.verdicts(), cap, now)
+                let known = self.shared.statuses.get(pod::uid(pod));
+                let mut memory = Memory::of(known.as_ref().or(pod.status.as_ref()));
+                memory.delays.clone_from(&self.delays);
+                actions(pod, &observed, &self.results.verdicts(), &memory, cap, now)
             };
+            self.restarting = plan.restarting;
             self.explain(pod, &plan, &observed);
             // An over pod keeps its phase; one that must be stopped reports its end once nothing runs.
             let finished = plan.finished && observed.alive().next().is_none();
@@ -223,6 +236,11 @@ impl Worker {
                     Acted::Yes => acted = true,
                     Acted::Later(at) => wake = Some(wake.map_or(at, |w: Timestamp| w.min(at))),
                 }
+            }
+            if let Some((culprit, delay)) = plan.cleared.take().filter(|_| acted && wake.is_none()) {
+                tracing::info!(pod = %pod::key(pod), culprit, "all containers begin anew");
+                self.anew = true;
+                self.delays.insert(culprit, delay);
             }
             if acted || (!finished && !over && self.apply(pod, &observed).await) {
                 continue;

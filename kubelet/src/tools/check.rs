@@ -11,7 +11,7 @@ use super::local;
 use crate::certificates;
 use crate::config::{Flags, KubeletConfiguration, Loaded};
 use crate::cri::Cri;
-use crate::node::facts;
+use crate::node::{facts, limits};
 use crate::sources::manifest::Origin;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -96,7 +96,7 @@ pub(crate) async fn check(flags: &Flags) -> Vec<Finding> {
     out.push(root());
     out.extend(cgroups(&config));
     out.push(swap(&config, &std::fs::read_to_string("/proc/swaps").unwrap_or_default()));
-    out.extend(kernel());
+    out.extend(kernel(&config));
     out.extend(space(flags, &config));
     out.extend(files(&config));
     out.extend(manifests(&config));
@@ -179,8 +179,14 @@ const SYSCTLS: &[(&str, i64, &str)] = &[
     ("kernel/pid_max", 32768, "all pods share it"),
 ];
 
-fn kernel() -> Vec<Finding> {
+fn kernel(config: &KubeletConfiguration) -> Vec<Finding> {
     let mut out = Vec::new();
+    if config.protect_kernel_defaults {
+        let wrong = limits::different(Path::new("/proc/sys"));
+        out.extend(
+            wrong.into_iter().map(|text| found("kernel", State::Fail, format!("protectKernelDefaults: {text}"))),
+        );
+    }
     for (path, least, what) in SYSCTLS {
         let text = std::fs::read_to_string(Path::new("/proc/sys").join(path)).unwrap_or_default();
         let Ok(value) = text.trim().parse::<i64>() else { continue };

@@ -85,6 +85,10 @@ impl Worker {
                 };
                 self.done(pod, removed.map_err(|e| e.to_string()), "remove sandbox")
             }
+            Action::Halt => {
+                let stopped = stop::halt(&shared, pod, observed, self.grace(pod)).await;
+                self.done(pod, stopped, "stop all containers")
+            }
             Action::StopPod => {
                 let stopped = stop::everything(&shared, pod, observed, self.grace(pod)).await;
                 self.done(pod, stopped, "stop pod")

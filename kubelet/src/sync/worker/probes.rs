@@ -41,8 +41,8 @@ impl Worker {
                     continue;
                 }
                 let target = probe::Target {
-                    pod: pod.clone(),
-                    container: spec.clone(),
+                    pod: (pod::namespace(pod).to_owned(), pod::name(pod).to_owned(), pod::uid(pod).to_owned()),
+                    container: probe::Target::part(spec, kind),
                     id: seen.id.clone(),
                     kind,
                     ip: ip.clone(),

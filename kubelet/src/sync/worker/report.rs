@@ -12,12 +12,13 @@ use super::Worker;
 use crate::pod;
 use crate::status::derive::{Circumstances, derive};
 use crate::status::message::termination_message;
-use crate::sync::actions::Plan;
+use crate::sync::actions::{Plan, may_restart_all};
 use crate::sync::observe::{Observed, State};
 use crate::sync::resize;
 
 /// Conditions that are the kubelet's own.
-const OWN: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWN: [&str; 6] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", "AllContainersRestarting"];
 
 impl Worker {
     /// Says why containers wait.
@@ -64,6 +65,8 @@ impl Worker {
             failed: self.failed.clone(),
             finished,
             terminating,
+            anew: std::mem::take(&mut self.anew),
+            restarting: may_restart_all(pod).then_some(self.restarting && !terminating),
             first_seen: self.first_seen,
         };
         let uid = pod::uid(pod);
