@@ -28,7 +28,8 @@ put() { mkdir -p "$(dirname "$1")" && cat >"$1.tmp" && mv "$1.tmp" "$1"; }
 
 write_node_config() {
   mkdir -p "$STATE"/{apiserver,cri,kubelet,pod-logs,manifests,cni,logs} "$RUN"
-  chmod 700 "$STATE" "$RUN"
+  # Not to be listed, but the root of a pod with user ids of its own goes through both to its files.
+  chmod 711 "$STATE" "$RUN"; chmod 700 "$STATE"/{apiserver,pod-logs,logs}
   [ -n "${GANTRY_CNI_BIN:-}" ] || "$BIN_DIR/gantry-cni" install "$CNI_BIN" >/dev/null || return 1
   put "$STATE/cni/net.d/10-gantry.conflist" <<EOF
 {

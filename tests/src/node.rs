@@ -53,6 +53,8 @@ impl Node {
             bail!("{} has no programs: run scripts/build.sh", programs.display());
         }
         let folder = tempfile::Builder::new().prefix("gantry-node-").tempdir_in("/var/tmp")?;
+        // The root of a pod with user ids of its own goes through it to the pod's files.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
         let netns = format!("gantry-{}", std::process::id());
         let outside = format!("{netns}-out");
         for ns in [&netns, &outside] {

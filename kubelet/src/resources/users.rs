@@ -121,6 +121,20 @@ impl Ids {
     }
 }
 
+/// The folders of a pod that lead to what its containers mount. What volumes hold is not among them: it keeps its owners.
+fn folders(pod: &Path) -> Vec<PathBuf> {
+    let below = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+    };
+    let (containers, volumes) = (pod.join("containers"), pod.join("volumes"));
+    let mut out = vec![pod.to_owned()];
+    out.extend(below(&containers));
+    out.extend(below(&volumes));
+    out.extend([containers, volumes].into_iter().filter(|f| f.is_dir()));
+    out
+}
+
 fn read(file: &Path) -> Option<Ids> {
     let written: Written = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     let first = written.uid_mappings.first()?;
@@ -177,6 +191,19 @@ impl Users {
         Ok(Some(ids))
     }
 
+    /// Lets the pod's root, by its group, through the folders that lead to its volumes: a runtime may open them as that user.
+    ///
+    /// # Errors
+    /// A folder's group cannot be changed.
+    pub(crate) fn let_through(&self, pod: &Pod) -> Result<(), String> {
+        let Some(ids) = self.of(pod)? else { return Ok(()) };
+        for folder in folders(&self.pods.join(pod::uid(pod))) {
+            std::os::unix::fs::chown(&folder, None, Some(ids.first))
+                .map_err(|e| format!("give {} to the pod's group: {e}", folder.display()))?;
+        }
+        Ok(())
+    }
+
     /// Frees the ids of a pod whose folder is gone.
     pub(crate) fn forget(&self, uid: &str) {
         if !self.pods.join(uid).join(FILE).exists() {
@@ -229,6 +256,19 @@ mod tests {
         std::fs::remove_dir_all(dir.path().join("a")).unwrap();
         two.forget("a");
         assert_eq!(first(&two, "d"), Ok(65536));
+    }
+
+    #[test]
+    fn what_volumes_hold_is_not_given_away() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["containers/c", "volumes/kubernetes.io~empty-dir/data/deep"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        std::fs::write(dir.path().join("etc-hosts"), "").unwrap();
+        let mut got: Vec<String> =
+            folders(dir.path()).iter().map(|f| f.strip_prefix(dir.path()).unwrap().display().to_string()).collect();
+        got.sort();
+        assert_eq!(got, ["", "containers", "containers/c", "volumes", "volumes/kubernetes.io~empty-dir"]);
     }
 
     #[test]

@@ -209,7 +209,9 @@ pub(crate) async fn container(
             mounts
         })
         .and_then(|mounts| Ok((mounts, shared.volumes.devices(pod, container)?)))
-        .map_err(|e| failed("CreateContainerConfigError", e.to_string()))
+        .map_err(|e| e.to_string())
+        .and_then(|made| shared.users.let_through(pod).map(|()| made))
+        .map_err(|e| failed("CreateContainerConfigError", e))
         .map(|(mounts, devices)| Creation {
             pod,
             container,

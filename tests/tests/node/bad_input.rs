@@ -39,10 +39,16 @@ fn manifest(node: &Node) -> Result<Verdict> {
 fn kubelet_configuration(node: &Node) -> Result<Verdict> {
     let good = fs::read_to_string(node.state().join("kubelet.yaml"))?;
     let file = node.scratch("kubelet-config")?.join("kubelet.yaml");
-    fs::write(&file, format!("{good}noSuchField: 1\n"))?;
-    let mut kubelet = node.inside(&node.programs.join("kubelet").to_string_lossy());
+    fs::write(&file, format!("{good}syncFrequency: soon\n"))?;
+    let program = node.programs.join("kubelet");
+    let mut kubelet = node.inside(&program.to_string_lossy());
     let output = run(kubelet.arg("--config").arg(&file), "", Duration::from_secs(10))?;
-    ensure!(output.code != 0 && output.text().contains("noSuchField"), "{output:?}");
+    ensure!(output.code != 0 && output.text().contains("syncFrequency"), "{output:?}");
+    // A field that only a newer kubelet knows keeps nobody down, but is told.
+    fs::write(&file, format!("{good}noSuchField: 1\n"))?;
+    let mut check = node.inside(&program.to_string_lossy());
+    let output = run(check.arg("check").arg("--config").arg(&file), "", Duration::from_secs(60))?;
+    ensure!(output.text().contains("noSuchField changes nothing"), "{output:?}");
     Ok(Verdict::Passed)
 }
 

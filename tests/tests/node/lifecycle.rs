@@ -15,6 +15,7 @@ pub(crate) fn cases() -> Vec<Case<Node>> {
         Case { name: "lifecycle::a_job_like_pod_succeeds_or_fails_by_its_exit_code", run: completion },
         Case { name: "lifecycle::liveness_restarts_and_readiness_does_not", run: probes },
         Case { name: "lifecycle::termination_sends_sigterm_and_runs_prestop", run: termination },
+        Case { name: "lifecycle::one_container_begins_all_of_them_anew", run: anew },
         Case { name: "lifecycle::a_static_pod_has_a_mirror_and_follows_its_file", run: static_pod },
     ]
 }
@@ -104,6 +105,53 @@ fn probes(node: &Node) -> Result<Verdict> {
     node.wait_field(&["pod", "probed"], ".status.containerStatuses[0].restartCount", "1", 40)?;
     node.wait_pod("probed", 30)?;
     node.delete(&["pod/probed"])?;
+    Ok(Verdict::Passed)
+}
+
+/// An exit code that a rule names restarts the init container and the other container, too, in the same sandbox.
+fn anew(node: &Node) -> Result<Verdict> {
+    let volumes = "volumeMounts: [{name: data, mountPath: /data}]";
+    let container = |name: &str, command: &str| {
+        format!(
+            "  - name: {name}\n    image: gantry.local/busybox:latest\n    imagePullPolicy: Never\n    \
+             command: [sh, -c, {command:?}]\n    {volumes}\n"
+        )
+    };
+    node.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: anew}}\nspec:\n  restartPolicy: Never\n  \
+         terminationGracePeriodSeconds: 1\n  initContainers:\n{}  containers:\n{}    restartPolicy: Never\n    \
+         restartPolicyRules: [{{action: RestartAllContainers, exitCodes: {{operator: In, values: [42]}}}}]\n{}  \
+         volumes: [{{name: data, emptyDir: {{}}}}]\n",
+        container("i", "echo x >>/data/runs"),
+        container("a", "[ $(wc -l </data/runs) -gt 1 ] || { touch /data/go; exit 42; }; exec sleep 600"),
+        container("b", "exec sleep 600"),
+    ))?;
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let all = |status: &serde_json::Value| {
+        ["initContainerStatuses", "containerStatuses"]
+            .map(|list| status[list].clone())
+            .iter()
+            .all(|list| list.as_array().is_some_and(|l| !l.is_empty() && l.iter().all(|s| s["restartCount"] == 1)))
+    };
+    let status = loop {
+        let status = node.get(&["pod", "anew"])?["status"].clone();
+        let ready = status["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True");
+        if ready && all(&status) {
+            break status;
+        }
+        ensure!(Instant::now() < deadline, "the containers did not begin anew: {status}");
+        std::thread::sleep(Duration::from_millis(300));
+    };
+    let restarting =
+        status["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "AllContainersRestarting");
+    ensure!(restarting.is_some_and(|c| c["status"] == "False"), "{status}");
+    let last = &status["containerStatuses"][0]["lastState"]["terminated"];
+    ensure!(last["exitCode"] == 42, "{status}");
+    node.delete(&["pod/anew"])?;
     Ok(Verdict::Passed)
 }
 
