@@ -140,9 +140,7 @@ pub async fn lost(daemon: &Arc<Daemon>, sandbox: &str) {
         if record.exit.is_some() || !record.complete {
             continue;
         }
-        if let Ok(cgroup) = daemon.host.cgroup(&record.cgroup) {
-            let _ = cgroup.kill();
-        }
+        crate::container::abandon(daemon, &container).await;
         match ExitRecord::read(&daemon.ledger.exit_file(&record.id)) {
             Some(exit) => crate::container::ended(daemon, &record.id, exit, "", ""),
             None => {

@@ -205,3 +205,33 @@ async fn a_daemon_killed_within_a_start_or_after_an_older_ones_create_takes_over
     remove_pod(&mut client, &pod).await.unwrap();
     daemon.assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_told_to_have_failed_is_not_finished_by_an_orphan() {
+    let Some((daemon, folder)) = held() else { return };
+    let mut client = daemon.client().await;
+    let config = common::pod("orphan");
+    let pod = run_pod(&mut client, &config).await;
+    let sleeper = common::container("main", "exec /bin/busybox sleep 1000");
+    let id = create(&mut client, &pod, &config, sleeper).await.unwrap();
+    fs::write(folder.join("hold"), "").unwrap();
+    let (mut caller, asked) = (client.clone(), id.clone());
+    let started = tokio::spawn(async move { start(&mut caller, &asked).await });
+    let at_work = |word: &str| {
+        let line = |pid: &u32| {
+            String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).into_owned()
+        };
+        let pids =
+            fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_string_lossy().parse().ok());
+        pids.filter(|pid| line(pid).contains(word)).collect::<Vec<u32>>()
+    };
+    until("the runtime", LIMIT, || fs::exists(folder.join("starts")).unwrap().then_some(()));
+    for monitor in at_work(&format!("/run/gt/cri/m/{}.sock", &pod[..13])) {
+        common::kill(monitor, nix::sys::signal::Signal::SIGKILL);
+    }
+    assert!(started.await.unwrap().is_err());
+    assert_eq!(at_work(&id), Vec::<u32>::new(), "nobody goes on with it");
+    assert_eq!(state(&mut client, &id).await.state(), cri::ContainerState::ContainerExited);
+    remove_pod(&mut client, &pod).await.unwrap();
+    daemon.assert_clean();
+}

@@ -135,6 +135,16 @@ async fn end_orphans(id: &str) {
     }
 }
 
+/// Ends what a dead monitor has left of a container: first the runtime at work, which would go on to start it.
+pub(crate) async fn abandon(daemon: &Daemon, container: &Container) {
+    if container.with(|r| r.started_at == 0) {
+        end_orphans(&container.id).await;
+    }
+    if let Ok(cgroup) = daemon.host.cgroup(&container.record().cgroup) {
+        let _ = cgroup.kill();
+    }
+}
+
 /// Lets go of everything a container holds but its record. Answers what failed.
 pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Vec<String> {
     let mut faults = Vec::new();

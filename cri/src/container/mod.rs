@@ -17,6 +17,7 @@ use proto::cri;
 pub use checkpoint::{checkpoint, recover};
 pub use create::create;
 pub use exec::{Exec, exec, exec_sync, exit_code};
+pub(crate) use life::abandon;
 pub(crate) use life::set_resources;
 pub(crate) use life::to_cgroup;
 pub(crate) use life::try_remove;

@@ -39,7 +39,11 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
             let exit = ExitRecord { code: 128, finished_at: now(), oom_killed: false };
             ended(daemon, &container.id, exit, "StartError", &error.to_string());
             let kill = Request::Kill { id: container.id.clone(), signal: 9, all: false };
-            let _ = monitors::call(daemon, &container.sandbox, kill).await;
+            if monitors::call(daemon, &container.sandbox, kill).await.is_err()
+                && monitors::call(daemon, &container.sandbox, Request::Ping).await.is_err()
+            {
+                super::abandon(daemon, &container).await;
+            }
             return Err(error);
         }
     }
