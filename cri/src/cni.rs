@@ -218,10 +218,14 @@ async fn invoke(command: &str, interface: &str, config: &Value, to: &Attachment<
         .kill_on_drop(true)
         .spawn()
         .map_err(Error::failed(&what))?;
+    let pid = child.id();
     // Dropping the child kills it.
     let (status, output, error) = tokio::time::timeout(SLOW, converse(&mut child, config.to_string()))
         .await
-        .map_err(|_| Error::Timeout(format!("{what}: no end after {} s", SLOW.as_secs())))?
+        .map_err(|_| {
+            let at = pid.map(whereabouts).unwrap_or_default();
+            Error::Timeout(format!("{what}: no end after {} s{at}", SLOW.as_secs()))
+        })?
         .map_err(Error::failed(&what))?;
     if status.success() {
         return answer(command, &output).map_err(|why| Error::Failed(format!("{what}: {why}")));
@@ -235,6 +239,23 @@ async fn invoke(command: &str, interface: &str, config: &Value, to: &Attachment<
         None => format!("{status}: {}", String::from_utf8_lossy(&error).trim()),
     };
     Err(Error::Failed(format!("{what}: {why}")))
+}
+
+/// What a process that does not end is at, for whoever looks for the reason: its state, how long it has computed, and the
+/// kernel's function that it waits in.
+fn whereabouts(pid: u32) -> String {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let stat = read("stat");
+    // Its name may have any character; what follows the last parenthesis has a fixed order.
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let (Some(state), Some(user), Some(system)) = (fields.first(), fields.get(11), fields.get(12)) else {
+        return String::new();
+    };
+    let ticks: u64 = [user, system].iter().filter_map(|t| t.parse::<u64>().ok()).sum();
+    let wchan = read("wchan");
+    let place = if matches!(wchan.trim(), "" | "0") { String::new() } else { format!(" in {}", wchan.trim()) };
+    // Linux tells times to programs in hundredths of a second on every architecture that we build for.
+    format!(" (state {state}{place}, {}.{:02} s of processor time)", ticks / 100, ticks % 100)
 }
 
 /// Writes a plugin's input and reads its output at the same time, each as fast as the plugin takes and gives it.
@@ -316,6 +337,20 @@ pub(crate) fn understood(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_told_what_a_plugin_without_an_end_is_at() {
+        let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let (end, mut seen) = (std::time::Instant::now() + std::time::Duration::from_secs(20), String::new());
+        // It sleeps when it has come to it.
+        while !seen.starts_with(" (state S") && std::time::Instant::now() < end {
+            seen = whereabouts(sleeper.id());
+        }
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(seen.starts_with(" (state S") && seen.ends_with(" s of processor time)"), "{seen}");
+        assert_eq!(whereabouts(sleeper.id()), "");
+    }
 
     #[test]
     fn only_asked_capabilities_are_given_and_the_previous_result_is_passed() {
