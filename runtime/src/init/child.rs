@@ -15,6 +15,7 @@ use rustix::fs::{Access, FileType, Mode, OFlags};
 
 use super::channel::{Channel, Message};
 use super::identity::{self, Filter};
+use super::mounts::Made;
 use super::procfs::Procfs;
 use super::rootfs::{self, View};
 use super::terminal;
@@ -57,6 +58,8 @@ pub(crate) struct Container<'a> {
     pub(crate) no_pivot: bool,
     /// Whether the runtime has to do something with the new process before that does anything itself.
     pub(crate) waits: bool,
+    /// Mounts that were made with the host's rights, each in its mount's place; or none at all.
+    pub(crate) ahead: Vec<Option<Made>>,
     /// A mount namespace to copy instead of the host's, which this process is in then until it builds its root.
     pub(crate) bare: Option<File>,
     /// Whether the runtime has something to do when the namespaces are made.
@@ -106,17 +109,8 @@ fn set_up(job: &mut Job<'_>, c: &mut Container<'_>) -> Result<std::convert::Infa
     }
     let isolated = c.namespaces.makes(Kind::Mount);
     let root = if isolated {
-        let view = View {
-            spec: c.spec,
-            linux: &linux,
-            rootfs: c.rootfs,
-            bundle: c.bundle,
-            cgroup: c.cgroup,
-            cgroup_namespace: c.namespaces.makes(Kind::Cgroup),
-            user_namespace: c.namespaces.makes(Kind::User) || c.namespaces.joins(Kind::User).is_some(),
-            propagation: None,
-        };
-        rootfs::build(view, c.bare.take().as_ref(), &proc)?
+        let view = View::new(c.spec, &linux, c.namespaces, (c.bundle, c.rootfs), c.cgroup);
+        rootfs::build(view, std::mem::take(&mut c.ahead), c.bare.take().as_ref(), &proc)?
     } else {
         gantry_sys::root::Root::open(c.rootfs).context(|| format!("open {}", c.rootfs.display()))?
     };

@@ -16,6 +16,7 @@ use super::child::{self, Job};
 use super::devices;
 use super::identity::{self, Filter};
 use super::procfs::Procfs;
+use super::rootfs::{self, View};
 use super::terminal;
 use crate::cgroups::{self, Place};
 use crate::error::{Context, Error, Result};
@@ -172,6 +173,12 @@ fn start_child(
     let bare = (own_mounts && bare::suits(spec, &container.state.bundle, &container.state.rootfs))
         .then(|| bare::open(container.store()))
         .flatten();
+    let ahead = if waits && namespaces.makes(Kind::Mount) && rustix::process::geteuid().is_root() {
+        let state = &container.state;
+        rootfs::make_ahead(View::new(spec, &linux, &namespaces, (&state.bundle, &state.rootfs), &state.place.cgroup))?
+    } else {
+        Vec::new()
+    };
     let attended = early.is_some() || !linux.net_devices.is_empty();
     let (ours, theirs) = Channel::pair()?;
     let state = container.public(Status::Creating);
@@ -215,6 +222,7 @@ fn start_child(
                 state: &state,
                 no_pivot: ask.no_pivot,
                 waits,
+                ahead,
                 bare,
                 attended,
             };

@@ -21,7 +21,7 @@ use crate::plan::mounts::{self, Plan, What};
 use crate::spec::{Linux, Mount};
 
 /// A mount that hangs nowhere yet.
-pub(super) struct Made {
+pub(crate) struct Made {
     plan: Plan,
     tree: Tree,
 }

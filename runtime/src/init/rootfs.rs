@@ -13,13 +13,14 @@ use gantry_sys::root::{Root, kind};
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
 
 use super::bare::Crossing;
-use super::mounts::{about, host_tree, make, put};
+use super::mounts::{Made, about, host_tree, make, put};
 use super::procfs::Procfs;
 use crate::error::{Context, Result};
 use crate::fail;
 use crate::plan::devices::{DEFAULT, LINKS, is_default};
 use crate::plan::mounts::{self, What, propagation_of};
-use crate::spec::{Device, Linux, Spec};
+use crate::plan::namespaces::Namespaces;
+use crate::spec::{Device, Linux, Mount, Spec};
 
 /// What the child needs to build the root.
 pub(crate) struct View<'a> {
@@ -38,19 +39,29 @@ pub(crate) struct View<'a> {
     pub(crate) propagation: Option<u64>,
 }
 
+impl<'a> View<'a> {
+    /// Of a container with these namespaces, a bundle and a root on the host, and a cgroup.
+    pub(crate) fn new(
+        spec: &'a Spec,
+        linux: &'a Linux,
+        namespaces: &Namespaces,
+        (bundle, rootfs): (&'a Path, &'a Path),
+        cgroup: &'a Path,
+    ) -> Self {
+        let cgroup_namespace = namespaces.makes(Kind::Cgroup);
+        let user_namespace = namespaces.makes(Kind::User) || namespaces.joins(Kind::User).is_some();
+        Self { spec, linux, rootfs, bundle, cgroup, cgroup_namespace, user_namespace, propagation: None }
+    }
+}
+
 const PRIVATE: Attributes = Attributes { set: 0, clear: 0, propagation: libc::MS_PRIVATE };
 
 /// Mounts the root and everything into it in a mount namespace of this process's own; the caller enters it afterwards. With
 /// `bare` that namespace is still to be made, as a copy of that one; without, it is there, as a copy of the host's.
-pub(crate) fn build(mut view: View<'_>, bare: Option<&File>, proc: &Procfs) -> Result<Root> {
-    let flags = match view.linux.rootfs_propagation.as_deref().filter(|p| !p.is_empty()) {
-        // Nothing that happens inside may reach the host unless asked for; what happens outside may come in.
-        None => libc::MS_SLAVE | libc::MS_REC,
-        Some(word) => match propagation_of(word) {
-            Some(flags) => flags | libc::MS_REC,
-            None => fail!("linux.rootfsPropagation: unknown propagation {word:?}"),
-        },
-    };
+///
+/// `ahead` has, for each mount, what [`make_ahead`] made of it; or it is empty.
+pub(crate) fn build(mut view: View<'_>, ahead: Vec<Option<Made>>, bare: Option<&File>, proc: &Procfs) -> Result<Root> {
+    let flags = propagation(view.linux)?;
     if let Some(bare) = bare {
         view.propagation = Some(flags & !libc::MS_REC);
         if let Some(root) = in_bare(&view, bare, proc)? {
@@ -59,7 +70,29 @@ pub(crate) fn build(mut view: View<'_>, bare: Option<&File>, proc: &Procfs) -> R
         view.propagation = None;
         leave(Kind::Mount.flag()).context(|| "make a mount namespace".to_owned())?;
     }
-    in_copy(&view, flags)
+    in_copy(&view, ahead, flags)
+}
+
+/// Makes bind mounts while this process still has the host's rights: in a user namespace it may not map ids of the host's file
+/// systems, and not reach every source. One of the root itself has to wait for the root.
+pub(crate) fn make_ahead(mut view: View<'_>) -> Result<Vec<Option<Made>>> {
+    view.propagation = Some(propagation(view.linux)? & !libc::MS_REC);
+    let of_root = |m: &Mount| m.source.as_deref().is_some_and(|s| view.bundle.join(s).starts_with(view.rootfs));
+    let early = |m: &&Mount| matches!(mounts::plan(m).what, What::Bind { .. }) && !of_root(m);
+    let made = |m: &Mount| Some(m).filter(early).map(|m| make(&view, m).context(|| about(m))).transpose();
+    view.spec.mounts.iter().map(made).collect()
+}
+
+/// How the container's mounts hear from the host's and tell them.
+fn propagation(linux: &Linux) -> Result<u64> {
+    match linux.rootfs_propagation.as_deref().filter(|p| !p.is_empty()) {
+        // Nothing that happens inside may reach the host unless asked for; what happens outside may come in.
+        None => Ok(libc::MS_SLAVE | libc::MS_REC),
+        Some(word) => match propagation_of(word) {
+            Some(flags) => Ok(flags | libc::MS_REC),
+            None => fail!("linux.rootfsPropagation: unknown propagation {word:?}"),
+        },
+    }
 }
 
 fn in_bare(view: &View<'_>, bare: &File, proc: &Procfs) -> Result<Option<Root>> {
@@ -78,7 +111,7 @@ fn in_bare(view: &View<'_>, bare: &File, proc: &Procfs) -> Result<Option<Root>> 
     Ok(Some(root))
 }
 
-fn in_copy(view: &View<'_>, flags: u64) -> Result<Root> {
+fn in_copy(view: &View<'_>, ahead: Vec<Option<Made>>, flags: u64) -> Result<Root> {
     mount::set_propagation(Path::new("/"), flags).context(|| "set the propagation of /".to_owned())?;
     let at_root = || format!("mount the root file system {}", view.rootfs.display());
     let tree = mount::clone_tree(CWD, view.rootfs, true).context(at_root)?;
@@ -89,8 +122,8 @@ fn in_copy(view: &View<'_>, flags: u64) -> Result<Root> {
     mount::attach(tree.as_fd(), place.as_fd()).context(at_root)?;
     let root = Root::open(view.rootfs).context(at_root)?;
     mount::set_attributes(root.as_fd(), PRIVATE, false, None).context(at_root)?;
-    for m in &view.spec.mounts {
-        make(view, m).and_then(|made| put(&root, m, made)).context(|| about(m))?;
+    for (m, made) in view.spec.mounts.iter().zip(ahead.into_iter().chain(std::iter::repeat_with(|| None))) {
+        made.map_or_else(|| make(view, m), Ok).and_then(|made| put(&root, m, made)).context(|| about(m))?;
     }
     devices(view, &root, None)?;
     Ok(root)
