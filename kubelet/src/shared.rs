@@ -1,10 +1,9 @@
 //! What all parts of one kubelet share.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use kubelet_managers::Managers;
 use kubelet_volumes::{Allocatable, Objects, PodContext, Volumes};
 
@@ -22,25 +21,29 @@ use crate::sync::resize::Allocations;
 
 /// When the loop that hands pods to workers last turned.
 #[derive(Debug, Default)]
-pub(crate) struct Beat(AtomicI64);
+pub(crate) struct Beat(Mutex<Option<Instant>>);
 
 impl Beat {
-    /// A loop that has not turned for so many seconds is stuck: upstream's number.
-    const STUCK: i64 = 300;
+    /// A loop that has not turned for so long is stuck: upstream's number.
+    const STUCK: Duration = Duration::from_secs(300);
 
     /// It has turned.
     pub(crate) fn turned(&self) {
-        self.0.store(Timestamp::now().as_second(), Ordering::Relaxed);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// An error says since when it has not turned. Before it begins it is not stuck.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let last = self.0.load(Ordering::Relaxed);
-        let age = Timestamp::now().as_second() - last;
-        if last == 0 || age < Self::STUCK {
+        self.check_at(Instant::now())
+    }
+
+    fn check_at(&self, now: Instant) -> Result<(), String> {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        if age < Self::STUCK {
             return Ok(());
         }
-        Err(format!("sync Loop took longer than expected: it has not turned for {age} s"))
+        Err(format!("sync Loop took longer than expected: it has not turned for {} s", age.as_secs()))
     }
 }
 
@@ -125,7 +128,8 @@ mod tests {
         assert!(beat.check().is_ok(), "not begun");
         beat.turned();
         assert!(beat.check().is_ok());
-        beat.0.fetch_sub(Beat::STUCK + 1, Ordering::Relaxed);
-        assert!(beat.check().unwrap_err().contains("has not turned"));
+        let later = |seconds| beat.check_at(Instant::now() + Duration::from_secs(seconds));
+        assert!(later(290).is_ok());
+        assert!(later(301).unwrap_err().contains("has not turned"));
     }
 }

@@ -302,7 +302,7 @@ impl Step<'_> {
             }
             State::Exited if again(self.pod, container, seen) => {
                 let (at, restart_delay_ms) =
-                    backoff::restart(seen.restart_delay_ms, seen.started_at, seen.finished_at, self.cap);
+                    backoff::restart(seen.restart_delay_ms, seen.started_at, seen.finished_at, self.cap, self.now);
                 if at > self.now {
                     self.plan.wake = Some(self.plan.wake.map_or(at, |w| w.min(at)));
                     self.plan.crash_loop.insert(name.clone(), Duration::from_millis(seen.restart_delay_ms));
@@ -324,7 +324,7 @@ impl Plan {
             self.actions.push(Action::Halt);
             return;
         }
-        let (at, delay) = backoff::restart(culprit.restart_delay_ms, culprit.started_at, culprit.finished_at, cap);
+        let (at, delay) = backoff::restart(culprit.restart_delay_ms, culprit.started_at, culprit.finished_at, cap, now);
         if at > now {
             self.wake = Some(at);
             self.crash_loop.insert(culprit.name.clone(), Duration::from_millis(culprit.restart_delay_ms));

@@ -11,6 +11,8 @@ pub(crate) const FIRST: Duration = Duration::from_secs(10);
 pub(crate) const LONGEST: Duration = Duration::from_secs(300);
 /// A container that ran for so long starts anew with the shortest wait.
 const RESET: SignedDuration = SignedDuration::from_secs(600);
+/// An end that lies further ahead than this was noted before the clock was set back.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// `at` plus a wait.
 pub(crate) fn after(at: Timestamp, wait: Duration) -> Timestamp {
@@ -24,13 +26,23 @@ pub(crate) fn until(at: Timestamp, now: Timestamp) -> Duration {
 
 /// When a container that has ended may be started again (none for at once), and what its successor shall note as the
 /// wait of the one after it. The first restart is immediate, the second comes 10 s after the end, then 20 s, 40 s, ...
-pub(crate) fn restart(delay_ms: u64, started: Timestamp, finished: Timestamp, cap: Duration) -> (Timestamp, u64) {
+/// A container that ended later than `now` waits for nothing: the clock was set back, and how long ago that was is unknown.
+pub(crate) fn restart(
+    delay_ms: u64,
+    started: Timestamp,
+    finished: Timestamp,
+    cap: Duration,
+    now: Timestamp,
+) -> (Timestamp, u64) {
     let cap = u64::try_from(cap.as_millis()).unwrap_or(u64::MAX);
     let first = (FIRST.as_millis() as u64).min(cap);
     if finished.duration_since(started) >= RESET {
-        return (finished, first);
+        return (finished.min(now), first);
     }
     let next = if delay_ms == 0 { first } else { (delay_ms * 2).min(cap) };
+    if until(finished, now) > SLACK {
+        return (now, next);
+    }
     (after(finished, Duration::from_millis(delay_ms.min(cap))), next)
 }
 
@@ -54,9 +66,10 @@ impl Backoff {
         self.entries.remove(what);
     }
 
-    /// The time of the next try, if it is still to come.
+    /// The time of the next try, if it is still to come. One that lies further ahead than its wait was noted before the
+    /// clock was set back: the try is due.
     pub(crate) fn waiting(&self, what: &str, now: Timestamp) -> Option<Timestamp> {
-        self.entries.get(what).map(|(_, at)| *at).filter(|at| *at > now)
+        self.entries.get(what).filter(|(wait, at)| *at > now && until(*at, now) <= *wait).map(|(_, at)| *at)
     }
 }
 
@@ -71,7 +84,7 @@ mod tests {
         let mut delay = 0;
         let mut waits = Vec::new();
         for _ in 0..8 {
-            let (at, next) = restart(delay, start, end, LONGEST);
+            let (at, next) = restart(delay, start, end, LONGEST, end);
             waits.push(until(at, end).as_secs());
             delay = next;
         }
@@ -82,7 +95,33 @@ mod tests {
     fn ten_minutes_of_running_forgive() {
         let start = Timestamp::from_second(1000).unwrap();
         let end = Timestamp::from_second(1600).unwrap();
-        assert_eq!(restart(300_000, start, end, LONGEST), (end, 10_000));
+        assert_eq!(restart(300_000, start, end, LONGEST, end), (end, 10_000));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_nothing_wait_longer() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        const DAY: i64 = 86_400;
+        // The second that it is, whether the container starts, and what its successor will wait.
+        for (now, due, next) in [
+            (2 * DAY, false, 40_000),
+            (2 * DAY + 19, false, 40_000),
+            (2 * DAY + 20, true, 40_000),
+            (3 * DAY, true, 40_000),
+            // A few seconds back are a clock that is put right.
+            (2 * DAY - 5, false, 40_000),
+            (DAY, true, 40_000),
+        ] {
+            let (start, then) = restart(20_000, at(2 * DAY - 3), at(2 * DAY), LONGEST, at(now));
+            assert_eq!((start <= at(now), then), (due, next), "{now}");
+        }
+        let mut backoff = Backoff::default();
+        backoff.failed("x", at(2 * DAY), FIRST, LONGEST);
+        for (now, waits) in
+            [(2 * DAY, true), (2 * DAY + 9, true), (2 * DAY + 10, false), (3 * DAY, false), (DAY, false)]
+        {
+            assert_eq!(backoff.waiting("x", at(now)).is_some(), waits, "{now}");
+        }
     }
 
     #[test]

@@ -122,6 +122,11 @@ pub(crate) fn superfluous(observed: &Observed) -> impl Iterator<Item = &Seen> {
     dead.filter(move |seen| !known.insert(seen.name.as_str()))
 }
 
+/// The newest first. Attempts count up whatever becomes of the clock, which may have been set back since (pure).
+fn sort_sandboxes(sandboxes: &mut [Sandbox]) {
+    sandboxes.sort_by_key(|s| std::cmp::Reverse((s.attempt, s.created_at)));
+}
+
 /// Asks the runtime about a pod. `ended` keeps what is known of containers that have ended: they do not change.
 pub(crate) async fn observe(cri: &Cri, uid: &str, ended: &mut HashMap<String, Seen>) -> Result<Observed, CriError> {
     let (sandboxes, containers) = tokio::try_join!(cri.sandboxes(Some(uid)), cri.containers(Some(uid)))?;
@@ -135,7 +140,7 @@ pub(crate) async fn observe(cri: &Cri, uid: &str, ended: &mut HashMap<String, Se
             ips: Vec::new(),
         })
         .collect();
-    sandboxes.sort_by_key(|s| std::cmp::Reverse((s.created_at, s.attempt)));
+    sort_sandboxes(&mut sandboxes);
     if let Some(first) = sandboxes.first_mut().filter(|s| s.ready) {
         match cri.sandbox_status(&first.id).await {
             Ok(status) => {
@@ -215,6 +220,16 @@ fn seen(listed: &cri::Container, status: cri::ContainerStatus) -> Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_sandbox_is_the_latest_attempt_whatever_the_clock_says() {
+        let sandbox =
+            |id: &str, attempt, created_at| Sandbox { id: id.into(), attempt, created_at, ..Default::default() };
+        let mut list = vec![sandbox("old", 0, 90_000), sandbox("new", 1, 10), sandbox("twin", 0, 90_001)];
+        sort_sandboxes(&mut list);
+        let ids: Vec<&str> = list.iter().map(|s| s.id.as_str()).collect();
+        assert_eq!(ids, ["new", "twin", "old"]);
+    }
 
     #[test]
     fn one_dead_container_of_each_name_is_kept() {

@@ -10,9 +10,9 @@ mod resize;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -73,10 +73,12 @@ pub(crate) struct Worker {
     resizing: Option<String>,
     /// An order to end the pod although its source wants it.
     kill: Option<Kill>,
-    refreshed: Timestamp,
+    refreshed: Instant,
     /// Something that the volumes show has changed since.
     stale: Arc<AtomicBool>,
     first_seen: Timestamp,
+    /// The same moment on a clock that nobody sets.
+    begun: Instant,
     announced: BTreeMap<String, u32>,
     /// Whether it was looked at before.
     synced: bool,
@@ -130,9 +132,10 @@ impl Worker {
             refused: None,
             resizing: None,
             kill: None,
-            refreshed: Timestamp::now(),
+            refreshed: Instant::now(),
             stale,
             first_seen: Timestamp::now(),
+            begun: Instant::now(),
             announced: BTreeMap::new(),
             synced: false,
             released: false,
@@ -153,7 +156,7 @@ impl Worker {
             let (shared, known) = (self.shared.clone(), self.kill.clone());
             let order = shared.kills.wait(pod::uid(&desired.pod), known.as_ref());
             tokio::pin!(order);
-            let (start, operation) = (std::time::Instant::now(), if self.synced { "sync" } else { "create" });
+            let (start, operation) = (Instant::now(), if self.synced { "sync" } else { "create" });
             let wait = tokio::select! {
                 // In a box that goes when it is done: what a look needs is large, and most of the time a pod rests.
                 wait = Box::pin(self.sync(&desired.pod)) => wait,
@@ -208,7 +211,7 @@ impl Worker {
             let over = self.over(pod);
             // From here on it is the pod with what it was given, which its spec may not say any more.
             let pod = &if over { pod.clone() } else { self.given(pod) };
-            self.check_deadline(pod, now);
+            self.check_deadline(pod);
             self.tend_probes(pod, &observed);
             let cap = self.shared.config.crash_loop_back_off.max_container_restart_period.0;
             let mut plan = if over {
@@ -268,14 +271,19 @@ impl Worker {
             || pod.status.as_ref().is_some_and(phase)
     }
 
-    fn check_deadline(&mut self, pod: &Pod, now: Timestamp) {
+    fn check_deadline(&mut self, pod: &Pod) {
         let Some(limit) = pod::spec(pod).active_deadline_seconds.filter(|_| self.failed.is_none()) else { return };
-        let start = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(self.first_seen, |t| t.0);
-        if now.duration_since(start) >= SignedDuration::from_secs(limit) && !self.over(pod) {
+        if self.active(pod) >= Duration::from_secs(u64::try_from(limit).unwrap_or(0)) && !self.over(pod) {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
             self.shared.events.pod(pod, None, false, "DeadlineExceeded", message.clone());
             self.failed = Some(("DeadlineExceeded".to_owned(), message));
         }
+    }
+
+    /// How long the pod has been active on the node.
+    fn active(&self, pod: &Pod) -> Duration {
+        let start = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0);
+        active(start, self.first_seen, self.begun.elapsed())
     }
 
     /// Removes containers that nobody asks for any more.
@@ -298,10 +306,9 @@ impl Worker {
             files || claims || v.projected.is_some()
         });
         let now = Timestamp::now();
-        let due = backoff::after(self.refreshed, REFRESH);
         let running = observed.alive().next().is_some();
-        if payload && running && (self.stale.swap(false, Ordering::Relaxed) || due <= now) {
-            self.refreshed = now;
+        if payload && running && (self.stale.swap(false, Ordering::Relaxed) || self.refreshed.elapsed() >= REFRESH) {
+            self.refreshed = Instant::now();
             let ips = observed.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
             let ips = if pod::host_network(pod) { self.shared.node_ips.clone() } else { ips };
             if let Err(e) = self.shared.volumes.refresh(pod, &self.shared.context(ips)).await {
@@ -316,11 +323,37 @@ impl Worker {
             rest = rest.min(RETRY);
         }
         if let Some(limit) = pod::spec(pod).active_deadline_seconds {
-            let start = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(self.first_seen, |t| t.0);
-            let left =
-                backoff::until(backoff::after(start, Duration::from_secs(u64::try_from(limit).unwrap_or(0))), now);
+            let left = Duration::from_secs(u64::try_from(limit).unwrap_or(0)).saturating_sub(self.active(pod));
             rest = rest.min(left.max(Duration::from_secs(1)));
         }
         wake.map_or(rest, |at| backoff::until(at, now).min(rest)).max(Duration::from_millis(20))
+    }
+}
+
+/// How long a pod has been active that was first seen at `first_seen`, `since` ago. What went before (`start` is what its
+/// status says) counts by the wall's clock as it was then; what came after counts by one that nobody sets (pure).
+fn active(start: Option<Timestamp>, first_seen: Timestamp, since: Duration) -> Duration {
+    let before = start.map_or(Duration::ZERO, |start| backoff::until(first_seen, start));
+    before.saturating_add(since)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_of_a_pod_is_not_the_clocks() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let second = Duration::from_secs;
+        for (start, since, age) in [
+            (None, 5, 5),
+            (Some(1000), 5, 5),
+            // A kubelet that began anew an hour later.
+            (Some(1000 - 3600), 5, 3605),
+            // The status was written before the clock was set back.
+            (Some(1000 + 86_400), 5, 5),
+        ] {
+            assert_eq!(active(start.map(at), at(1000), second(since)), second(age), "{start:?}");
+        }
     }
 }

@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gantry_kube::{csr, pki};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1beta1::{PodCertificateRequest, PodCertificateRequestSpec};
 use k8s_openapi::api::core::v1::{Pod, PodCertificateProjection};
@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Pod, PodCertificateProjection};
 use crate::Objects;
 
 /// A request that is gone for this long was deleted, and is made anew; upstream waits as long.
-const LOST_AFTER: SignedDuration = SignedDuration::from_mins(10);
+const LOST_AFTER: Duration = Duration::from_secs(600);
 /// How long a pod's first certificate is waited for before the volume is tried again later.
 const PATIENCE: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -46,7 +46,7 @@ struct Key {
 struct Pending {
     key: String,
     request: String,
-    since: Timestamp,
+    since: Instant,
 }
 
 /// How far one certificate is.
@@ -186,14 +186,14 @@ impl Certificates {
                 .request_certificate(pod, spec)
                 .await
                 .map_err(|e| format!("create a PodCertificateRequest for signer {:?}: {e}", source.signer_name))?;
-            let made = Pending { key, request, since: Timestamp::now() };
+            let made = Pending { key, request, since: Instant::now() };
             self.lock().entry(at.clone()).or_default().pending = Some(made);
             return Ok(());
         };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let found = objects.certificate_request(namespace, &pending.request).await.map_err(|e| e.to_string())?;
         let Some(found) = found else {
-            if Timestamp::now().duration_since(pending.since) > LOST_AFTER {
+            if pending.since.elapsed() > LOST_AFTER {
                 self.lock().entry(at.clone()).or_default().pending = None;
                 return Err(format!("PodCertificateRequest {:?} appears to have been deleted", pending.request));
             }

@@ -32,11 +32,12 @@ struct Held {
     since: Timestamp,
 }
 
-/// Whether a token held since `since` should be renewed: past 80 % of its life, or older than a day.
+/// Whether a token held since `since` should be renewed: past 80 % of its life, or older than a day; or one of the
+/// future, since the clock was set back and its age is unknown.
 pub(crate) fn is_due(since: Timestamp, expires: Timestamp, now: Timestamp) -> bool {
     let life = expires.duration_since(since);
     let age = now.duration_since(since);
-    now >= expires || age > MAX_AGE || age.as_millis() > life.as_millis() / 10 * 8
+    now < since || now >= expires || age > MAX_AGE || age.as_millis() > life.as_millis() / 10 * 8
 }
 
 impl Tokens {
@@ -111,6 +112,8 @@ mod tests {
             (3600, 4000, true),
             (1_000_000, 86_399, false),
             (1_000_000, 86_401, true),
+            (3600, -1, true),
+            (3600, -86_400, true),
         ] {
             assert_eq!(is_due(at(0), at(life), at(age)), due, "{life} {age}");
         }

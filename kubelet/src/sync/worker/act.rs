@@ -1,7 +1,7 @@
 //! One action after the other, as `actions` decided; what fails waits and is tried again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -42,7 +42,7 @@ impl Worker {
                     Ok(()) => {
                         self.waits.succeeded("sandbox");
                         self.errors.clear();
-                        self.refreshed = Timestamp::now();
+                        self.refreshed = Instant::now();
                         Acted::Yes
                     }
                     Err(e) => {

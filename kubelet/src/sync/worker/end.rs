@@ -1,6 +1,6 @@
 //! The end of a pod.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -39,7 +39,7 @@ impl Worker {
             task.abort();
         }
         self.probes.clear();
-        let begin = Timestamp::now();
+        let begin = Instant::now();
         let mut wait = Duration::from_secs(1);
         loop {
             let desired = self.desired.borrow_and_update().clone();
@@ -55,9 +55,9 @@ impl Worker {
                 }
             };
             self.publish(&pod, &observed, false, true, Timestamp::now()).await;
-            let spent = Timestamp::now().duration_since(begin).as_secs();
+            let spent = i64::try_from(begin.elapsed().as_secs()).unwrap_or(i64::MAX);
             let grace = self.grace(&pod);
-            let left = (grace - spent).max(grace.min(1));
+            let left = grace.saturating_sub(spent).max(grace.min(1));
             let mut watch = self.desired.clone();
             let (shared, known) = (self.shared.clone(), self.kill.clone());
             let order = shared.kills.wait(&uid, known.as_ref());
