@@ -75,7 +75,7 @@ pub(crate) fn derive(
     let never_began = over
         && seen.containers.is_empty()
         && before.container_statuses.iter().flatten().all(|s| s.container_id.is_none());
-    let kept = |own: Option<String>, earlier: &Option<String>| own.or_else(|| earlier.clone().filter(|_| over));
+    let (reason, message) = why(with, before, over);
     let unready: Vec<&str> = mains.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     let sidecars_ready = inits.iter().zip(pod::init_containers(pod)).all(|(s, c)| !is_sidecar(c) || s.ready);
     let ready = unready.is_empty() && sidecars_ready && !over;
@@ -156,13 +156,23 @@ pub(crate) fn derive(
         container_statuses: (!never_began).then_some(mains),
         ephemeral_container_statuses: ephemeral(pod, seen, with, before),
         init_container_statuses: has_init.then_some(inits),
-        reason: kept(with.failed.as_ref().map(|(r, _)| r.clone()), &before.reason),
-        message: kept(with.failed.as_ref().map(|(_, m)| m.clone()), &before.message),
+        reason,
+        message,
         observed_generation: pod.metadata.generation,
         ..Default::default()
     };
     cut_messages(&mut status);
     status
+}
+
+/// The reason and the message. A pod that was ordered to end and still runs keeps what it said before, as it keeps its
+/// phase: whoever reads of an eviction takes the pod for gone.
+fn why(with: &Circumstances, before: &PodStatus, over: bool) -> (Option<String>, Option<String>) {
+    match &with.failed {
+        Some((reason, message)) if over => (Some(reason.clone()), Some(message.clone())),
+        None if !over => (None, None),
+        _ => (before.reason.clone(), before.message.clone()),
+    }
 }
 
 /// What each readiness gate that is not met lacks, in upstream's words.
@@ -535,6 +545,34 @@ mod tests {
         // The next kubelet knows the reason from the status only.
         let again = derive(&pod("Always"), &Observed::default(), &Circumstances::default(), &status, Timestamp::now());
         assert_eq!((again.phase.as_deref(), again.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+    }
+
+    #[test]
+    fn a_pod_that_is_ordered_to_end_says_so_when_nothing_runs_any_more() {
+        let (running, exited) = (seen("a", State::Running, 0), seen("a", State::Exited, 137));
+        let evicted = Some(("Evicted".to_owned(), "The node was low on resource: memory.".to_owned()));
+        let told = |reason: Option<&str>| reason.map(str::to_owned);
+        for (now, reason_before, terminating, phase, reason) in [
+            (&running, None, false, "Running", None),
+            (&running, None, true, "Running", None),
+            (&running, Some("NodeLost"), false, "Running", Some("NodeLost")),
+            (&exited, None, false, "Failed", Some("Evicted")),
+            (&exited, Some("NodeLost"), true, "Failed", Some("Evicted")),
+        ] {
+            let with = Circumstances { failed: evicted.clone(), terminating, ..Default::default() };
+            let sandbox = Sandbox { id: "s".into(), ready: true, ..Default::default() };
+            let world =
+                Observed { sandboxes: vec![sandbox], containers: vec![now.clone(), seen("i", State::Exited, 0)] };
+            let before = PodStatus {
+                phase: Some("Running".to_owned()),
+                reason: told(reason_before),
+                message: told(reason_before),
+                ..Default::default()
+            };
+            let got = derive(&pod("Always"), &world, &with, &before, Timestamp::UNIX_EPOCH);
+            assert_eq!((got.phase.as_deref(), got.reason.as_deref()), (Some(phase), reason), "{:?}", now.state);
+            assert_eq!(got.message.is_some(), reason.is_some());
+        }
     }
 
     #[test]

@@ -82,6 +82,8 @@ impl Worker {
             }
         }
         if let Some((reason, message)) = self.kill.as_ref().and_then(|k| Some((k.disruption?, &k.message)))
+            // Not before it is over, as upstream: its containers may take their time.
+            && observed.alive().next().is_none()
             && !own.iter().any(|c| c.type_ == "DisruptionTarget")
         {
             own.push(PodCondition {
