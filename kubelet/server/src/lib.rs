@@ -4,6 +4,7 @@
 
 mod access;
 pub mod cert;
+mod dial;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -9,18 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::dial::{dial, machine_roots};
 use crate::reply::{Reply, text};
-
-/// How long the runtime may take to accept and to answer the handshake.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whether a request asks to switch protocols.
 pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
@@ -40,7 +36,7 @@ pub(crate) async fn forward(
         return text(StatusCode::BAD_REQUEST, "Upgrade request required");
     }
     let client_side = hyper::upgrade::on(&mut request);
-    let mut answer = match dial(&request, target).await {
+    let mut answer = match dial(&request, target, machine_roots).await {
         Ok(answer) => answer,
         Err(e) => {
             tracing::warn!(error = %e, target, "streaming server not reached");
@@ -138,47 +134,4 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.stream).poll_shutdown(cx)
     }
-}
-
-async fn dial(request: &Request<Incoming>, target: &str) -> Result<http::Response<Incoming>, String> {
-    let url = url::Url::parse(target).map_err(|e| format!("bad streaming URL {target:?}: {e}"))?;
-    if url.scheme() != "http" {
-        return Err(format!("streaming URL {target:?}: scheme {:?} is not supported", url.scheme()));
-    }
-    let host = url.host_str().ok_or_else(|| format!("streaming URL {target:?} has no host"))?;
-    let port = url.port_or_known_default().unwrap_or(80);
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    let connect = TcpStream::connect((address, port));
-    let stream = tokio::time::timeout(DIAL_TIMEOUT, connect)
-        .await
-        .map_err(|_| format!("connect to {host}:{port}: timed out"))?
-        .map_err(|e| format!("connect to {host}:{port}: {e}"))?;
-    let _ = stream.set_nodelay(true);
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
-            .await
-            .map_err(|e| format!("connect to {host}:{port}: {e}"))?;
-    tokio::spawn(connection.with_upgrades());
-    let path = match url.query() {
-        Some(query) => format!("{}?{query}", url.path()),
-        None => url.path().to_owned(),
-    };
-    let mut onward = Request::builder()
-        .method(request.method())
-        .uri(path)
-        .header(header::HOST, format!("{host}:{port}"))
-        .body(Empty::new())
-        .map_err(|e| format!("bad streaming URL {target:?}: {e}"))?;
-    for (name, value) in request.headers() {
-        // The runtime must not see the caller's credentials, and no body is sent on.
-        let dropped =
-            [header::HOST, header::AUTHORIZATION, header::COOKIE, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-        if !dropped.contains(name) {
-            onward.headers_mut().append(name, value.clone());
-        }
-    }
-    tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(onward))
-        .await
-        .map_err(|_| "the streaming server did not answer in time".to_owned())?
-        .map_err(|e| format!("ask the streaming server: {e}"))
 }
