@@ -35,6 +35,8 @@ mod pod;
 mod projected;
 #[path = "node/resize.rs"]
 mod resize;
+#[path = "node/users.rs"]
+mod users;
 #[path = "node/wrong.rs"]
 mod wrong;
 
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
     let foreign = gantry_tests::node::runtime() != gantry_tests::node::GANTRY;
     let groups = [
         pod::cases(),
+        users::cases(),
         network::cases(),
         lifecycle::cases(),
         admission::cases(),

@@ -84,6 +84,7 @@ mod tests {
                 toml::Value::String(_) if key == "cgroup_driver" => "systemd".into(),
                 toml::Value::String(_) => "/other".into(),
                 toml::Value::Integer(n) => (n + 1).into(),
+                toml::Value::Boolean(b) => (!b).into(),
                 toml::Value::Array(_) => vec!["/other"].into(),
                 _ => toml::Table::from_iter([("other".to_owned(), "/other".into())]).into(),
             };

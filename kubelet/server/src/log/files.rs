@@ -6,9 +6,13 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Uncompressed size of a compressed file that is still read.
 const GZIP_MAX: u64 = 1 << 30;
+
+/// How long a log may be rotated away while its files are being opened.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A file, whatever its name.
 pub(crate) type Inode = (u64, u64);
@@ -100,7 +104,9 @@ pub(crate) struct Chain {
 /// # Errors
 /// The live file cannot be opened for another reason than being away.
 pub(crate) fn chain(live: &Path, wanted: impl Fn(&Path) -> bool) -> io::Result<Chain> {
-    for _ in 0..20 {
+    // A look takes less than a millisecond, unless the machine has no time for this process.
+    let end = Instant::now() + PATIENCE;
+    loop {
         let current = match Segment::open(live) {
             Ok(segment) => Some(segment),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -130,8 +136,10 @@ pub(crate) fn chain(live: &Path, wanted: impl Fn(&Path) -> bool) -> io::Result<C
             }
             return Ok(Chain { rotated: pieces, live: current, known });
         }
+        if Instant::now() > end {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the log is rotated faster than it can be opened"));
+        }
     }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "the log is rotated faster than it can be opened"))
 }
 
 /// A rotated file's name without `.gz`.
