@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::Config;
 
 /// Keys that count from a SIGHUP on; the others need a start.
-pub(super) const RELOADED: [&str; 12] = [
+pub(super) const RELOADED: [&str; 13] = [
     "cdi_dirs",
+    "checkpoint_images",
     "cni_bin_dirs",
     "cni_conf_dir",
     "docker_config",

@@ -52,7 +52,7 @@ pub(super) async fn source(daemon: &Daemon, image: &str) -> Result<Option<Source
         if !ANNOTATIONS.iter().any(|name| annotations.contains_key(*name)) {
             return Ok(None);
         }
-        if !daemon.config.checkpoint_images {
+        if !daemon.settings().checkpoint_images {
             let why = "is a checkpoint, and checkpoint_images in the configuration does not let it be restored";
             return Err(Error::Invalid(format!("image {image:?} {why}")));
         }
