@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Tests the Debian package on machines with systemd and cgroup v2: installation, services, two nodes, limits, restarts,
-# crashes, reboots, upgrade, purge; with --small also what a machine does that runs out of memory or disk, or is switched
-# off. The machines are scripts/vm's n1, n2 and, small, n3: new at the start and gone at the end.
+# crashes, reboots, upgrade, purge; with --small also what takes longer: what a machine does that runs out of memory or
+# disk, or is switched off (n3), and whose clock is set (n1). The machines are scripts/vm's n1, n2 and, small, n3: new at
+# the start and gone at the end.
 #
-# usage: run.sh [--keep] [--small] [TEST...]     --keep: leave the machines running; --small: with n3 and its tests
+# usage: run.sh [--keep] [--small] [TEST...]     --keep: leave the machines running; --small: with n3, its tests and clock
 #        run.sh --again [--small] TEST...        on the machines that --keep left, as they are
 # env:   GANTRY_BIN_DIR  programs to package (target/gantry/bin, from scripts/build.sh)
 set -uo pipefail
 keep= again= small= only=()
 while [ $# -gt 0 ]; do
-  case $1 in -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;; --keep) keep=1 ;; --again) keep=1 again=1 ;; --small) small=1 ;; *) only+=("$1") ;; esac
+  case $1 in -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;; --keep) keep=1 ;; --again) keep=1 again=1 ;; --small) small=1 ;; *) only+=("$1") ;; esac
   shift
 done
 declare -A needs_all=()
@@ -21,6 +22,7 @@ declare -A needs_all=()
 . "$(dirname "${BASH_SOURCE[0]}")/overlay.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/runtime.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/small.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/clock.sh"
 finish() { [ -n "$keep" ] || "$vm/down.sh" n1 n2 n3 >/dev/null 2>&1; rm -rf "$work"; }
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -68,6 +70,7 @@ main() {
   try restart "systemctl restart of kubelet and gantry-cri restarts no container"
   try kill "kill -9 of kubelet and gantry-cri restarts no container, readiness and Events stay calm"
   try watchdog "a daemon that hangs is restarted by the watchdog"
+  [ -z "$small" ] || try clock "a clock that is set a day ahead and back: nothing ends early or late, and nothing waits for a day"
   try apparmor "containers run under the package's profile, or the one that they ask for if it is loaded"
   try overlay "pods of both nodes see each other through the overlay, whatever of it is killed or deleted"
   try reboot "a reboot with 20 pods: all come back, no address is lost"
