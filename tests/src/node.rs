@@ -76,19 +76,33 @@ impl Node {
         let pause = if runtime() == GANTRY { None } else { Some(images::pause(&programs, &packed)?) };
         let before = Holdings::look(&netns, &[&folder.path().join("state")], &programs)?;
         let node = Self { folder, programs, netns, outside, before, busybox };
-        node.script("write_node_config")?;
-        credential_provider(node.folder.path())?;
-        for daemon in DAEMONS {
-            node.start_daemon(daemon)?;
-            if let Some(image) = pause.as_ref().filter(|_| daemon == "gantry-cri") {
-                node.script(&format!("import_image {}", image.archive.display()))?;
+        let archives = [demo.archive, node.busybox.archive.clone()];
+        match node.bring_up(&archives, pause.as_ref().map(|image| image.archive.as_path())) {
+            Ok(()) => Ok(node),
+            Err(error) => {
+                // Its reason first: what cannot be taken down then is seldom worth more.
+                if let Err(also) = node.end() {
+                    eprintln!("the node that did not come up cannot be taken down: {also:#}");
+                }
+                Err(error)
             }
         }
-        node.wait_ready().with_context(|| node.logs())?;
-        for image in [&demo.archive, &node.busybox.archive] {
-            node.script(&format!("import_image {}", image.display()))?;
+    }
+
+    fn bring_up(&self, archives: &[PathBuf], pause: Option<&Path>) -> Result<()> {
+        self.script("write_node_config")?;
+        credential_provider(self.folder.path())?;
+        for daemon in DAEMONS {
+            self.start_daemon(daemon)?;
+            if let Some(image) = pause.filter(|_| daemon == "gantry-cri") {
+                self.script(&format!("import_image {}", image.display()))?;
+            }
         }
-        Ok(node)
+        self.wait_ready().with_context(|| self.logs())?;
+        for image in archives {
+            self.script(&format!("import_image {}", image.display()))?;
+        }
+        Ok(())
     }
 
     /// The node's name.
