@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
+use crate::jumps::Jumps;
 use crate::router::Api;
 
 const PREFIX: &str = "/core/events/";
@@ -39,11 +40,16 @@ async fn sweep(api: &Api, prefix: &str, life: SignedDuration) {
 
 /// Removes events that are older than `ttl`, and old requests, until the server stops.
 pub async fn run(api: Arc<Api>, ttl: Duration) {
+    let (mut events, mut requests) = (Jumps::new(ttl), Jumps::new(REQUEST_LIFE.unsigned_abs()));
     let (ttl, pause) =
         (SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX), (ttl / 20).max(Duration::from_secs(1)));
     loop {
-        sweep(&api, PREFIX, ttl).await;
-        sweep(&api, REQUESTS, REQUEST_LIFE).await;
+        if events.believable() {
+            sweep(&api, PREFIX, ttl).await;
+        }
+        if requests.believable() {
+            sweep(&api, REQUESTS, REQUEST_LIFE).await;
+        }
         tokio::select! {
             () = api.stop.cancelled() => return,
             () = tokio::time::sleep(pause.min(Duration::from_secs(60))) => {}

@@ -15,6 +15,7 @@ pub mod event_ttl;
 pub mod fuzzing;
 pub mod health;
 pub mod http_util;
+mod jumps;
 pub mod limits;
 pub mod node_ipam;
 pub mod node_lifecycle;

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use self::decide::Fate;
 use crate::http_util::now;
+use crate::jumps::Jumps;
 use crate::router::Api;
 use crate::store::{Entry, StoreError};
 
@@ -24,6 +25,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(50);
 /// How long one may be that was never heard of.
 const FIRST_GRACE: Duration = Duration::from_secs(60);
+/// How long pods tolerate a node by default: nobody is sent away so long after the clock was set ahead.
+const TOLERATED: Duration = Duration::from_secs(300);
 
 /// A sign of life and when it was new.
 struct Heard {
@@ -36,6 +39,7 @@ struct Heard {
 /// Looks after nodes until the server stops.
 pub async fn run(api: Arc<Api>) {
     let mut heard: HashMap<String, Heard> = HashMap::new();
+    let mut jumps = Jumps::new(TOLERATED);
     loop {
         let revision = api.store.revision();
         let nodes = api.store.range("/core/nodes/", "", 0, 0).map(|page| page.items).unwrap_or_default();
@@ -46,8 +50,9 @@ pub async fn run(api: Arc<Api>) {
             let taints = node["spec"]["taints"].as_array().into_iter().flatten();
             drive |= taints.filter(|t| t["effect"] == "NoExecute").count() > 0 || decide::is_silent(&node);
         }
+        let may_evict = jumps.believable();
         if drive {
-            pods(&api).await;
+            pods(&api, may_evict).await;
         }
         let Ok((past, mut events)) = api.store.watch("/core/nodes/", revision) else { continue };
         if !past.is_empty() {
@@ -85,8 +90,8 @@ async fn look(api: &Api, key: &str, entry: &Entry, heard: &mut HashMap<String, H
     node
 }
 
-/// Ends pods that do not tolerate their node, and takes readiness from those whose kubelet is silent.
-async fn pods(api: &Api) {
+/// Takes readiness from pods whose kubelet is silent, and ends those that do not tolerate their node, if `may_evict`.
+async fn pods(api: &Api, may_evict: bool) {
     let list = |prefix: &str| api.store.range(prefix, "", 0, 0).map(|page| page.items).unwrap_or_default();
     let nodes: HashMap<String, Arc<Entry>> = list("/core/nodes/")
         .into_iter()
@@ -103,7 +108,12 @@ async fn pods(api: &Api) {
         let mut new = pod.clone();
         let mut changed = decide::is_silent(&node.value) && decide::unready(&mut new, &now());
         let going = pod["metadata"]["deletionTimestamp"].is_string();
-        if !over && !mirror && !going && matches!(decide::fate(pod, taints, second), Fate::Goes(at) if at <= second) {
+        if may_evict
+            && !over
+            && !mirror
+            && !going
+            && matches!(decide::fate(pod, taints, second), Fate::Goes(at) if at <= second)
+        {
             evict(&mut new);
             changed = true;
             tracing::info!(pod = key, "the pod does not tolerate its node; it is deleted");
