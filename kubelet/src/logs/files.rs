@@ -69,14 +69,28 @@ fn compress(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Gives the log the name of a rotated part, one that no part has yet.
+/// How the name of a part says when it was rotated (UTC).
+const STAMP: &str = "%Y%m%d-%H%M%S";
+
+/// When a part of a log was rotated, by its name.
+fn rotated_at(log: &Path, part: &Path) -> Option<jiff::Timestamp> {
+    let name = part.file_name()?.to_str()?;
+    let stamp = name.strip_prefix(log.file_name()?.to_str()?)?.strip_prefix('.')?;
+    let stamp = stamp.strip_suffix(COMPRESSED).unwrap_or(stamp);
+    jiff::civil::DateTime::strptime(STAMP, stamp).ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|z| z.timestamp())
+}
+
+/// Gives the log the name of a rotated part: now, and later than every part that there is. The clock may have been set back
+/// since, and what looks oldest is thrown away first.
 ///
 /// # Errors
 /// The disk refuses.
 pub(super) fn rename(path: &Path, now: jiff::Timestamp) -> io::Result<PathBuf> {
+    let newest = parts(path).iter().filter_map(|part| rotated_at(path, part)).max();
+    let first = newest.map_or(now, |newest| newest.max(now));
     for later in 0..60 {
-        let at = now.checked_add(jiff::SignedDuration::from_secs(later)).unwrap_or(now);
-        let to = with_suffix(path, &format!(".{}", at.strftime("%Y%m%d-%H%M%S")));
+        let at = first.checked_add(jiff::SignedDuration::from_secs(later)).unwrap_or(now);
+        let to = with_suffix(path, &format!(".{}", at.strftime(STAMP)));
         if !to.exists() && !with_suffix(&to, COMPRESSED).exists() {
             fs::rename(path, &to)?;
             return Ok(to);
@@ -154,5 +168,22 @@ mod tests {
         fs::write(&log, "b").unwrap();
         rename(&log, now).unwrap();
         assert_eq!(names(dir.path()), ["0.log.19700101-000000.gz", "0.log.19700101-000001"]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_make_the_newest_part_the_oldest() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("0.log");
+        const DAY: i64 = 86_400;
+        for (round, second) in [0, DAY, 10, 20, 2 * DAY].into_iter().enumerate() {
+            make_room(&log, 4).unwrap();
+            fs::write(&log, round.to_string()).unwrap();
+            rename(&log, jiff::Timestamp::from_second(second).unwrap()).unwrap();
+        }
+        let kept = ["0.log.19700102-000001.gz", "0.log.19700102-000002.gz", "0.log.19700103-000000"];
+        assert_eq!(names(dir.path()), kept);
+        assert_eq!(fs::read_to_string(dir.path().join(kept[2])).unwrap(), "4");
+        assert_eq!(rotated_at(&log, &dir.path().join("0.log.notes")), None);
+        assert_eq!(rotated_at(&log, &dir.path().join("0.log.19700101-000001.gz.tmp")), None);
     }
 }
