@@ -239,10 +239,9 @@ fn ends(object: &Value) -> Option<Timestamp> {
         let kept = matches!(c["type"].as_str(), Some("Approved" | "Denied" | "Failed"));
         c["lastUpdateTime"].as_str().filter(|_| kept)?.parse::<Timestamp>().ok()
     });
-    Some(match decided.max() {
-        Some(at) => at + SignedDuration::from_hours(1),
-        None => created + SignedDuration::from_hours(24),
-    })
+    let (from, hours) = decided.max().map_or((created, 24), |at| (at, 1));
+    // One at the end of time never ends.
+    from.checked_add(SignedDuration::from_hours(hours)).ok()
 }
 
 /// Approves, signs and cleans up until the server stops.

@@ -77,4 +77,6 @@ fn requests_end() {
     denied["status"]["conditions"] =
         json!([{"type": "Denied", "status": "True", "lastUpdateTime": "2026-01-01T05:00:00Z"}]);
     assert_eq!(ends(&denied), Some(at("2026-01-01T06:00:00Z")));
+    denied["status"]["conditions"][0]["lastUpdateTime"] = json!(Timestamp::MAX.to_string());
+    assert_eq!(ends(&denied), None, "a time that somebody wrote for fun");
 }

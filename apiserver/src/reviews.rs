@@ -82,6 +82,13 @@ pub fn token(api: &Api, call: &Call, bytes: &Bytes) -> Answer {
             "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: may not specify a duration less than 10 minutes",
         ));
     }
+    if seconds > 1 << 32 {
+        return Err(Status::new(
+            422,
+            "Invalid",
+            "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: may not specify a duration larger than 2^32 seconds",
+        ));
+    }
     let mut audiences = list(&spec["audiences"]);
     if audiences.is_empty() {
         audiences.push(ISSUER.to_owned());

@@ -422,7 +422,7 @@ async fn remove(api: &Arc<Api>, call: &Call, name: &str, options: &Value) -> Res
         if marked && grace >= earlier {
             return Ok((served(resource, &entry), false));
         }
-        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
+        let at = after(jiff::Timestamp::now(), grace);
         new["metadata"]["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         new["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
         if let Some(generation) = metadata["generation"].as_i64().filter(|_| !marked) {
@@ -457,10 +457,15 @@ fn grace(object: &Value, options: &Value) -> i64 {
         .max(0)
 }
 
+/// So many seconds later; the last time that can be written where that is beyond it.
+fn after(now: jiff::Timestamp, seconds: i64) -> jiff::Timestamp {
+    now.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(jiff::Timestamp::MAX)
+}
+
 /// Marks an object as going, with the time that it has by itself.
 pub(crate) fn mark_deleted(object: &mut Value) {
     let grace = grace(object, &Value::Null);
-    let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
+    let at = after(jiff::Timestamp::now(), grace);
     object["metadata"]["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
     object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
 }
@@ -498,4 +503,21 @@ pub async fn empty_namespace(api: &Arc<Api>, namespace: &Entry) -> Result<(), St
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_period_without_end_is_one() {
+        for seconds in [0, 30, i64::MAX] {
+            let mut pod = json!({"kind": "Pod", "metadata": {},
+                "spec": {"nodeName": "n", "terminationGracePeriodSeconds": seconds}});
+            mark_deleted(&mut pod);
+            assert_eq!(pod["metadata"]["deletionGracePeriodSeconds"], seconds);
+            let at: jiff::Timestamp = pod["metadata"]["deletionTimestamp"].as_str().unwrap().parse().unwrap();
+            assert!(at > jiff::Timestamp::UNIX_EPOCH, "{seconds}");
+        }
+    }
 }

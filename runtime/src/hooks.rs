@@ -37,7 +37,7 @@ fn one(hook: &Hook, state: &str) -> Result<()> {
         let _ = stdin.write_all(state.as_bytes());
     }
     let pidfd = gantry_sys::process::pidfd_open(child.id() as i32).context(|| "watch".to_owned())?;
-    let deadline = hook.timeout.map(|s| Instant::now() + Duration::from_secs(s));
+    let deadline = hook.timeout.and_then(|s| Instant::now().checked_add(Duration::from_secs(s)));
     loop {
         let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|l| rustix::event::Timespec::try_from(l).ok());
