@@ -113,6 +113,12 @@ async fn read(fd: Option<OwnedFd>) -> std::io::Result<Vec<u8>> {
     Ok(all)
 }
 
+/// How long a command may run that was given so many seconds: none is a year, and so is what no clock can count.
+fn limit_of(seconds: i64) -> Duration {
+    const YEAR: u64 = 365 * 86400;
+    Duration::from_secs(u64::try_from(seconds).ok().filter(|s| (1..YEAR).contains(s)).unwrap_or(YEAR))
+}
+
 /// Runs a command to its end; after `limit` seconds (0: none) it is killed with all its descendants.
 ///
 /// # Errors
@@ -125,7 +131,7 @@ pub async fn exec_sync(
 ) -> Result<cri::ExecSyncResponse> {
     let words = command.join(" ");
     let begun = tokio::time::Instant::now();
-    let limit = if limit > 0 { Duration::from_secs(limit.unsigned_abs()) } else { Duration::from_secs(365 * 86400) };
+    let limit = limit_of(limit);
     let late = || Error::Timeout(format!("command {words:?} timed out after {} s", limit.as_secs()));
     // A start that comes too late hangs up when it is done, which ends what it has started.
     let started = tokio::time::timeout(limit, exec(daemon, id, command, false, false));
@@ -163,4 +169,17 @@ pub async fn exec_sync(
             .map(|r| r.map_err(|_| ())),
     );
     Ok(cri::ExecSyncResponse { stdout, stderr, exit_code: code })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_can_be_waited_for() {
+        const YEAR: u64 = 365 * 86400;
+        for (asked, seconds) in [(0, YEAR), (-1, YEAR), (1, 1), (3600, 3600), (i64::MAX, YEAR)] {
+            assert_eq!(limit_of(asked), Duration::from_secs(seconds), "{asked}");
+        }
+    }
 }
