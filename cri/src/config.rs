@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::cgroups::Driver;
+use cri_images::Snapshotter;
 use serde::{Deserialize, Serialize};
 
 /// All settings of the daemon.
@@ -48,6 +49,8 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     /// Folder of registry settings (`certs.d`).
     pub registry_config: PathBuf,
+    /// How containers get their files: `auto`, `overlayfs` or `native`.
+    pub snapshotter: Snapshotter,
     /// Images that are never collected.
     pub pinned_images: Vec<String>,
     /// Whether containers may be made of images that hold a checkpoint.
@@ -85,6 +88,7 @@ impl Default for Config {
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             cni_conf_dir: "/etc/cni/net.d".into(),
             registry_config: "/etc/gantry/certs.d".into(),
+            snapshotter: Snapshotter::Auto,
             pinned_images: Vec::new(),
             checkpoint_images: false,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],

@@ -254,6 +254,7 @@ async fn open(config: Config) -> anyhow::Result<Arc<Daemon>> {
     }
     let mut store = cri_images::Config::new(config.root.join("images"));
     store.config_path.clone_from(&config.registry_config);
+    store.snapshotter = config.snapshotter;
     store.pinned.clone_from(&config.pinned_images);
     store.docker_config = Some(config.docker_config.clone()).filter(|path| !path.as_os_str().is_empty());
     let images = tokio::task::spawn_blocking(move || Images::open(store)).await??;

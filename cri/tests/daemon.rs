@@ -159,7 +159,16 @@ async fn pods_are_measured_and_their_resources_recorded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_with_its_own_user_ids_owns_its_files_and_its_network() {
-    let Some(daemon) = Daemon::start() else { return };
+    own_user_ids("").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_it_does_where_its_root_is_a_copy_of_the_image() {
+    own_user_ids("snapshotter = \"native\"").await;
+}
+
+async fn own_user_ids(settings: &str) {
+    let Some(daemon) = Daemon::start_with(settings) else { return };
     let mut client = daemon.client().await;
     let status = client.status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner();
     if !status.runtime_handlers.iter().any(|h| h.features.is_some_and(|f| f.user_namespaces)) {

@@ -24,10 +24,25 @@ pub struct Config {
     pub pinned: Vec<String>,
     /// Keep compressed layer blobs after unpacking (needed for export).
     pub keep_layer_blobs: bool,
+    /// How containers get their files.
+    pub snapshotter: Snapshotter,
     /// Bounds against hostile or broken images.
     pub limits: Limits,
     /// Bounds on waiting for a registry.
     pub timeouts: Timeouts,
+}
+
+/// How containers get their files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Snapshotter {
+    /// overlayfs where it works in the store's folder, which is tried when the store is opened, else copies.
+    #[default]
+    Auto,
+    /// A writable directory over the layers.
+    Overlayfs,
+    /// A copy of all layers for each container; views of one image share one.
+    Native,
 }
 
 /// Proxies, written as in the environment: empty means none. Loopback addresses are never reached through a proxy.
@@ -101,6 +116,7 @@ impl Config {
             proxy: Proxy::from_env(),
             pinned: Vec::new(),
             keep_layer_blobs: true,
+            snapshotter: Snapshotter::Auto,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
         }

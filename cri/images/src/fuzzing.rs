@@ -17,6 +17,7 @@ use crate::manifest::{self, Config, Document, Platform};
 use crate::reference::Reference;
 use crate::registry::{challenge, credentials, hosts, proxy};
 use crate::unpack::apply::apply;
+use crate::unpack::tree::Form;
 
 /// What people read: text that says something and cannot move their cursor.
 fn check_error(error: &impl std::fmt::Display) {
@@ -57,7 +58,7 @@ pub fn layer(data: &[u8]) {
     let before = outside(&dir, &root);
     let limits = Limits { layer_bytes: 1 << 20, layer_entries: 100, ..Limits::default() };
     let (to, gone) = (File::open(&root).expect("open").into(), File::open(&trash).expect("open").into());
-    match apply(&bytes[..], to, gone, &limits, &AtomicBool::new(false)) {
+    match apply(&bytes[..], to, gone, Form::Overlay, &limits, &AtomicBool::new(false)) {
         Ok(applied) => assert!(applied.bytes <= 1 << 20, "{} bytes", applied.bytes),
         Err(fault) => check_error(&fault.error),
     }

@@ -19,6 +19,7 @@ use crate::manifest::{self, Config, Document, Platform};
 use crate::reference::Reference;
 use crate::registry::hosts::endpoints;
 use crate::unpack::apply::apply;
+use crate::unpack::tree::Form;
 
 /// A header and the content after it; both may lie.
 #[derive(Debug, Clone)]
@@ -133,7 +134,7 @@ fn unpack(make: impl FnOnce(&Path) -> Vec<u8>) {
     let limits = Limits { layer_bytes: 1 << 20, layer_entries: 100, ..Limits::default() };
     let bytes = make(&outer);
     let (to, gone) = (File::open(&root).unwrap().into(), File::open(&trash).unwrap().into());
-    let _ = apply(&bytes[..], to, gone, &limits, &AtomicBool::new(false));
+    let _ = apply(&bytes[..], to, gone, Form::Overlay, &limits, &AtomicBool::new(false));
     assert_eq!(seen(), before);
     let mut inside = BTreeMap::new();
     listing(&root, &mut inside);

@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use config::{Config, Limits, Proxy, Timeouts};
+pub use config::{Config, Limits, Proxy, Snapshotter, Timeouts};
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use image::{Auth, FsUsage, Image, ImageConfig, Phase, Progress, ProgressSink};
@@ -150,15 +150,15 @@ impl Images {
         let state = self.store().state();
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
         FsUsage {
-            bytes: state.blobs.values().sum::<u64>() + state.layers.values().map(|l| l.bytes).sum::<u64>(),
-            inodes: state.blobs.len() as u64 + state.layers.values().map(|l| l.inodes + 2).sum::<u64>(),
+            bytes: state.blobs.values().sum::<u64>() + state.unpacked().map(|l| l.bytes).sum::<u64>(),
+            inodes: state.blobs.len() as u64 + state.unpacked().map(|l| l.inodes + 2).sum::<u64>(),
             mountpoint: self.root().to_path_buf(),
             timestamp: i64::try_from(timestamp).unwrap_or(i64::MAX),
         }
     }
 
-    /// Makes the writable directory of a container over an image. The same container and image again is fine. Blocking,
-    /// but short.
+    /// Makes the writable directory of a container over an image. The same container and image again is fine. Blocking;
+    /// short, unless the store makes copies.
     pub fn prepare(&self, container_id: &str, image_id: &str) -> Result<Snapshot> {
         self.store().prepare(container_id, image_id, false).map_err(|e| e.in_store(self.root()))
     }
@@ -198,6 +198,11 @@ impl Images {
     /// Disk use of the container's writable directory (walks it). Blocking.
     pub fn snapshot_usage(&self, container_id: &str) -> Result<Usage> {
         self.store().snapshot_usage(container_id)
+    }
+
+    /// Fails, with the reason, where [`Images::write_changes`] is going to: a copy does not tell what was changed in it.
+    pub fn tells_changes(&self, container_id: &str) -> Result<()> {
+        self.store().tells_changes(container_id)
     }
 
     /// Writes what a container has changed in its root as a tar, in the form of an OCI layer. Blocking.

@@ -15,6 +15,9 @@ pub struct Snapshot {
     pub diff_ids: Vec<String>,
     /// A view has no writable directory and is always mounted read-only.
     pub view: bool,
+    /// A copy of the layers instead of an overlay over them; it stays what it was made as.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub native: bool,
     /// Seconds since the epoch.
     pub created: i64,
     /// Where it is (or is about to be) mounted.

@@ -13,17 +13,27 @@ use std::time::Duration;
 
 use common::{Scripted, answer, documents, gzip, leftovers, root, zstd_layer};
 use cri_images::build::{BuildConfig, write_archive};
-use cri_images::{Config, Digest, Images, MountOptions};
+use cri_images::{Config, Digest, Images, MountOptions, Snapshotter};
 
 const DIR: &str = "GANTRY_IMAGES_CRASH_DIR";
 /// What the killed process pulls.
 const PULL: &str = "GANTRY_IMAGES_CRASH_PULL";
+/// Its containers get copies of the layers.
+const COPIES: &str = "GANTRY_IMAGES_CRASH_COPIES";
+
+fn config(store: &Path, copies: bool) -> Config {
+    let mut config = Config::new(store);
+    if copies {
+        config.snapshotter = Snapshotter::Native;
+    }
+    config
+}
 
 /// Not a test by itself: what the killed process does.
 #[tokio::test]
 async fn child_works_until_it_is_killed() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
-    let images = Images::open(Config::new(dir.join("store"))).unwrap();
+    let images = Images::open(config(&dir.join("store"), std::env::var_os(COPIES).is_some())).unwrap();
     if let Ok(name) = std::env::var(PULL) {
         images.pull(&name, None, None).await.unwrap();
         std::thread::sleep(Duration::from_secs(60));
@@ -35,8 +45,12 @@ async fn child_works_until_it_is_killed() {
         let id = format!("gantry-crash-{}-{}", std::process::id(), n % 3);
         images.prepare(&id, &image.id).unwrap();
         images.mount(&id, &dir.join("m").join(&id), &MountOptions::default()).unwrap();
+        let view = format!("{id}-v");
+        images.prepare_view(&view, &image.id).unwrap();
+        images.mount(&view, &dir.join("m").join(&view), &MountOptions::default()).unwrap();
         if n % 2 == 0 {
             images.remove_snapshot(&id).unwrap();
+            images.remove_snapshot(&view).unwrap();
         }
         images.remove(&image.id).await.unwrap();
         if n % 3 == 2 {
@@ -55,6 +69,15 @@ fn check(store: &Path) {
 
 #[tokio::test]
 async fn a_kill_at_any_moment_leaves_a_sound_store() {
+    killed_at_any_moment(12, false).await;
+}
+
+#[tokio::test]
+async fn so_it_does_while_layers_are_copied() {
+    killed_at_any_moment(8, true).await;
+}
+
+async fn killed_at_any_moment(rounds: u64, copies: bool) {
     if std::env::var_os(DIR).is_some() || !root() {
         return;
     }
@@ -67,8 +90,12 @@ async fn a_kill_at_any_moment_leaves_a_sound_store() {
             .unwrap();
     }
     let store = t.path().join("store");
-    for round in 0..12u64 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+    for round in 0..rounds {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if copies {
+            command.env(COPIES, "1");
+        }
+        let mut child = command
             .args(["--exact", "child_works_until_it_is_killed"])
             .env(DIR, t.path())
             .stdout(Stdio::null())
@@ -81,7 +108,7 @@ async fn a_kill_at_any_moment_leaves_a_sound_store() {
         child.wait().unwrap();
         assert!(ended.is_none(), "the child failed by itself: {ended:?}");
 
-        let images = Images::open(Config::new(&store)).unwrap();
+        let images = Images::open(config(&store, copies)).unwrap();
         check(&store);
         for image in images.list() {
             images.prepare("gantry-crash-check", &image.id).unwrap();
@@ -98,7 +125,7 @@ async fn a_kill_at_any_moment_leaves_a_sound_store() {
             }
             assert_eq!(leftovers(&store), Vec::<PathBuf>::new());
             let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-            assert!(!mounts.contains("gantry-crash-"), "a mount is left");
+            assert!(!mounts.contains(&*t.path().to_string_lossy()), "a mount is left");
         }
     }
 }

@@ -79,7 +79,7 @@ async fn import_layers(
 /// Everything in the store that is not an empty folder or bookkeeping.
 fn leftovers(store: &Path) -> Vec<PathBuf> {
     let mut out = Vec::new();
-    for sub in ["blobs/sha256", "ingest", "layers", "unpack", "snapshots", "trash", "empty"] {
+    for sub in ["blobs/sha256", "ingest", "layers", "unpack", "snapshots", "views", "trash", "empty"] {
         out.extend(fs::read_dir(store.join(sub)).unwrap().map(|e| e.unwrap().path()));
     }
     out

@@ -30,6 +30,10 @@ const KEYS: &[(&str, &str)] = &[
         "Folder of registry settings: HOST/hosts.toml and _default/hosts.toml, as containerd's certs.d.",
     ),
     ("docker_config", "Docker's config.json with logins and credential helpers; empty: none."),
+    (
+        "snapshotter",
+        "How containers get their files: overlayfs; native: a copy of all layers for each; auto: overlayfs where it works in root.",
+    ),
     ("pinned_images", "Images (names or ids) that the kubelet must not collect."),
     (
         "checkpoint_images",

@@ -49,6 +49,7 @@ impl Config {
             state: self.state.clone(),
             runtime_root: self.runtime_root.clone(),
             cgroup_driver: self.cgroup_driver,
+            snapshotter: self.snapshotter,
             streaming_address: self.streaming_address.clone(),
             streaming_tls_cert_file: self.streaming_tls_cert_file.clone(),
             streaming_tls_key_file: self.streaming_tls_key_file.clone(),
@@ -83,6 +84,7 @@ mod tests {
         let other = table.iter().map(|(key, value)| {
             let value = match value {
                 toml::Value::String(_) if key == "cgroup_driver" => "systemd".into(),
+                toml::Value::String(_) if key == "snapshotter" => "native".into(),
                 toml::Value::String(_) => "/other".into(),
                 toml::Value::Integer(n) => (n + 1).into(),
                 toml::Value::Boolean(b) => (!b).into(),

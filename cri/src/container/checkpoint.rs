@@ -45,6 +45,7 @@ pub async fn checkpoint(daemon: &Arc<Daemon>, id: &str, location: &str, limit: i
     if container.state() != cri::ContainerState::ContainerRunning {
         return Err(Error::State(format!("container {} does not run", container.id)));
     }
+    daemon.images.tells_changes(&container.id)?;
     // Beside the archive: there is the room for it.
     let scratch = Scratch(location.with_file_name(format!(".{}.parts", name.to_string_lossy())));
     let images = scratch.0.join("checkpoint");

@@ -12,13 +12,22 @@ use tar::{Builder, EntryType, Header};
 use super::Store;
 use crate::error::{Error, Result};
 use crate::unpack::apply::apply;
+use crate::unpack::tree::Form;
 
 impl Store {
+    /// Whether it can be told what a container changed.
+    pub(crate) fn tells_changes(&self, id: &str) -> Result<()> {
+        let native = self.state().snapshots.get(id).map(|s| s.native);
+        if native.ok_or_else(|| Error::NotFound { what: "snapshot", name: id.to_string() })? {
+            let why = "is a copy of its image, and nothing tells what was changed in it: that needs the snapshotter overlayfs";
+            return Err(Error::Invalid(format!("the root of container {id} {why}")));
+        }
+        Ok(())
+    }
+
     /// Writes a snapshot's writable directory as a tar, in the form of an OCI layer.
     pub(crate) fn write_changes(&self, id: &str, to: impl Write) -> Result<()> {
-        if !self.state().snapshots.contains_key(id) {
-            return Err(Error::NotFound { what: "snapshot", name: id.to_string() });
-        }
+        self.tells_changes(id)?;
         let upper = self.snapshots.path(id).join("fs");
         let mut tar = Builder::new(to);
         tar.follow_symlinks(false);
@@ -28,14 +37,35 @@ impl Store {
 
     /// Applies such a tar to a snapshot's writable directory, while that is not mounted.
     pub(crate) fn apply_changes(&self, id: &str, from: &Path) -> Result<()> {
-        let (upper, replaced) = (self.beside(id).join("fs"), self.beside(id).join("replaced"));
+        let native = self.state().snapshots.get(id).is_some_and(|s| s.native);
+        let (root, replaced) = (self.beside(id).join("fs"), self.beside(id).join("replaced"));
+        let make = |path: &Path| fs::create_dir(path).map_err(|e| Error::io("create", path, e));
         let open = |path: &Path| fs::File::open(path).map_err(|e| Error::io("open", path, e));
-        fs::create_dir(&replaced).map_err(|e| Error::io("create", &replaced, e))?;
+        make(&replaced)?;
+        // A copy gets them as one more layer.
+        let (upper, form) =
+            if native { (self.beside(id).join("changes"), Form::Plain) } else { (root.clone(), Form::Overlay) };
+        if native {
+            make(&upper)?;
+        }
         let stop = AtomicBool::new(false);
         let limits = &self.config.limits;
-        let applied = apply(open(from)?, open(&upper)?.into(), open(&replaced)?.into(), limits, &stop);
-        fs::remove_dir_all(&replaced).map_err(|e| Error::io("remove", &replaced, e))?;
-        applied.map(drop).map_err(|fault| Error::io("apply the changes to", &upper.join(fault.entry), fault.error))
+        let applied = apply(open(from)?, open(&upper)?.into(), open(&replaced)?.into(), form, limits, &stop)
+            .map_err(|fault| Error::io("apply the changes to", &upper.join(fault.entry), fault.error));
+        let mut merged = Ok(());
+        if native {
+            merged = applied.as_ref().map_or(Ok(()), |_| {
+                let meta = fs::metadata(&root).map_err(|e| Error::io("stat", &root, e))?;
+                let kept = fs::set_permissions(&upper, meta.permissions())
+                    .and_then(|()| std::os::unix::fs::chown(&upper, Some(meta.uid()), Some(meta.gid())));
+                kept.map_err(|e| Error::io("set owner and mode of", &upper, e))?;
+                self.merge(&root, &replaced, std::slice::from_ref(&upper))
+            });
+            self.trash.take(&upper)?;
+        }
+        self.trash.take(&replaced)?;
+        self.trash.empty_soon();
+        applied.and(merged)
     }
 
     /// A snapshot's own folder.

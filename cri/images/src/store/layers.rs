@@ -3,6 +3,7 @@
 //! A layer is written below `unpack/` and becomes visible, whole, by one rename. That it outlives a power failure is seen to once
 //! per image, see [`super::Store::add`]: a layer that no image names is thrown away by the next start.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
@@ -17,6 +18,8 @@ use crate::config::Limits;
 use crate::digest::Digest;
 use crate::error::{Error, Result, is_full};
 use crate::unpack::apply::{Fault, apply};
+use crate::unpack::marks::to_overlay;
+use crate::unpack::tree::Form;
 
 /// Accounting of one layer, kept beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +28,9 @@ pub(crate) struct LayerInfo {
     pub(crate) bytes: u64,
     /// Inodes.
     pub(crate) inodes: u64,
+    /// Marks in it are in the plain form.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) plain: bool,
 }
 
 /// Where layers live.
@@ -33,14 +39,15 @@ pub(crate) struct Layers {
     dir: PathBuf,
     work: PathBuf,
     trash: Trash,
+    form: Form,
 }
 
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 impl Layers {
-    /// Makes the folders below `root` and drops what a crash left half-unpacked.
-    pub(crate) fn open(root: &Path, trash: Trash) -> Result<Layers> {
-        let layers = Layers { dir: root.join("layers"), work: root.join("unpack"), trash };
+    /// Makes the folders below `root` and drops what a crash left half-unpacked. New layers get their marks in `form`.
+    pub(crate) fn open(root: &Path, trash: Trash, form: Form) -> Result<Layers> {
+        let layers = Layers { dir: root.join("layers"), work: root.join("unpack"), trash, form };
         for dir in [&layers.dir, &layers.work] {
             fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
         }
@@ -48,6 +55,52 @@ impl Layers {
             layers.trash.take(&entry.map_err(|e| Error::io("read", &layers.work, e))?.path())?;
         }
         Ok(layers)
+    }
+
+    /// The same for whole images, see [`super::native`]; after [`Layers::open`].
+    pub(crate) fn beside(&self, root: &Path, folder: &str) -> Result<Layers> {
+        let dir = root.join(folder);
+        fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        Ok(Layers { dir, ..self.clone() })
+    }
+
+    /// A new name for what is being made; a start removes what has such a name.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.work.join(SERIAL.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Gives the folder `made`, whole, its place.
+    pub(crate) fn place(&self, made: &Path, digest: &Digest) -> Result<()> {
+        let to = self.dir.join(digest.hex());
+        fs::rename(made, &to).map_err(|e| Error::io("rename", &to, e))
+    }
+
+    /// Writes down what is in such a folder.
+    pub(crate) fn account(folder: &Path, info: LayerInfo) -> Result<()> {
+        let text = serde_json::to_vec(&info).map_err(|e| Error::io("encode", folder, e))?;
+        write_renamed(&folder.join("layer.json"), &text)
+    }
+
+    /// Brings layers to the form of overlayfs that have another. `flush` makes it last before it is relied on.
+    pub(crate) fn convert(
+        &self,
+        layers: &mut HashMap<Digest, LayerInfo>,
+        flush: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let plain: Vec<_> = layers.iter_mut().filter(|(_, info)| info.plain).collect();
+        if plain.is_empty() {
+            return Ok(());
+        }
+        for (diff_id, _) in &plain {
+            let fs = self.fs(diff_id);
+            to_overlay(&fs).map_err(|e| Error::io("change the marks for overlayfs in", &fs, e))?;
+        }
+        flush()?;
+        for (diff_id, info) in plain {
+            info.plain = false;
+            Layers::account(&self.dir.join(diff_id.hex()), *info)?;
+        }
+        Ok(())
     }
 
     /// Root directory of a layer, whether it exists or not.
@@ -87,7 +140,7 @@ impl Layers {
         limits: &Limits,
         stop: &AtomicBool,
     ) -> Result<LayerInfo> {
-        let work = self.work.join(SERIAL.fetch_add(1, Ordering::Relaxed).to_string());
+        let work = self.scratch();
         let result = self.unpack_in(&work, blob, diff_id, limits, stop);
         if result.is_err() {
             let _ = self.trash.take(&work).and_then(|()| self.trash.empty());
@@ -109,8 +162,9 @@ impl Layers {
         }
         set_mode(&root, 0o755)?;
         let open = |p: &Path| File::open(p).map_err(|e| Error::io("open", p, e));
-        let applied = apply(blob, OwnedFd::from(open(&root)?), OwnedFd::from(open(&replaced)?), limits, stop)
-            .map_err(|fault| layer_error(fault, diff_id, &root))?;
+        let (to, gone) = (OwnedFd::from(open(&root)?), OwnedFd::from(open(&replaced)?));
+        let applied =
+            apply(blob, to, gone, self.form, limits, stop).map_err(|fault| layer_error(fault, diff_id, &root))?;
         if applied.diff_id != *diff_id {
             return Err(Error::Digest {
                 what: "uncompressed layer",
@@ -122,9 +176,8 @@ impl Layers {
             self.trash.take(&replaced)?;
             self.trash.empty_soon();
         }
-        let info = LayerInfo { bytes: applied.bytes, inodes: applied.inodes };
-        let text = serde_json::to_vec(&info).map_err(|e| Error::io("encode", work, e))?;
-        write_renamed(&work.join("layer.json"), &text)?;
+        let info = LayerInfo { bytes: applied.bytes, inodes: applied.inodes, plain: self.form == Form::Plain };
+        Layers::account(work, info)?;
         let to = self.dir.join(diff_id.hex());
         match fs::rename(work, &to) {
             Ok(()) => {}

@@ -1,9 +1,12 @@
 //! What is on disk: blobs, layers, the image list, snapshots; one process owns it.
 
 mod changes;
+mod choose;
 pub(crate) mod content;
 pub(crate) mod layers;
+mod lease;
 pub(crate) mod mountinfo;
+mod native;
 pub(crate) mod overlay;
 pub(crate) mod snapshots;
 pub(crate) mod state;
@@ -18,8 +21,10 @@ use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::snapshot::Report;
+use crate::unpack::tree::Form;
 use content::{Blobs, write_atomic};
 use layers::{LayerInfo, Layers};
+pub(crate) use lease::Lease;
 use snapshots::Snapshots;
 use state::{Garbage, Record, State};
 use trash::Trash;
@@ -32,6 +37,10 @@ pub(crate) struct Store {
     current: RwLock<Arc<Config>>,
     pub(crate) blobs: Blobs,
     pub(crate) layers: Layers,
+    /// Copies of whole images.
+    views: Layers,
+    /// Of what new snapshots are made: overlays, or copies.
+    form: Form,
     pub(crate) snapshots: Snapshots,
     pub(crate) trash: Trash,
     list_path: PathBuf,
@@ -52,7 +61,9 @@ impl Store {
         let lock = lock(&root)?;
         let trash = Trash::open(root.join("trash"))?;
         let blobs = Blobs::open(&root)?;
-        let layers = Layers::open(&root, trash.clone())?;
+        let form = choose::choose(config.snapshotter, &root, &trash)?;
+        let layers = Layers::open(&root, trash.clone(), form)?;
+        let views = layers.beside(&root, "views")?;
         let empty = root.join("empty");
         fs::create_dir_all(&empty).map_err(|e| Error::io("create", &empty, e))?;
         let snapshots = Snapshots::open(&root, trash.clone())?;
@@ -62,6 +73,7 @@ impl Store {
             snapshots: snapshots.load()?,
             blobs: blobs.list()?.into_iter().collect(),
             layers: layers.list()?.into_iter().collect(),
+            views: views.list()?.into_iter().collect(),
             leases: HashMap::new(),
         };
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
@@ -79,6 +91,8 @@ impl Store {
             current,
             blobs,
             layers,
+            views,
+            form,
             snapshots,
             trash,
             list_path,
@@ -91,6 +105,9 @@ impl Store {
             let mut state = store.state();
             store.save(&state)?;
             store.collect(&mut state)?;
+            if form == Form::Overlay {
+                store.layers.convert(&mut state.layers, || store.flush())?;
+            }
         }
         store.trash.empty()?;
         Ok(store)
@@ -193,12 +210,16 @@ impl Store {
             self.layers.discard(diff_id)?;
             state.layers.remove(diff_id);
         }
+        for image in &garbage.views {
+            self.views.discard(image)?;
+            state.views.remove(image);
+        }
         Ok(garbage)
     }
 
     /// Protects digests (of blobs or layers) from collection until the lease is dropped.
     pub(crate) fn lease(self: &Arc<Self>) -> Lease {
-        Lease { store: self.clone(), digests: Mutex::new(Vec::new()), ended: None }
+        Lease::new(self.clone())
     }
 
     /// Records a finished blob.
@@ -211,6 +232,15 @@ impl Store {
         self.state().layers.insert(diff_id.clone(), info);
     }
 
+    /// Takes over what is on disk.
+    fn listed(&self, state: &mut State) -> Result<()> {
+        let (blobs, layers, views) = (self.blobs.list()?, self.layers.list()?, self.views.list()?);
+        state.blobs = blobs.into_iter().collect();
+        state.layers = layers.into_iter().collect();
+        state.views = views.into_iter().collect();
+        Ok(())
+    }
+
     /// Compares ledger and disk without changing anything, see [`crate::Images::check`].
     pub(crate) fn check(&self, live: &HashSet<String>) -> Vec<String> {
         let mut found = Vec::new();
@@ -220,18 +250,16 @@ impl Store {
         found.extend(
             known.iter().filter(|id| !live.contains(**id)).map(|id| format!("snapshot {id} is of no container")),
         );
-        match (self.blobs.list(), self.layers.list()) {
-            (Ok(blobs), Ok(layers)) => {
-                // Blobs and layers that are being fetched right now are leased, and no garbage.
-                state.blobs = blobs.into_iter().collect();
-                state.layers = layers.into_iter().collect();
-            }
-            (Err(e), _) | (_, Err(e)) => found.push(e.to_string()),
+        match self.listed(&mut state) {
+            // Blobs and layers that are being fetched right now are leased, and no garbage.
+            Ok(()) => {}
+            Err(e) => found.push(e.to_string()),
         }
         found.extend(state.broken().into_iter().map(|id| format!("image {id} lacks layers or blobs")));
         let garbage = state.garbage();
         found.extend(garbage.blobs.iter().map(|d| format!("blob {d} is of no image")));
         found.extend(garbage.layers.iter().map(|d| format!("layer {d} is of no image")));
+        found.extend(garbage.views.iter().map(|d| format!("copy of image {d} is of no container")));
         found.sort();
         found
     }
@@ -269,15 +297,9 @@ impl Store {
     }
 
     fn fsck_disk(&self, state: &mut State, report: &mut Report) {
-        match (self.blobs.list(), self.layers.list()) {
-            (Ok(blobs), Ok(layers)) => {
-                state.blobs = blobs.into_iter().collect();
-                state.layers = layers.into_iter().collect();
-            }
-            (Err(e), _) | (_, Err(e)) => {
-                report.faults.push(e.to_string());
-                return;
-            }
+        if let Err(e) = self.listed(state) {
+            report.faults.push(e.to_string());
+            return;
         }
         let broken = state.broken();
         if broken.is_empty() {
@@ -319,52 +341,6 @@ fn flush(root: &File) -> std::io::Result<()> {
 impl Drop for Store {
     fn drop(&mut self) {
         self.trash.close();
-    }
-}
-
-/// Keeps blobs and layers of a pull or import in progress from being collected.
-pub(crate) struct Lease {
-    store: Arc<Store>,
-    digests: Mutex<Vec<Digest>>,
-    /// Goes after what the lease held has been collected.
-    ended: Option<tokio::sync::oneshot::Sender<()>>,
-}
-
-impl Lease {
-    /// Resolves when the lease has ended, and what nobody else holds of it is gone.
-    pub(crate) fn watch(&mut self) -> tokio::sync::oneshot::Receiver<()> {
-        let (ended, watch) = tokio::sync::oneshot::channel();
-        self.ended = Some(ended);
-        watch
-    }
-
-    /// Adds a digest; what has it already stays.
-    pub(crate) fn hold(&self, digest: &Digest) {
-        *self.store.state().leases.entry(digest.clone()).or_insert(0) += 1;
-        self.digests.lock().unwrap_or_else(PoisonError::into_inner).push(digest.clone());
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let digests = std::mem::take(&mut *self.digests.lock().unwrap_or_else(PoisonError::into_inner));
-        let result = {
-            let mut state = self.store.state();
-            for digest in digests {
-                if let Some(count) = state.leases.get_mut(&digest) {
-                    *count -= 1;
-                    if *count == 0 {
-                        state.leases.remove(&digest);
-                    }
-                }
-            }
-            self.store.collect(&mut state)
-        };
-        let result =
-            result.and_then(|garbage| if garbage == Garbage::default() { Ok(()) } else { self.store.trash.empty() });
-        if let Err(error) = result {
-            tracing::warn!(%error, "cannot remove what an unfinished pull left; the next start tries again");
-        }
     }
 }
 

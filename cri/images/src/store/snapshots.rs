@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::content::write_renamed;
@@ -18,6 +19,7 @@ use super::{Store, state::State};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::snapshot::{MountOptions, Snapshot, Usage};
+use crate::unpack::tree::Form;
 
 /// Where snapshots live.
 #[derive(Debug, Clone)]
@@ -70,29 +72,32 @@ impl Snapshots {
 
 impl Store {
     /// Makes a snapshot over an image, or finds the same one again.
-    pub(crate) fn prepare(&self, id: &str, image: &str, view: bool) -> Result<Snapshot> {
+    pub(crate) fn prepare(self: &Arc<Self>, id: &str, image: &str, view: bool) -> Result<Snapshot> {
         check_id(id)?;
+        // Outlives the lock, which its end takes.
+        let lease = (self.form == Form::Plain).then(|| self.lease());
         let mut state = self.state();
-        let not_found = || Error::NotFound { what: "image", name: image.to_string() };
-        let record = state.find(image).ok_or_else(not_found)?;
-        let (image_id, diff_ids) = (record.id.clone(), record.diff_ids.clone());
-        if let Some(old) = state.snapshots.get(id) {
-            return if old.image_id == image_id && old.view == view {
-                Ok(old.clone())
-            } else {
-                Err(Error::Exists { name: id.to_string(), image: old.image_id.clone() })
-            };
-        }
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
-        let snapshot = Snapshot {
-            id: id.to_string(),
-            image_id,
-            diff_ids: diff_ids.iter().map(Digest::to_string).collect(),
-            view,
-            created,
-            targets: Vec::new(),
+        let (snapshot, diff_ids) = match self.plan(&state, id, image, view)? {
+            Plan::There(old) => return Ok(old),
+            Plan::New(snapshot, diff_ids) => (snapshot, diff_ids),
         };
-        let made = self.make_dirs(&snapshot, diff_ids.last()).and_then(|()| self.snapshots.save(&snapshot));
+        let mut copy = None;
+        if let Some(lease) = &lease
+            && !(view && state.views.keys().any(|image| image.to_string() == snapshot.image_id))
+        {
+            // Nobody waits for a copy of gigabytes; what it is made of stays meanwhile.
+            diff_ids.iter().for_each(|diff_id| lease.hold_in(&mut state, diff_id));
+            drop(state);
+            copy = Some(self.copy(&snapshot)?);
+            state = self.state();
+            if let Some(old) = same(&state, &snapshot)? {
+                return Ok(old);
+            }
+        }
+        let made = self
+            .make_dirs(&snapshot, diff_ids.last())
+            .and_then(|()| copy.as_ref().map_or(Ok(()), |copy| self.settle(&mut state, &snapshot, copy)))
+            .and_then(|()| self.snapshots.save(&snapshot));
         if let Err(e) = made {
             let _ = self.trash.take(&self.snapshots.path(id)).and_then(|()| self.trash.empty());
             return Err(e);
@@ -101,10 +106,29 @@ impl Store {
         Ok(snapshot)
     }
 
+    fn plan(&self, state: &State, id: &str, image: &str, view: bool) -> Result<Plan> {
+        let not_found = || Error::NotFound { what: "image", name: image.to_string() };
+        let record = state.find(image).ok_or_else(not_found)?;
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
+        let snapshot = Snapshot {
+            id: id.to_string(),
+            image_id: record.id.clone(),
+            diff_ids: record.diff_ids.iter().map(Digest::to_string).collect(),
+            view,
+            native: self.form == Form::Plain,
+            created,
+            targets: Vec::new(),
+        };
+        Ok(match same(state, &snapshot)? {
+            Some(old) => Plan::There(old),
+            None => Plan::New(snapshot, record.diff_ids.clone()),
+        })
+    }
+
     fn make_dirs(&self, snapshot: &Snapshot, top: Option<&Digest>) -> Result<()> {
         let dir = self.snapshots.path(&snapshot.id);
         fs::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
-        if !snapshot.view {
+        if !snapshot.view && !snapshot.native {
             let (upper, work) = (dir.join("fs"), dir.join("work"));
             for d in [&upper, &work] {
                 fs::create_dir(d).map_err(|e| Error::io("create", d, e))?;
@@ -136,6 +160,13 @@ impl Store {
             (snapshot.clone(), known)
         };
         // The table of mounts is long on a busy node: it is read only where an earlier attempt may have come so far.
+        if snapshot.native {
+            return if known && self.is_bound(&snapshot, &target)? {
+                Ok(())
+            } else {
+                self.bind(&snapshot, &target, options)
+            };
+        }
         if known && overlays(id)?.contains(&target) {
             return Ok(());
         }
@@ -143,7 +174,8 @@ impl Store {
         overlay.mount(&target)
     }
 
-    fn overlay(&self, snapshot: &Snapshot, options: &MountOptions) -> Result<Overlay> {
+    /// The folders that a snapshot is made of, the topmost first.
+    pub(super) fn lower(&self, snapshot: &Snapshot) -> Result<Vec<PathBuf>> {
         let bad = |d: &String| Error::Invalid(format!("snapshot {}: {d:?} is not a digest", snapshot.id));
         let mut lower: Vec<PathBuf> = Vec::new();
         for diff_id in snapshot.diff_ids.iter().rev() {
@@ -159,10 +191,14 @@ impl Store {
         if lower.len() < 2 && snapshot.view {
             return Err(Error::Invalid(format!("snapshot {}: an image without layers cannot be viewed", snapshot.id)));
         }
+        Ok(lower)
+    }
+
+    fn overlay(&self, snapshot: &Snapshot, options: &MountOptions) -> Result<Overlay> {
         let dir = self.snapshots.path(&snapshot.id);
         Ok(Overlay {
             source: snapshot.id.clone(),
-            lower,
+            lower: self.lower(snapshot)?,
             upper: (!snapshot.view).then(|| (dir.join("fs"), dir.join("work"))),
             read_only: options.read_only || snapshot.view,
             label: options.selinux_label.clone(),
@@ -195,7 +231,7 @@ impl Store {
             let mut state = self.state();
             self.trash.take(&self.snapshots.path(id))?;
             if let Some(removed) = state.snapshots.remove(id)
-                && !state.images.contains_key(&removed.image_id)
+                && (removed.native || !state.images.contains_key(&removed.image_id))
             {
                 self.collect(&mut state)?;
             }
@@ -228,25 +264,46 @@ impl Store {
     pub(crate) fn snapshot_usage(&self, id: &str) -> Result<Usage> {
         get_mut(&mut self.state(), id)?;
         let upper = self.snapshots.path(id).join("fs");
-        let mut usage = Usage::default();
-        let mut links = std::collections::HashSet::new();
-        let mut todo = vec![upper];
-        while let Some(dir) = todo.pop() {
-            // The container may delete while we walk: what is gone does not count.
-            let Ok(entries) = fs::read_dir(&dir) else { continue };
-            for entry in entries.flatten() {
-                let Ok(meta) = entry.path().symlink_metadata() else { continue };
-                if meta.nlink() > 1 && !meta.is_dir() && !links.insert(meta.ino()) {
-                    continue;
-                }
-                usage.bytes += meta.blocks() * 512;
-                usage.inodes += 1;
-                if meta.is_dir() {
-                    todo.push(entry.path());
-                }
+        Ok(usage(&upper))
+    }
+}
+
+/// Disk use of a tree.
+pub(super) fn usage(tree: &Path) -> Usage {
+    let mut usage = Usage::default();
+    let mut links = std::collections::HashSet::new();
+    let mut todo = vec![tree.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        // The container may delete while we walk: what is gone does not count.
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries.flatten() {
+            let Ok(meta) = entry.path().symlink_metadata() else { continue };
+            if meta.nlink() > 1 && !meta.is_dir() && !links.insert(meta.ino()) {
+                continue;
+            }
+            usage.bytes += meta.blocks() * 512;
+            usage.inodes += 1;
+            if meta.is_dir() {
+                todo.push(entry.path());
             }
         }
-        Ok(usage)
+    }
+    usage
+}
+
+/// What prepare is to do.
+enum Plan {
+    There(Snapshot),
+    /// With the digests of its layers.
+    New(Snapshot, Vec<Digest>),
+}
+
+/// The snapshot that has this id already, unless it is another one.
+fn same(state: &State, wanted: &Snapshot) -> Result<Option<Snapshot>> {
+    match state.snapshots.get(&wanted.id) {
+        Some(old) if old.image_id == wanted.image_id && old.view == wanted.view => Ok(Some(old.clone())),
+        Some(old) => Err(Error::Exists { name: wanted.id.clone(), image: old.image_id.clone() }),
+        None => Ok(None),
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) snapshots: BTreeMap<String, Snapshot>,
     pub(crate) blobs: HashMap<Digest, u64>,
     pub(crate) layers: HashMap<Digest, LayerInfo>,
+    /// Copies of whole images, by image, that read-only views share.
+    pub(crate) views: HashMap<Digest, LayerInfo>,
     /// Digests that a pull in progress holds, with the number of holders.
     pub(crate) leases: HashMap<Digest, usize>,
 }
@@ -50,9 +52,15 @@ pub(crate) struct State {
 pub(crate) struct Garbage {
     pub(crate) blobs: Vec<Digest>,
     pub(crate) layers: Vec<Digest>,
+    pub(crate) views: Vec<Digest>,
 }
 
 impl State {
+    /// Everything that is unpacked.
+    pub(crate) fn unpacked(&self) -> impl Iterator<Item = &LayerInfo> {
+        self.layers.values().chain(self.views.values())
+    }
+
     /// What neither an image, a snapshot nor a lease refers to, in order.
     pub(crate) fn garbage(&self) -> Garbage {
         let mut blobs: BTreeSet<&Digest> = self.leases.keys().collect();
@@ -63,6 +71,8 @@ impl State {
         }
         let held: BTreeSet<&str> =
             self.snapshots.values().flat_map(|s| s.diff_ids.iter().map(String::as_str)).collect();
+        let viewed: BTreeSet<&str> =
+            self.snapshots.values().filter(|s| s.native && s.view).map(|s| s.image_id.as_str()).collect();
         let mut out = Garbage {
             blobs: self.blobs.keys().filter(|d| !blobs.contains(d)).cloned().collect(),
             layers: self
@@ -71,7 +81,9 @@ impl State {
                 .filter(|d| !layers.contains(d) && !held.contains(d.to_string().as_str()))
                 .cloned()
                 .collect(),
+            views: self.views.keys().filter(|d| !viewed.contains(d.to_string().as_str())).cloned().collect(),
         };
+        out.views.sort();
         out.blobs.sort();
         out.layers.sort();
         out
@@ -194,7 +206,7 @@ mod tests {
         let mut s = State::default();
         for n in 10..16 {
             s.blobs.insert(d(n), 1);
-            s.layers.insert(d(n + 10), LayerInfo { bytes: 1, inodes: 1 });
+            s.layers.insert(d(n + 10), LayerInfo { bytes: 1, inodes: 1, plain: false });
         }
         s.insert(record(1, &["a:1"], &[10, 11], &[20, 21]));
         s.insert(record(2, &["b:1"], &[11, 12], &[21, 22]));
@@ -205,13 +217,20 @@ mod tests {
             image_id: d(9).to_string(),
             diff_ids: vec![d(24).to_string()],
             view: false,
+            native: false,
             created: 0,
             targets: vec![],
         };
         s.snapshots.insert("c".into(), snapshot);
-        assert_eq!(s.garbage(), Garbage { blobs: sorted(&[14, 15]), layers: sorted(&[25]) });
+        assert_eq!(s.garbage(), Garbage { blobs: sorted(&[14, 15]), layers: sorted(&[25]), views: vec![] });
         s.images.remove(&d(1).to_string());
-        assert_eq!(s.garbage(), Garbage { blobs: sorted(&[10, 14, 15]), layers: sorted(&[20, 25]) });
+        assert_eq!(s.garbage(), Garbage { blobs: sorted(&[10, 14, 15]), layers: sorted(&[20, 25]), views: vec![] });
+        s.views.insert(d(9), LayerInfo { bytes: 1, inodes: 1, plain: true });
+        let shared = Snapshot { id: "v".into(), view: true, native: true, ..s.snapshots["c"].clone() };
+        s.snapshots.insert("v".into(), shared);
+        assert_eq!(s.garbage().views, []);
+        s.snapshots.remove("v");
+        assert_eq!(s.garbage().views, [d(9)]);
     }
 
     #[test]

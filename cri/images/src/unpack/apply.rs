@@ -1,4 +1,4 @@
-//! Applies one layer's tar stream to its own directory, in overlayfs's form.
+//! Applies one layer's tar stream to its own directory.
 //!
 //! Runs on a blocking thread, with one buffer of decompressed bytes and a bounded descriptor cache. It trusts nothing in the stream: see
 //! `tree` for names, `decode` for sizes. The caller throws the whole directory away when this fails.
@@ -19,7 +19,7 @@ use super::decode::{Checked, decoder};
 use super::name::{Meaning, Name};
 use super::sparse::Sparse;
 use super::tarball::{Entry, Kind, TarReader};
-use super::tree::Tree;
+use super::tree::{Form, Tree};
 use crate::config::Limits;
 use crate::digest::Digest;
 
@@ -44,11 +44,12 @@ pub(crate) struct Fault {
     pub(crate) error: io::Error,
 }
 
-/// Unpacks `input` below `root`; `trash` takes what entries replace.
+/// Unpacks `input` below `root`, with marks in `form`; `trash` takes what entries replace.
 pub(crate) fn apply(
     input: impl Read,
     root: OwnedFd,
     trash: OwnedFd,
+    form: Form,
     limits: &Limits,
     stop: &AtomicBool,
 ) -> Result<Applied, Fault> {
@@ -56,7 +57,8 @@ pub(crate) fn apply(
     let plain = decoder(input).map_err(at_start)?;
     let mut reader = TarReader::new(Checked::new(plain, limits.layer_bytes, stop));
     let given = Given::look(root.as_fd());
-    let mut job = Job { tree: Tree::new(root, trash), times: Vec::new(), given, limit: limits.layer_bytes, bytes: 0 };
+    let mut job =
+        Job { tree: Tree::new(root, trash, form), times: Vec::new(), given, limit: limits.layer_bytes, bytes: 0 };
     let mut last = String::new();
     let mut count = 0;
     loop {
@@ -158,7 +160,7 @@ impl Job {
             }
             Some(_) => {}
             None => {
-                mknodat(&*dir, hidden, FileType::CharacterDevice, Mode::empty(), 0)?;
+                self.tree.whiteout((*dir).as_fd(), hidden)?;
                 self.tree.inodes += 1;
             }
         }
@@ -167,7 +169,7 @@ impl Job {
 
     fn plain<R: BufRead>(&mut self, name: &Name, entry: &Entry, content: &mut TarReader<R>) -> io::Result<()> {
         let dir: Rc<OwnedFd> = self.tree.dir(&name.parent)?;
-        let at = (*dir).as_fd();
+        let (at, form) = ((*dir).as_fd(), self.tree.form());
         let base = name.base.as_slice();
         if entry.kind == Kind::Directory {
             return self.directory(at, name, entry);
@@ -195,6 +197,8 @@ impl Job {
             }
             Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
                 let kind = match entry.kind {
+                    // What overlayfs takes for a whiteout is one.
+                    Kind::CharDevice if entry.device == (0, 0) && form == Form::Plain => FileType::Socket,
                     Kind::CharDevice => FileType::CharacterDevice,
                     Kind::BlockDevice => FileType::BlockDevice,
                     _ => FileType::Fifo,

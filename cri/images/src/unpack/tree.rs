@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fsetxattr, mkdirat, openat2, readlinkat, renameat,
-    statat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fsetxattr, mkdirat, mknodat, openat2, readlinkat,
+    renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -21,6 +21,17 @@ const MAX_LINKS: usize = 40;
 
 /// Marks a directory as hiding all of the same name in lower layers.
 pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+/// The same in the plain form: a socket of this name, which no layer's file can have.
+pub(crate) const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
+
+/// How a layer marks what it removes of lower ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As overlayfs wants it: character devices 0:0 and an attribute.
+    Overlay,
+    /// Sockets, which any file system takes and no archive can hold: overlayfs itself has no devices 0:0 to store.
+    Plain,
+}
 
 /// The tree being written.
 pub(crate) struct Tree {
@@ -28,14 +39,20 @@ pub(crate) struct Tree {
     trash: OwnedFd,
     dirs: HashMap<Vec<u8>, Rc<OwnedFd>>,
     serial: u64,
+    form: Form,
     /// Directories and other things made less those removed.
     pub(crate) inodes: u64,
 }
 
 impl Tree {
     /// `root` is the layer's root directory; replaced directories go to `trash`, on the same file system.
-    pub(crate) fn new(root: OwnedFd, trash: OwnedFd) -> Tree {
-        Tree { root, trash, dirs: HashMap::new(), serial: 0, inodes: 1 }
+    pub(crate) fn new(root: OwnedFd, trash: OwnedFd, form: Form) -> Tree {
+        Tree { root, trash, dirs: HashMap::new(), serial: 0, form, inodes: 1 }
+    }
+
+    /// How removed files are marked.
+    pub(crate) fn form(&self) -> Form {
+        self.form
     }
 
     /// The existing directory `path`.
@@ -118,7 +135,19 @@ impl Tree {
 
     /// Hides what lower layers have in this directory.
     pub(crate) fn opaque(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
-        fsetxattr(dir, OPAQUE_XATTR, b"y", XattrFlags::empty())
+        if self.form == Form::Overlay {
+            return fsetxattr(dir, OPAQUE_XATTR, b"y", XattrFlags::empty());
+        }
+        match self.whiteout(dir, OPAQUE_NAME) {
+            Err(Errno::EXIST) if self.is_whiteout(dir, OPAQUE_NAME)? => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Makes the mark that hides `name` of lower layers.
+    pub(crate) fn whiteout(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        let kind = if self.form == Form::Overlay { FileType::CharacterDevice } else { FileType::Socket };
+        mknodat(at, name, kind, Mode::empty(), 0)
     }
 
     /// Type of `name` in `at`, not followed; `None` when it does not exist.
@@ -130,10 +159,13 @@ impl Tree {
         }
     }
 
-    /// Whether `name` in `at` is a whiteout, a character device 0:0.
+    /// Whether `name` in `at` is a whiteout.
     pub(crate) fn is_whiteout(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
         match statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(s) => Ok(FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice && s.st_rdev == 0),
+            Ok(s) => Ok(match self.form {
+                Form::Overlay => FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice && s.st_rdev == 0,
+                Form::Plain => FileType::from_raw_mode(s.st_mode) == FileType::Socket,
+            }),
             Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(e),
         }

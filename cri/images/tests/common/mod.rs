@@ -57,7 +57,7 @@ pub fn documents(layers: &[LayerBlob], cfg: &BuildConfig) -> (Vec<u8>, Vec<u8>) 
 /// Everything in the store that is not an empty folder or bookkeeping.
 pub fn leftovers(store: &Path) -> Vec<PathBuf> {
     let mut out = Vec::new();
-    for sub in ["blobs/sha256", "ingest", "layers", "unpack", "snapshots", "trash", "empty"] {
+    for sub in ["blobs/sha256", "ingest", "layers", "unpack", "snapshots", "views", "trash", "empty"] {
         out.extend(fs::read_dir(store.join(sub)).unwrap().map(|e| e.unwrap().path()));
     }
     out
