@@ -395,5 +395,13 @@ async fn a_store_on_overlayfs_keeps_copies_by_itself() {
     images.remove(&image.id).await.unwrap();
     assert_empty(&images, &all.join("store"));
     drop(images);
+    // Killed while it tried.
+    let left = all.join("store/probe/all");
+    fs::create_dir_all(&left).unwrap();
+    mount("left", &left, "tmpfs", MountFlags::empty(), None).unwrap();
+    let images = open(&all, Snapshotter::Auto);
+    assert!(!all.join("store/probe").exists());
+    assert_empty(&images, &all.join("store"));
+    drop(images);
     drop(mounted);
 }
