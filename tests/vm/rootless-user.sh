@@ -21,6 +21,7 @@ bundle() {
   "capabilities": {"bounding": ["CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"], "effective": ["CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"], "permitted": ["CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"]}},
  "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
   {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}],
+ "hooks": {"startContainer": [{"path": "/bin/busybox", "args": ["sleep", "0.5"]}]},
  "linux": {"uidMappings": $2, "gidMappings": $3, "resources": $4,
   "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}, {"type": "user"}, {"type": "cgroup"}]}}
 J
@@ -45,7 +46,7 @@ lent="[{\"containerID\": 0, \"hostID\": $me, \"size\": 1}, {\"containerID\": 1, 
 lent_group="[{\"containerID\": 0, \"hostID\": $mine, \"size\": 1}, {\"containerID\": 1, \"hostID\": $lent_gid, \"size\": 65536}]"
 
 bundle one "$own" "$own_group" '{}'
-start one
+start one # Its hook still runs: until it is done, nobody but root may look into the container's process.
 [ "$(inside one id -u)" = 0 ] || fail "one: exec runs as $(inside one id -u)"
 [ "$(inside one hostname)" = one ] || fail "one: another host name"
 end one; echo "the own id: ok"

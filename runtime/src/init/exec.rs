@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use gantry_sys::namespaces::Kind;
 use gantry_sys::process::{Cloned, clone3, pidfd_open, pidfd_send_signal, wait};
@@ -40,6 +41,7 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
     if !container.is_alive() {
         fail!("cannot exec in a container that has stopped");
     }
+    wait_for_program(container.state.pid);
     let flags = differing(container.state.pid);
     // The right to join the others comes with the user namespace, but for root, who has it and keeps the own identity.
     let early = match rustix::process::geteuid().is_root() {
@@ -104,6 +106,17 @@ pub(crate) fn exec(container: &Container, ask: Exec<'_>) -> Result<i32> {
         return Err(error);
     }
     Ok(pid)
+}
+
+/// Waits until this process may look into the container's first one: that hides itself from all without rights over every
+/// process until its program runs, which is a moment after `start` has answered. The kernel tells nobody when.
+fn wait_for_program(pid: i32) {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let (link, end) = (format!("/proc/{pid}/ns/user"), Instant::now() + PATIENCE);
+    let hidden = || std::fs::read_link(&link).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
+    while hidden() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The namespaces in which the container's first process is and this one is not, as `CLONE_NEW*` flags.
