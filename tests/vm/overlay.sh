@@ -35,7 +35,7 @@ J
   until_so 60 "w1 is Ready" pod_is_ready w1
   until_so 60 "w2 is Ready" pod_is_ready w2
   until_so 20 "pods of both nodes see each other" see_each_other
-  on n1 'ip -d link show flannel.1 | grep "vxlan id 1"; ip route | grep "10.244.*flannel.1 onlink"'
+  on n1 'ip -d link show flannel.1 | grep "vxlan id 1"; ip route | grep "10.244.*flannel.1 .*onlink"'
   # Whatever carries them is killed, or taken away.
   on n2 'kill -9 $(systemctl show -P MainPID gantry-overlay)'
   until_so 30 "they do after the agent was killed" see_each_other
@@ -43,7 +43,7 @@ J
   until_so 30 "they do after the kubelet was restarted" see_each_other
   on n1 'ip link delete flannel.1'
   until_so 15 "they do after the device was deleted" see_each_other
-  on n1 'ip route flush proto 3 2>/dev/null; ip route delete $(ip route | grep -m 1 -o "^10.244[^ ]*.*flannel.1")'
+  on n1 'ip route delete $(ip route | grep "flannel.1" | grep -m 1 -o "^10.244[^ ]*")'
   until_so 15 "they do after the route was deleted" see_each_other
 }
 

@@ -21,6 +21,9 @@ use crate::shared::Shared;
 const EVERY: Duration = Duration::from_secs(10);
 /// How long the next look waits for an evicted pod to be gone.
 const CLEANUP: Duration = Duration::from_secs(30);
+/// How long what was removed may take until the disk shows it, and how often that is looked at.
+const FREED: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(250);
 /// What pods get that must go at once: time for SIGTERM, no more.
 const IMMEDIATE: i64 = 1;
 /// Between questions where the runtime keeps its files.
@@ -163,18 +166,21 @@ impl Manager {
             Signal::ImageFs | Signal::ImageFsInodes if disks.split => (false, true),
             _ => (true, !disks.split),
         };
-        if containers {
-            crate::gc::remove_dead(&self.shared, &self.pods).await;
+        let mut freed = containers && crate::gc::remove_dead(&self.shared, &self.pods).await > 0;
+        freed |= images && self.images.remove_unused(&self.shared, &self.pods).await > 0;
+        // Runtimes may delete files behind their answer: a pod must not end for what is just being freed.
+        let end = Instant::now() + FREED;
+        loop {
+            let Some(seen) = self.measure().await else { return false };
+            if self.state.relieved(&seen) {
+                tracing::info!(signal = signal.name(), "enough was freed without ending a pod");
+                return true;
+            }
+            if !freed || Instant::now() > end {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
         }
-        if images {
-            self.images.remove_unused(&self.shared, &self.pods).await;
-        }
-        let Some(seen) = self.measure().await else { return false };
-        let enough = self.state.relieved(&seen);
-        if enough {
-            tracing::info!(signal = signal.name(), "enough was freed without ending a pod");
-        }
-        enough
     }
 
     async fn evict(&self, threshold: &Threshold, seen: &Observations, disks: Disks) -> Option<String> {

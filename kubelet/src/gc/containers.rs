@@ -11,10 +11,10 @@ use crate::pod;
 use crate::shared::Shared;
 
 /// Removes dead containers and sandboxes of pods that are over or that nobody knows; nothing while a source has not told
-/// its pods yet.
-pub(crate) async fn remove_dead(shared: &Shared, pods: &Pods) {
+/// its pods yet. Tells how many containers went.
+pub(crate) async fn remove_dead(shared: &Shared, pods: &Pods) -> usize {
     if !pods.complete() {
-        return;
+        return 0;
     }
     let over = |uid: &str| {
         let status = shared.statuses.get(uid);
@@ -25,13 +25,14 @@ pub(crate) async fn remove_dead(shared: &Shared, pods: &Pods) {
         Ok(both) => both,
         Err(e) => {
             tracing::warn!(error = %e, "dead containers not listed");
-            return;
+            return 0;
         }
     };
     let ours = |labels: &std::collections::HashMap<String, String>| {
         labels.get(UID_LABEL).is_some_and(|uid| !alive.contains(uid))
     };
     let mut busy = HashSet::new();
+    let mut removed = 0;
     for container in containers {
         let dead = container.state() == ContainerState::ContainerExited;
         if !dead || !ours(&container.labels) {
@@ -42,6 +43,7 @@ pub(crate) async fn remove_dead(shared: &Shared, pods: &Pods) {
         match shared.cri.remove_container(&container.id).await {
             Ok(()) => {
                 tracing::info!(container = %container.id, "dead container removed");
+                removed += 1;
                 crate::logs::remove(&log);
             }
             Err(e) => {
@@ -59,4 +61,5 @@ pub(crate) async fn remove_dead(shared: &Shared, pods: &Pods) {
             tracing::warn!(sandbox = %sandbox.id, error = %e, "dead sandbox not removed");
         }
     }
+    removed
 }
