@@ -28,8 +28,7 @@ async fn pod(client: &mut Client, name: &str, logs: &Path) -> (String, cri::PodS
     let mut config = common::pod(name);
     config.log_directory = logs.display().to_string();
     fs::create_dir_all(logs).unwrap();
-    let run = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    (client.run_pod_sandbox(run).await.unwrap().into_inner().pod_sandbox_id, config)
+    (common::run_pod(client, &config, "").await.unwrap(), config)
 }
 
 /// The last number in a log.
@@ -86,7 +85,7 @@ async fn a_container_is_checkpointed_runs_on_and_goes_on_in_another_pod() {
         sandbox_config: Some(config),
     };
     let id = client.create_container(create.clone()).await.unwrap().into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    common::start(&mut client, &id).await.unwrap();
     let log = one.join("main.log");
     until("the count", Duration::from_secs(30), || (count(&log) > 20).then_some(()));
     let archive = daemon.path("checkpoint.tar");
@@ -135,7 +134,7 @@ async fn a_container_is_checkpointed_runs_on_and_goes_on_in_another_pod() {
     let mut client = daemon.client().await;
     let log = two.join("main.log");
     assert_eq!(count(&log), 0, "nothing runs before start");
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    common::start(&mut client, &id).await.unwrap();
     until("the count to go on in the other pod", Duration::from_secs(30), || (count(&log) > then).then_some(()));
     assert!(first(&log) > 20, "it did not start anew: {}", first(&log));
     let exec = cri::ExecSyncRequest {
@@ -166,7 +165,7 @@ async fn a_container_is_checkpointed_runs_on_and_goes_on_in_another_pod() {
     daemon.launch();
     let mut client = daemon.client().await;
     let restored = client.create_container(create.clone()).await.unwrap().into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: restored.clone() }).await.unwrap();
+    common::start(&mut client, &restored).await.unwrap();
     let log = two.join("image.log");
     until("the count to go on from the image", Duration::from_secs(30), || (count(&log) > then).then_some(()));
     assert!(first(&log) > 20, "it did not start anew: {}", first(&log));

@@ -7,34 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Client, Daemon, remove_pod, state, until};
+use common::{Client, Daemon, create, remove_pod, run_pod, start, state, until};
 use gantry_monitor::protocol::{Create, Request};
 use proto::cri;
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-async fn run_pod(client: &mut Client, config: &cri::PodSandboxConfig) -> String {
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id
-}
-
-async fn create(
-    client: &mut Client,
-    pod: &str,
-    config: &cri::PodSandboxConfig,
-    container: cri::ContainerConfig,
-) -> Result<String, tonic::Status> {
-    let ask = cri::CreateContainerRequest {
-        pod_sandbox_id: pod.to_owned(),
-        config: Some(container),
-        sandbox_config: Some(config.clone()),
-    };
-    Ok(client.create_container(ask).await?.into_inner().container_id)
-}
-
-async fn start(client: &mut Client, id: &str) -> Result<(), tonic::Status> {
-    client.start_container(cri::StartContainerRequest { container_id: id.to_owned() }).await.map(drop)
-}
 
 async fn stop(client: &mut Client, id: &str) {
     let ask = cri::StopContainerRequest { container_id: id.to_owned(), timeout: 0 };
@@ -52,7 +29,7 @@ async fn a_created_container_is_measured_changed_stopped_and_removed_without_a_p
     let mut client = daemon.client().await;
     let mut config = common::pod("created");
     config.log_directory = daemon.path("logs").display().to_string();
-    let pod = run_pod(&mut client, &config).await;
+    let pod = run_pod(&mut client, &config, "").await.unwrap();
     let sleeper = |name: &str| common::container(name, "exec /bin/busybox sleep 1000");
     let main = create(&mut client, &pod, &config, sleeper("main")).await.unwrap();
     assert_eq!(state(&mut client, &main).await.state(), cri::ContainerState::ContainerCreated);
@@ -152,7 +129,7 @@ async fn a_daemon_killed_within_a_start_or_after_an_older_ones_create_takes_over
     let Some((mut daemon, folder)) = held() else { return };
     let mut client = daemon.client().await;
     let config = common::pod("cut");
-    let pod = run_pod(&mut client, &config).await;
+    let pod = run_pod(&mut client, &config, "").await.unwrap();
     let sleeper = |name: &str| common::container(name, "exec /bin/busybox sleep 1000");
     let mut ids = Vec::new();
     for name in ["cut", "older", "unwanted"] {
@@ -211,7 +188,7 @@ async fn a_start_that_is_told_to_have_failed_is_not_finished_by_an_orphan() {
     let Some((daemon, folder)) = held() else { return };
     let mut client = daemon.client().await;
     let config = common::pod("orphan");
-    let pod = run_pod(&mut client, &config).await;
+    let pod = run_pod(&mut client, &config, "").await.unwrap();
     let sleeper = common::container("main", "exec /bin/busybox sleep 1000");
     let id = create(&mut client, &pod, &config, sleeper).await.unwrap();
     fs::write(folder.join("hold"), "").unwrap();

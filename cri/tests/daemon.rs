@@ -181,8 +181,7 @@ async fn own_user_ids(settings: &str) {
     let options = cri::NamespaceOption { userns_options: Some(users), ..Default::default() };
     let security = cri::LinuxSandboxSecurityContext { namespace_options: Some(options.clone()), ..Default::default() };
     config.linux.as_mut().unwrap().security_context = Some(security);
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let sandbox = common::run_pod(&mut client, &config, "").await.unwrap();
     let mut main = common::container("main", "exec /bin/busybox sleep 1000");
     let security = cri::LinuxContainerSecurityContext {
         namespace_options: Some(options),
@@ -191,13 +190,7 @@ async fn own_user_ids(settings: &str) {
     };
     main.linux.as_mut().unwrap().security_context = Some(security);
     main.working_dir = "/made/here".into();
-    let ask = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(main),
-        sandbox_config: Some(config),
-    };
-    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let id = common::create_and_start(&mut client, &sandbox, &config, main).await.unwrap();
     let script = "set -e; cat=/bin/busybox; $cat cat /proc/self/uid_map; $cat stat -c %u:%g / /bin/busybox /etc/hosts /made/here; \
                   $cat touch /new; $cat stat -c %u /new; $cat hostname; $cat ip link add dev probe type veth; \
                   $cat ip link del probe; $cat timeout 1 /bin/busybox nc -l -p 80 || [ $? != 1 ]; echo done";
@@ -306,18 +299,12 @@ async fn a_checkpoint_is_the_runtimes_and_what_belongs_to_it_or_says_why_it_is_n
         timeout: 60,
     };
     let config = common::pod("kept");
-    let run = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "frozen".to_owned() };
-    let sandbox = client.run_pod_sandbox(run).await.unwrap().into_inner().pod_sandbox_id;
+    let sandbox = common::run_pod(&mut client, &config, "frozen").await.unwrap();
     let script = "echo new >/made; /bin/busybox rm /bin/sh; exec /bin/busybox sleep 1000";
-    let create = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(common::container("main", script)),
-        sandbox_config: Some(config),
-    };
-    let id = client.create_container(create).await.unwrap().into_inner().container_id;
+    let id = common::create(&mut client, &sandbox, &config, common::container("main", script)).await.unwrap();
     let error = client.checkpoint_container(ask(&id)).await.unwrap_err();
     assert!(error.message().contains("does not run"), "{error}");
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    common::start(&mut client, &id).await.unwrap();
     let list = |archive: &str| daemon.run("/bin/busybox", &["tar", "-tf", archive]);
     let end = std::time::Instant::now() + Duration::from_secs(60);
     let changes = loop {

@@ -71,8 +71,7 @@ async fn an_end_for_want_of_memory_says_so() {
     let mut client = daemon.client().await;
     let mut events = listen(&mut client).await;
     let config = common::pod("hungry");
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let sandbox = common::run_pod(&mut client, &config, "").await.unwrap();
     let mut main = common::container("main", "exec /bin/busybox dd if=/dev/zero of=/dev/null bs=200M count=1000");
     let limit = 24 << 20;
     main.linux.as_mut().unwrap().resources = Some(cri::LinuxContainerResources {
@@ -80,13 +79,7 @@ async fn an_end_for_want_of_memory_says_so() {
         memory_swap_limit_in_bytes: limit,
         ..Default::default()
     });
-    let ask = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(main),
-        sandbox_config: Some(config),
-    };
-    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let id = common::create_and_start(&mut client, &sandbox, &config, main).await.unwrap();
     let (_, ended) = hear(&mut events, &id, Kind::ContainerStoppedEvent).await;
     let status = ended.containers_statuses.iter().find(|c| c.id == id).unwrap();
     assert_eq!((status.reason.as_str(), status.exit_code), ("OOMKilled", 137), "{status:?}");

@@ -20,8 +20,7 @@ async fn life(daemon: &mut Daemon, handler: &str) {
     let logs = daemon.path("logs").join(handler);
     let mut config = common::pod(&format!("on-{handler}"));
     config.log_directory = logs.display().to_string();
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
-    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let sandbox = common::run_pod(&mut client, &config, handler).await.unwrap();
     let mut main =
         common::container("main", "trap 'echo bye; exit 9' TERM; echo hello; while :; do /bin/busybox sleep 0.1; done");
     main.log_path = "main.log".into();
@@ -32,13 +31,7 @@ async fn life(daemon: &mut Daemon, handler: &str) {
         ..Default::default()
     };
     main.linux.as_mut().unwrap().resources = Some(resources(512, 64 << 20));
-    let ask = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(main),
-        sandbox_config: Some(config),
-    };
-    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let id = common::create_and_start(&mut client, &sandbox, &config, main).await.unwrap();
     assert_eq!(exec(&mut client, &id, "echo $ON; /bin/busybox hostname").await, format!("{handler}\non-{handler}\n"));
     until("its log", Duration::from_secs(30), || {
         fs::read_to_string(logs.join("main.log")).ok()?.ends_with(" stdout F hello\n").then_some(())

@@ -48,14 +48,7 @@ async fn writer(
 ) -> String {
     let mut container = common::container(name, script);
     container.log_path = format!("{name}.log");
-    let ask = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.to_owned(),
-        config: Some(container),
-        sandbox_config: Some(config.clone()),
-    };
-    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
-    id
+    common::create_and_start(client, sandbox, config, container).await.unwrap()
 }
 
 /// Moves a log away, as the kubelet does, and has it opened anew. A daemon that is away is asked again the next time.
@@ -76,8 +69,7 @@ async fn no_line_is_lost_or_doubled_whatever_happens_around_it() {
     let mut client = daemon.client().await;
     let mut config = common::pod("loud");
     config.log_directory = logs.display().to_string();
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let sandbox = common::run_pod(&mut client, &config, "").await.unwrap();
     // Lines of 1 KiB, of which some are longer than a line of the log may be; the last has no end. The other stream meanwhile.
     let script = format!(
         "/bin/busybox awk 'BEGIN {{ pad = sprintf(\"%1012s\", \"\"); long = sprintf(\"%40000s\", \"\"); \

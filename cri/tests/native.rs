@@ -13,20 +13,13 @@ async fn a_container_with_a_copy_of_its_image_lives_like_any_other() {
     assert_eq!(daemon.log().matches("snapshotter chosen").count(), 1, "{}", daemon.log());
     let mut client = daemon.client().await;
     let pod = common::pod("copied");
-    let ask = cri::RunPodSandboxRequest { config: Some(pod.clone()), runtime_handler: String::new() };
-    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let sandbox = common::run_pod(&mut client, &pod, "").await.unwrap();
     let mut ids = Vec::new();
     for name in ["one", "two"] {
         let mut config = common::container(name, "/bin/busybox echo $HOSTNAME >/mine; exec /bin/busybox sleep 1000");
         config.mounts =
             vec![cri::Mount { container_path: "/volume".into(), image: config.image.clone(), ..Default::default() }];
-        let ask = cri::CreateContainerRequest {
-            pod_sandbox_id: sandbox.clone(),
-            config: Some(config),
-            sandbox_config: Some(pod.clone()),
-        };
-        let id = client.create_container(ask).await.unwrap().into_inner().container_id;
-        client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+        let id = common::create_and_start(&mut client, &sandbox, &pod, config).await.unwrap();
         ids.push(id);
     }
     let images = daemon.path("root/images");

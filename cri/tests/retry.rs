@@ -106,11 +106,7 @@ async fn calls_of_impatient_clients_are_joined() {
     let create = |name: &str, script: &str| {
         let (mut client, main) = (client.clone(), common::container(name, script));
         let (pod, config) = (pod.clone(), config.clone());
-        async move {
-            let ask =
-                cri::CreateContainerRequest { pod_sandbox_id: pod, config: Some(main), sandbox_config: Some(config) };
-            Ok::<_, tonic::Status>(client.create_container(ask).await?.into_inner().container_id)
-        }
+        async move { common::create(&mut client, &pod, &config, main).await }
     };
     let twice = || create("main", "exec /bin/busybox sleep 1000");
     let (id, same) = tokio::join!(twice(), twice());
@@ -120,7 +116,7 @@ async fn calls_of_impatient_clients_are_joined() {
     assert!(listed.len() == 1 && listed[0].id == id, "{listed:?}");
     slow.again("run", || {
         let (mut client, container_id) = (client.clone(), id.clone());
-        async move { client.start_container(cri::StartContainerRequest { container_id }).await.map(drop) }
+        async move { common::start(&mut client, &container_id).await }
     })
     .await;
     assert_eq!(common::state(&mut client.clone(), &id).await.state(), cri::ContainerState::ContainerRunning);
@@ -151,18 +147,11 @@ async fn a_stop_is_asked_for_once_and_comes_to_its_end_without_its_client() {
     let deaf = "trap 'echo asked' TERM; echo ready; while :; do /bin/busybox sleep 0.1; done";
     let mut config = common::pod("deaf");
     config.log_directory = daemon.path("logs").display().to_string();
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    let pod = client.clone().run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let pod = common::run_pod(&mut client.clone(), &config, "").await.unwrap();
     for retried in [false, true] {
         let mut main = common::container(&format!("deaf-{retried}"), deaf);
         main.log_path = format!("{retried}.log");
-        let ask = cri::CreateContainerRequest {
-            pod_sandbox_id: pod.clone(),
-            config: Some(main),
-            sandbox_config: Some(config.clone()),
-        };
-        let id = client.clone().create_container(ask).await.unwrap().into_inner().container_id;
-        client.clone().start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+        let id = common::create_and_start(&mut client.clone(), &pod, &config, main).await.unwrap();
         let log = daemon.path("logs").join(format!("{retried}.log"));
         let said = |word: &str| {
             let text = fs::read_to_string(&log).unwrap_or_default();

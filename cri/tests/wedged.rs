@@ -207,21 +207,14 @@ async fn a_process_that_waits_for_a_dead_file_server_keeps_its_pod_until_the_ser
     let Some(silent) = Silent::mount(daemon.init(), &volume) else { return };
     let mut client = daemon.client().await;
     let config = common::pod("waits");
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let sandbox = common::run_pod(&mut client, &config, "").await.unwrap();
     let mut main = common::container("main", "exec /bin/busybox cat /volume/sleep");
     main.mounts = vec![cri::Mount {
         container_path: "/volume".into(),
         host_path: volume.display().to_string(),
         ..Default::default()
     }];
-    let ask = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(main),
-        sandbox_config: Some(config),
-    };
-    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let id = common::create_and_start(&mut client, &sandbox, &config, main).await.unwrap();
     until("a read that waits", Duration::from_secs(30), || (silent.held() > 0).then_some(()));
     let pid = until("the container's process", Duration::from_secs(20), || {
         let words = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -257,17 +250,10 @@ async fn a_log_on_a_dead_file_server_holds_up_its_own_pod_only_and_not_for_ever(
     let mut client = daemon.client().await;
     let mut config = common::pod("mute");
     config.log_directory = logs.display().to_string();
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    let sandbox = common::run_pod(&mut client, &config, "").await.unwrap();
     let mut main = common::container("main", "echo one; exec /bin/busybox sleep 1000");
     main.log_path = "main.log".into();
-    let ask = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(main),
-        sandbox_config: Some(config),
-    };
-    let id = client.create_container(ask).await.unwrap().into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let id = common::create_and_start(&mut client, &sandbox, &config, main).await.unwrap();
     until("a line that waits", Duration::from_secs(30), || (silent.held() > 0).then_some(()));
     // Everything about another pod is as quick as ever, what can be told without the monitor is told, by a new daemon, too.
     daemon.kill();

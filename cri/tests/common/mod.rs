@@ -289,6 +289,48 @@ pub fn container(name: &str, script: &str) -> cri::ContainerConfig {
     }
 }
 
+/// A pod under this handler: its id.
+pub async fn run_pod(
+    client: &mut Client,
+    config: &cri::PodSandboxConfig,
+    runtime_handler: &str,
+) -> Result<String, tonic::Status> {
+    let runtime_handler = runtime_handler.to_owned();
+    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler };
+    Ok(client.run_pod_sandbox(ask).await?.into_inner().pod_sandbox_id)
+}
+
+/// A container in a pod, without a process: its id.
+pub async fn create(
+    client: &mut Client,
+    pod: &str,
+    config: &cri::PodSandboxConfig,
+    container: cri::ContainerConfig,
+) -> Result<String, tonic::Status> {
+    let ask = cri::CreateContainerRequest {
+        pod_sandbox_id: pod.to_owned(),
+        config: Some(container),
+        sandbox_config: Some(config.clone()),
+    };
+    Ok(client.create_container(ask).await?.into_inner().container_id)
+}
+
+pub async fn start(client: &mut Client, id: &str) -> Result<(), tonic::Status> {
+    client.start_container(cri::StartContainerRequest { container_id: id.to_owned() }).await.map(drop)
+}
+
+/// A running container in a pod: its id.
+pub async fn create_and_start(
+    client: &mut Client,
+    pod: &str,
+    config: &cri::PodSandboxConfig,
+    container: cri::ContainerConfig,
+) -> Result<String, tonic::Status> {
+    let id = create(client, pod, config, container).await?;
+    start(client, &id).await?;
+    Ok(id)
+}
+
 /// A pod with one running container: their ids.
 pub async fn start_pod(client: &mut Client, name: &str, script: &str) -> Result<(String, String), tonic::Status> {
     start_configured(client, pod(name), script).await
@@ -300,15 +342,8 @@ pub async fn start_configured(
     config: cri::PodSandboxConfig,
     script: &str,
 ) -> Result<(String, String), tonic::Status> {
-    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    let sandbox = client.run_pod_sandbox(ask).await?.into_inner().pod_sandbox_id;
-    let ask = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(container("main", script)),
-        sandbox_config: Some(config),
-    };
-    let id = client.create_container(ask).await?.into_inner().container_id;
-    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await?;
+    let sandbox = run_pod(client, &config, "").await?;
+    let id = create_and_start(client, &sandbox, &config, container("main", script)).await?;
     Ok((sandbox, id))
 }
 
