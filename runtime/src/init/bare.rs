@@ -17,6 +17,7 @@ use gantry_sys::root::Root;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::procfs::Procfs;
+use super::rootfs::is_of_root;
 use crate::spec::{Hooks, Spec};
 
 /// Where the thread's number is kept, beside the containers' folders: hidden, and with a sign that no container's id has.
@@ -29,10 +30,9 @@ const MOST_MOUNTS: usize = 128;
 /// the host's files in its mount namespace.
 pub(super) fn suits(spec: &Spec, bundle: &Path, rootfs: &Path) -> bool {
     let early = |h: &Hooks| [&h.prestart, &h.create_runtime, &h.create_container].iter().any(|list| !list.is_empty());
-    let of_root = |source: &Path| bundle.join(source).starts_with(rootfs);
     let unbindable = spec.linux().rootfs_propagation.as_deref().is_some_and(|word| word.ends_with("unbindable"));
     !spec.hooks.as_ref().is_some_and(early)
-        && !spec.mounts.iter().filter_map(|m| m.source.as_deref()).any(of_root)
+        && !spec.mounts.iter().any(|m| is_of_root(m, bundle, rootfs))
         && spec.mounts.len() <= MOST_MOUNTS
         && !unbindable
 }

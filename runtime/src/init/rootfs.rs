@@ -39,6 +39,11 @@ pub(crate) struct View<'a> {
     pub(crate) propagation: Option<u64>,
 }
 
+/// Whether a mount binds what lies in the container's root, or that itself: no such mount can be made before the root is there.
+pub(super) fn is_of_root(mount: &Mount, bundle: &Path, rootfs: &Path) -> bool {
+    mount.source.as_deref().is_some_and(|source| bundle.join(source).starts_with(rootfs))
+}
+
 impl<'a> View<'a> {
     /// Of a container with these namespaces, a bundle and a root on the host, and a cgroup.
     pub(crate) fn new(
@@ -77,8 +82,8 @@ pub(crate) fn build(mut view: View<'_>, ahead: Vec<Option<Made>>, bare: Option<&
 /// systems, and not reach every source. One of the root itself has to wait for the root.
 pub(crate) fn make_ahead(mut view: View<'_>) -> Result<Vec<Option<Made>>> {
     view.propagation = Some(propagation(view.linux)? & !libc::MS_REC);
-    let of_root = |m: &Mount| m.source.as_deref().is_some_and(|s| view.bundle.join(s).starts_with(view.rootfs));
-    let early = |m: &&Mount| matches!(mounts::plan(m).what, What::Bind { .. }) && !of_root(m);
+    let early =
+        |m: &&Mount| matches!(mounts::plan(m).what, What::Bind { .. }) && !is_of_root(m, view.bundle, view.rootfs);
     let made = |m: &Mount| Some(m).filter(early).map(|m| make(&view, m).context(|| about(m))).transpose();
     view.spec.mounts.iter().map(made).collect()
 }
