@@ -152,6 +152,14 @@ impl Strategy {
     }
 }
 
+/// One object as it is now.
+fn current<'a, T>(api: Api<T>, name: &'a str) -> BoxFuture<'a, Result<Option<T>, ObjectError>>
+where
+    T: Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    Box::pin(async move { bounded(api.get_opt(name)).await })
+}
+
 /// One object, in the way of the strategy.
 async fn by_strategy<T>(
     strategy: Strategy,
@@ -166,7 +174,7 @@ where
     T::DynamicType: Default,
 {
     match strategy {
-        Strategy::Get => bounded(api.get_opt(name)).await,
+        Strategy::Get => current(api, name).await,
         Strategy::Cache => one(cache, namespace, name, api.get_opt(name)).await,
         Strategy::Watch => {
             let lean = |mut object: T| {
@@ -261,8 +269,7 @@ impl Objects for FromApi {
         if !self.projections.trust_bundles {
             return off("clusterTrustBundle", gates::TRUST_BUNDLES);
         }
-        let api: Api<ClusterTrustBundle> = Api::all(self.client.clone());
-        Box::pin(async move { bounded(api.get_opt(name)).await })
+        current(Api::all(self.client.clone()), name)
     }
 
     fn trust_bundles<'a>(&'a self, signer: &'a str) -> BoxFuture<'a, Result<Vec<ClusterTrustBundle>, ObjectError>> {
@@ -323,8 +330,7 @@ impl Objects for FromApi {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<PodCertificateRequest>, ObjectError>> {
-        let api: Api<PodCertificateRequest> = Api::namespaced(self.client.clone(), namespace);
-        Box::pin(async move { bounded(api.get_opt(name)).await })
+        current(Api::namespaced(self.client.clone(), namespace), name)
     }
 
     fn service_account<'a>(
@@ -332,8 +338,7 @@ impl Objects for FromApi {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<ServiceAccount>, ObjectError>> {
-        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-        Box::pin(async move { bounded(api.get_opt(name)).await })
+        current(Api::namespaced(self.client.clone(), namespace), name)
     }
 
     fn claim<'a>(
@@ -341,13 +346,11 @@ impl Objects for FromApi {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, ObjectError>> {
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
-        Box::pin(async move { bounded(api.get_opt(name)).await })
+        current(Api::namespaced(self.client.clone(), namespace), name)
     }
 
     fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<PersistentVolume>, ObjectError>> {
-        let api: Api<PersistentVolume> = Api::all(self.client.clone());
-        Box::pin(async move { bounded(api.get_opt(name)).await })
+        current(Api::all(self.client.clone()), name)
     }
 
     fn csi_driver<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<CSIDriver>, ObjectError>> {
@@ -356,8 +359,7 @@ impl Objects for FromApi {
     }
 
     fn volume_attachment<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<VolumeAttachment>, ObjectError>> {
-        let api: Api<VolumeAttachment> = Api::all(self.client.clone());
-        Box::pin(async move { bounded(api.get_opt(name)).await })
+        current(Api::all(self.client.clone()), name)
     }
 
     fn claim_resize<'a>(
