@@ -9,9 +9,10 @@ use proptest::prelude::*;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde_json::{Value, json};
 
-use crate::fuzzing::{check_error, valid};
+use crate::fuzzing::check_error;
 use crate::init::{Channel, Message};
 use crate::plan::{capabilities, mounts, namespaces, resources};
+use crate::seccomp::interpret::check;
 use crate::seccomp::{AARCH64, Machine, RISCV64, X86_64, compile_for};
 use crate::spec::{Process, Resources, Seccomp, Spec, parse, validate, validate_process, validate_resources};
 use crate::state::Store;
@@ -201,7 +202,7 @@ fn document(base: Value) -> impl Strategy<Value = Vec<u8>> {
 fn compiles(profile: &Seccomp) {
     for machine in [&X86_64, &AARCH64, &RISCV64] as [&Machine; 3] {
         match compile_for(machine, profile) {
-            Ok(code) => valid(&code),
+            Ok(code) => check(&code),
             Err(error) => check_error(&error),
         }
     }

@@ -7,13 +7,13 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use gantry_sys::seccomp::Instruction;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::Error;
 use crate::cgroups::Place;
 use crate::init::{Channel, Message};
 use crate::plan::{capabilities, devices, mounts, namespaces, process as words, resources};
+use crate::seccomp::interpret::{Call, check, run};
 use crate::seccomp::{AARCH64, Machine, RISCV64, X86_64, compile, compile_for, flags};
 use crate::spec::{Mount, Process, Resources, Seccomp, Spec, parse, validate, validate_process, validate_resources};
 use crate::state::Store;
@@ -110,11 +110,11 @@ pub fn seccomp(data: &[u8]) {
             }
             Ok(code) => code,
         };
-        valid(&code);
+        check(&code);
         let mut natives = machine.others.iter().chain(&machine.x32).map(|abi| abi.audit).collect::<Vec<_>>();
         natives.push(machine.native.audit);
         // Programs of a kind that the machine does not run end at once.
-        assert_eq!(judge(&code, 0, 0, &[0; 6]), 0x8000_0000);
+        assert_eq!(run(&code, &Call { arch: 0, number: 0, args: [0; 6] }), 0x8000_0000);
         for call in calls.chunks(16) {
             let byte = |i: usize| call.get(i).copied().unwrap_or(0);
             let number = u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
@@ -123,56 +123,10 @@ pub fn seccomp(data: &[u8]) {
             for arch in &natives {
                 // Near the numbers of real calls too, which four random bytes hardly ever are.
                 for number in [number, number % 512, 0x4000_0000 | (number % 600)] {
-                    judge(&code, *arch, number, &args);
+                    run(&code, &Call { arch: *arch, number, args });
                 }
             }
         }
-    }
-}
-
-/// As the kernel checks a filter when it is loaded: every way through it ends with an answer.
-pub(crate) fn valid(code: &[Instruction]) {
-    assert!(!code.is_empty() && code.len() <= 4096);
-    for (at, i) in code.iter().enumerate() {
-        let end = match i.code {
-            0x05 => at + 1 + i.k as usize,
-            0x15 | 0x25 | 0x35 => at + 1 + usize::from(i.jt.max(i.jf)),
-            0x06 => continue,
-            0x20 | 0x54 => at + 1,
-            other => panic!("instruction {other:#x}"),
-        };
-        assert!(end < code.len(), "instruction {at} leads out of the filter");
-        assert!(i.code != 0x20 || (i.k.is_multiple_of(4) && i.k < 64), "instruction {at} reads past the call");
-    }
-}
-
-/// What a filter answers to a call. Jumps lead forward only, so it ends.
-fn judge(code: &[Instruction], arch: u32, number: u32, args: &[u64; 6]) -> u32 {
-    let word = |offset: u32| match offset {
-        0 => number,
-        4 => arch,
-        8 | 12 => 0,
-        o => (args[(o as usize - 16) / 8] >> (8 * (o % 8))) as u32,
-    };
-    let (mut accumulator, mut at) = (0_u32, 0_usize);
-    loop {
-        let i = code[at];
-        let jump = |holds: bool| usize::from(if holds { i.jt } else { i.jf });
-        at += 1 + match i.code {
-            0x05 => i.k as usize,
-            0x15 => jump(accumulator == i.k),
-            0x25 => jump(accumulator > i.k),
-            0x35 => jump(accumulator >= i.k),
-            0x06 => return i.k,
-            0x20 => {
-                accumulator = word(i.k);
-                0
-            }
-            _ => {
-                accumulator &= i.k;
-                0
-            }
-        };
     }
 }
 

@@ -2,11 +2,15 @@
 //! for random ones both give the same verdict on random and boundary inputs.
 #![allow(unused_crate_dependencies, missing_docs)]
 
+#[path = "../src/seccomp/interpret.rs"]
+mod interpret;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use gantry_sys::seccomp::Instruction;
+use interpret::{Call, check, run};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -20,42 +24,6 @@ const X32_BIT: u32 = 0x4000_0000;
 const KILL_THREAD: u32 = 0;
 const KILL_PROCESS: u32 = 0x8000_0000;
 const ENOSYS: u32 = 0x0005_0000 | 38;
-
-/// What a program calls.
-#[derive(Clone, Copy, Debug)]
-struct Call {
-    arch: u32,
-    number: u32,
-    args: [u64; 6],
-}
-
-/// Runs a filter as the kernel does.
-fn verdict(code: &[Instruction], call: &Call) -> u32 {
-    let word = |offset: u32| match offset {
-        0 => call.number,
-        4 => call.arch,
-        o => {
-            let arg = call.args[(o as usize - 16) / 8];
-            if o % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
-        }
-    };
-    let (mut a, mut at) = (0_u32, 0_usize);
-    loop {
-        let i = code[at];
-        at += 1;
-        let skip = |holds: bool| usize::from(if holds { i.jt } else { i.jf });
-        match i.code {
-            0x20 => a = word(i.k),
-            0x54 => a &= i.k,
-            0x05 => at += i.k as usize,
-            0x15 => at += skip(a == i.k),
-            0x25 => at += skip(a > i.k),
-            0x35 => at += skip(a >= i.k),
-            0x06 => return i.k,
-            other => panic!("instruction {other:#x}"),
-        }
-    }
-}
 
 /// A filter of libseccomp's and the names that it does not know; nothing where it refuses a rule because of one before.
 type Theirs = Option<(Vec<Instruction>, Vec<String>)>;
@@ -155,6 +123,7 @@ fn calls(profile: &Seccomp, rng: &mut TestRng) -> Vec<Call> {
 fn compare(name: &str, value: &Value, theirs: &[Instruction], unknown: &[String], rng: &mut TestRng) -> (usize, usize) {
     let profile = known(value, unknown);
     let ours = compile_for(&X86_64, &profile).unwrap();
+    check(&ours);
     let listed = |arch: &str| profile.architectures.iter().any(|a| a == arch);
     let calls = calls(&profile, rng);
     let highest = [(X86_64_AUDIT, 0), (X86_64_AUDIT, X32_BIT), (X86_AUDIT, 0)]
@@ -166,7 +135,7 @@ fn compare(name: &str, value: &Value, theirs: &[Instruction], unknown: &[String]
     };
     let mut wrong = 0;
     for (i, call) in calls.iter().enumerate() {
-        let (us, them) = (verdict(&ours, call), verdict(theirs, call));
+        let (us, them) = (run(&ours, call), run(theirs, call));
         let foreign = match call.arch {
             X86_64_AUDIT => call.number >= X32_BIT && !listed("SCMP_ARCH_X32"),
             X86_AUDIT => !listed("SCMP_ARCH_X86"),
@@ -270,7 +239,7 @@ fn highest(profile: &Seccomp, arch: u32, bit: u32) -> Option<u32> {
         rule.args.clear();
     }
     let code = compile_for(&X86_64, &open).unwrap();
-    let named = |number: &u32| verdict(&code, &Call { arch, number: number | bit, args: [0; 6] }) == 0x0003_0000;
+    let named = |number: &u32| run(&code, &Call { arch, number: number | bit, args: [0; 6] }) == 0x0003_0000;
     (0..0x400).rev().find(named)
 }
 

@@ -404,6 +404,7 @@ fn ranges(abi: &Abi, base: u32, answers: &[Answer<'_>], default: u32) -> Vec<(u3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seccomp::interpret::{Call, run};
     use crate::seccomp::machine::X86_64;
     use crate::spec::SeccompRule;
     use proptest::prelude::*;
@@ -417,32 +418,8 @@ mod tests {
         TABLE.iter().find(|r| r.0 == name).unwrap().1[0] as u32
     }
 
-    /// Runs a filter as the kernel does.
-    fn verdict(code: &[Instruction], arch: u32, nr: u32, args: [u64; 6]) -> u32 {
-        let word = |offset: u32| match offset {
-            0 => nr,
-            4 => arch,
-            o => {
-                let arg = args[(o as usize - 16) / 8];
-                if o % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
-            }
-        };
-        let (mut a, mut pc) = (0_u32, 0_usize);
-        loop {
-            let i = code[pc];
-            pc += 1;
-            let jump = |holds: bool| usize::from(if holds { i.jt } else { i.jf });
-            match i.code {
-                LOAD => a = word(i.k),
-                AND => a &= i.k,
-                JUMP => pc += i.k as usize,
-                JEQ => pc += jump(a == i.k),
-                JGT => pc += jump(a > i.k),
-                JGE => pc += jump(a >= i.k),
-                RET => return i.k,
-                other => panic!("instruction {other:#x}"),
-            }
-        }
+    fn verdict(code: &[Instruction], arch: u32, number: u32, args: [u64; 6]) -> u32 {
+        run(code, &Call { arch, number, args })
     }
 
     fn rule_for(names: &[&str], action: &str, args: Vec<SeccompArg>) -> SeccompRule {

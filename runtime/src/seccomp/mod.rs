@@ -5,6 +5,8 @@
 
 mod cache;
 mod compile;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod interpret;
 mod machine;
 mod profile;
 mod table;
