@@ -12,6 +12,7 @@ mod devices;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hint;
+mod holdings;
 mod machine;
 mod manager;
 mod memory;

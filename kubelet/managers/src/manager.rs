@@ -402,7 +402,7 @@ impl Managers {
 
     /// Whether a container of the pod has CPUs of its own.
     pub fn has_cpus(&self, uid: &str) -> bool {
-        self.state().cpus.pods().any(|owner| owner == uid)
+        self.state().cpus.held.pods().any(|owner| owner == uid)
     }
 
     /// Tells plugins that want to know it that a container is about to start.
@@ -430,7 +430,7 @@ impl Managers {
     /// Frees what a pod holds.
     pub fn release(&self, uid: &str) {
         let mut state = self.state();
-        let (a, b, c) = (state.devices.release(uid), state.cpus.release(uid), state.memory.release(uid));
+        let (a, b, c) = (state.devices.release(uid), state.cpus.held.release(uid), state.memory.held.release(uid));
         if a || b || c {
             self.save(&state);
             drop(state);
@@ -443,7 +443,7 @@ impl Managers {
         let gone: HashSet<String> = {
             let state = self.state();
             let devices = state.devices.held.keys().map(|h| h.uid.as_str());
-            let all = devices.chain(state.cpus.pods()).chain(state.memory.pods());
+            let all = devices.chain(state.cpus.held.pods()).chain(state.memory.held.pods());
             all.filter(|uid| !alive(uid)).map(str::to_owned).collect()
         };
         gone.iter().for_each(|uid| self.release(uid));

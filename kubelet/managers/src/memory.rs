@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Machine;
 use crate::hint::{Hint, Hints, Nodes};
+use crate::holdings::{Held, Holdings, Record};
 
 /// Bytes by name: `memory`, `hugepages-2Mi`.
 pub(crate) type Amounts = BTreeMap<String, u64>;
@@ -28,19 +29,13 @@ pub(crate) struct Block {
     pub(crate) size: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
-    blocks: Vec<Block>,
-    passes_on: bool,
-}
-
 /// The static policy's state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Book {
     pub(crate) enabled: bool,
     /// What pods do not get, by node.
     pub(crate) reserved: BTreeMap<u32, Amounts>,
-    pub(crate) held: BTreeMap<(String, String), Held>,
+    pub(crate) held: Holdings<Vec<Block>>,
 }
 
 /// The state on disk, in the layout of upstream's `memory_manager_state`.
@@ -48,9 +43,8 @@ pub(crate) struct Book {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct File {
     policy_name: String,
-    entries: BTreeMap<String, BTreeMap<String, Vec<Block>>>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    passed_on: BTreeMap<String, Vec<String>>,
+    #[serde(flatten)]
+    held: Record<Vec<Block>>,
     checksum: u64,
 }
 
@@ -77,8 +71,8 @@ impl Book {
 
     /// Blocks that count for a newcomer of a pod: init containers pass theirs on.
     fn counted<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a Block> {
-        let all = self.held.iter().filter(move |((owner, _), h)| !(owner == uid && h.passes_on));
-        all.flat_map(|(_, h)| &h.blocks)
+        let all = self.held.iter().filter(move |(owner, h)| !(*owner == uid && h.passes_on));
+        all.flat_map(|(_, h)| &h.what)
     }
 
     /// Nodes are used alone or in fixed groups, so that what is promised of a node can be had there.
@@ -108,9 +102,8 @@ impl Book {
         if !self.enabled || asked.is_empty() {
             return None;
         }
-        let key = container.map(|c| (uid.to_owned(), c.to_owned()));
-        if let Some(held) = key.and_then(|k| self.held.get(&k)) {
-            let nodes = held.blocks.first().map(|b| Nodes::of(b.nodes.iter().copied()));
+        if let Some(held) = container.and_then(|c| self.of(uid, c)) {
+            let nodes = held.first().map(|b| Nodes::of(b.nodes.iter().copied()));
             return Some(vec![Hint { nodes, preferred: true }]);
         }
         let mut least = u32::MAX;
@@ -142,8 +135,7 @@ impl Book {
         place: Option<Nodes>,
         passes_on: bool,
     ) -> Result<(), Shortage> {
-        let key = (uid.to_owned(), container.to_owned());
-        if !self.enabled || asked.is_empty() || self.held.contains_key(&key) {
+        if !self.enabled || asked.is_empty() || self.of(uid, container).is_some() {
             return Ok(());
         }
         let mut masks = machine.all_nodes().subsets();
@@ -152,44 +144,25 @@ impl Book {
         let mask = masks.into_iter().find(|m| self.fits(machine, uid, *m, asked)).ok_or(Shortage)?;
         let blocks =
             asked.iter().map(|(name, size)| Block { nodes: mask.iter().collect(), name: name.clone(), size: *size });
-        self.held.insert(key, Held { blocks: blocks.collect(), passes_on });
+        self.held.insert(uid, container, Held { what: blocks.collect(), passes_on });
         Ok(())
     }
 
     /// A container's blocks.
     pub(crate) fn of(&self, uid: &str, container: &str) -> Option<&[Block]> {
-        self.held.get(&(uid.to_owned(), container.to_owned())).map(|h| h.blocks.as_slice())
-    }
-
-    /// Frees a pod's; tells whether there was any.
-    pub(crate) fn release(&mut self, uid: &str) -> bool {
-        let before = self.held.len();
-        self.held.retain(|(owner, _), _| owner != uid);
-        before != self.held.len()
-    }
-
-    /// Pods that hold memory.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = &str> {
-        self.held.keys().map(|(uid, _)| uid.as_str())
+        self.held.of(uid, container).map(Vec::as_slice)
     }
 
     /// What goes to disk.
     pub(crate) fn file(&self) -> File {
         let policy_name = if self.enabled { "Static" } else { "None" }.to_owned();
-        let mut file = File { policy_name, ..File::default() };
-        for ((uid, container), held) in &self.held {
-            file.entries.entry(uid.clone()).or_default().insert(container.clone(), held.blocks.clone());
-            if held.passes_on {
-                file.passed_on.entry(uid.clone()).or_default().push(container.clone());
-            }
-        }
-        file
+        File { policy_name, held: self.held.record(Vec::clone), ..File::default() }
     }
 
     /// Takes what was on disk as far as it still holds.
     pub(crate) fn restore(&mut self, machine: &Machine, file: File) {
         if !self.enabled || file.policy_name != "Static" {
-            if !file.entries.is_empty() {
+            if !file.held.is_empty() {
                 tracing::warn!(
                     was = file.policy_name,
                     "the memory manager's policy changed; earlier blocks are dropped"
@@ -197,16 +170,13 @@ impl Book {
             }
             return;
         }
-        for (uid, containers) in file.entries {
-            for (container, blocks) in containers {
-                let passes_on = file.passed_on.get(&uid).is_some_and(|l| l.contains(&container));
-                let asked: Amounts = blocks.iter().map(|b| (b.name.clone(), b.size)).collect();
-                let mask = blocks.first().map(|b| Nodes::of(b.nodes.iter().copied())).unwrap_or_default();
-                if mask.within(machine.all_nodes()) && self.fits(machine, &uid, mask, &asked) {
-                    self.held.insert((uid.clone(), container), Held { blocks, passes_on });
-                } else {
-                    tracing::warn!(uid, container, nodes = %mask, "this memory cannot be given any more; block dropped");
-                }
+        for (uid, container, held) in file.held.into_entries() {
+            let asked: Amounts = held.what.iter().map(|b| (b.name.clone(), b.size)).collect();
+            let mask = held.what.first().map(|b| Nodes::of(b.nodes.iter().copied())).unwrap_or_default();
+            if mask.within(machine.all_nodes()) && self.fits(machine, &uid, mask, &asked) {
+                self.held.insert(&uid, &container, held);
+            } else {
+                tracing::warn!(uid, container, nodes = %mask, "this memory cannot be given any more; block dropped");
             }
         }
     }
@@ -238,7 +208,7 @@ mod tests {
         book.allocate(&machine, "b", "c", &gib(2), None, false).unwrap();
         assert_eq!((nodes(&book, "a"), nodes(&book, "b")), (vec![0], vec![1]), "node 0 has 3 GiB for pods");
         assert_eq!(book.allocate(&machine, "d", "c", &gib(3), None, false), Err(Shortage), "both nodes are used alone");
-        assert!(book.release("a") && book.release("b"));
+        assert!(book.held.release("a") && book.held.release("b"));
         book.allocate(&machine, "d", "c", &gib(6), None, false).unwrap();
         assert_eq!(nodes(&book, "d"), [0, 1]);
         assert_eq!(book.allocate(&machine, "a", "c", &gib(1), Some(Nodes::of([1])), false), Ok(()));
@@ -268,6 +238,6 @@ mod tests {
         let (mut smaller, _) = book();
         smaller.reserved.insert(1, gib(2));
         smaller.restore(&machine, serde_json::from_str(&text).unwrap());
-        assert_eq!(smaller.pods().count(), 0);
+        assert_eq!(smaller.held, Holdings::default());
     }
 }

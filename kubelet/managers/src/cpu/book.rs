@@ -1,11 +1,10 @@
 //! Whose CPUs are whose (pure).
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::take::{Options, take, take_across};
 use crate::hint::{Hint, Hints, Nodes};
+use crate::holdings::{Held, Holdings, Record};
 use crate::{CpuSet, Machine};
 
 /// Why CPUs cannot be had.
@@ -21,19 +20,13 @@ pub(crate) enum Shortage {
     Threads { asked: usize, threads: usize },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
-    cpus: CpuSet,
-    passes_on: bool,
-}
-
 /// The static policy's state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Book {
     pub(crate) enabled: bool,
     pub(crate) options: Options,
     pub(crate) reserved: CpuSet,
-    pub(crate) held: BTreeMap<(String, String), Held>,
+    pub(crate) held: Holdings<CpuSet>,
 }
 
 /// The state on disk, in the layout of upstream's `cpu_manager_state`.
@@ -42,16 +35,15 @@ pub(crate) struct Book {
 pub(crate) struct File {
     policy_name: String,
     default_cpu_set: String,
-    entries: BTreeMap<String, BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    passed_on: BTreeMap<String, Vec<String>>,
+    #[serde(flatten)]
+    held: Record<String>,
     checksum: u64,
 }
 
 impl Book {
     /// CPUs of containers that have none of their own.
     pub(crate) fn shared(&self, machine: &Machine) -> CpuSet {
-        let taken = self.held.values().fold(CpuSet::default(), |all, h| all.union(&h.cpus));
+        let taken = self.held.iter().fold(CpuSet::default(), |all, (_, h)| all.union(&h.what));
         let rest = machine.all().difference(&taken);
         if self.options.strict_reservation { rest.difference(&self.reserved) } else { rest }
     }
@@ -59,9 +51,9 @@ impl Book {
     /// CPUs that a container of the pod may get: free, not reserved; and those that the pod's init containers pass on.
     fn available(&self, machine: &Machine, uid: &str) -> (CpuSet, CpuSet) {
         let (mut taken, mut passed) = (CpuSet::default(), CpuSet::default());
-        for ((owner, _), held) in &self.held {
+        for (owner, held) in self.held.iter() {
             let list = if owner == uid && held.passes_on { &mut passed } else { &mut taken };
-            *list = list.union(&held.cpus);
+            *list = list.union(&held.what);
         }
         let passed = passed.difference(&taken);
         (machine.all().difference(&taken).difference(&self.reserved).difference(&passed), passed)
@@ -77,9 +69,9 @@ impl Book {
         if !self.enabled || need == 0 {
             return None;
         }
-        let held = container.and_then(|c| self.held.get(&(uid.to_owned(), c.to_owned())));
+        let held = container.and_then(|c| self.of(uid, c));
         let (free, passed) = match held {
-            Some(held) => (held.cpus.clone(), CpuSet::default()),
+            Some(held) => (held.clone(), CpuSet::default()),
             None => self.available(machine, uid),
         };
         let all = self.allocatable(machine);
@@ -116,8 +108,7 @@ impl Book {
         place: Option<Nodes>,
         passes_on: bool,
     ) -> Result<(), Shortage> {
-        let key = (uid.to_owned(), container.to_owned());
-        if !self.enabled || need == 0 || self.held.contains_key(&key) {
+        if !self.enabled || need == 0 || self.of(uid, container).is_some() {
             return Ok(());
         }
         let threads = machine.threads_per_core();
@@ -149,48 +140,30 @@ impl Book {
                 got = got.union(&choose(&from, want).ok_or_else(|| few.clone())?);
             }
         }
-        self.held.insert(key, Held { cpus: got, passes_on });
+        self.held.insert(uid, container, Held { what: got, passes_on });
         Ok(())
     }
 
     /// A container's own CPUs.
     pub(crate) fn of(&self, uid: &str, container: &str) -> Option<&CpuSet> {
-        self.held.get(&(uid.to_owned(), container.to_owned())).map(|h| &h.cpus)
-    }
-
-    /// Frees a pod's; tells whether there were any.
-    pub(crate) fn release(&mut self, uid: &str) -> bool {
-        let before = self.held.len();
-        self.held.retain(|(owner, _), _| owner != uid);
-        before != self.held.len()
-    }
-
-    /// Pods that hold CPUs.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = &str> {
-        self.held.keys().map(|(uid, _)| uid.as_str())
+        self.held.of(uid, container)
     }
 
     /// What goes to disk.
     pub(crate) fn file(&self, machine: &Machine) -> File {
-        let mut file = File {
+        File {
             policy_name: if self.enabled { "static" } else { "none" }.to_owned(),
             default_cpu_set: if self.enabled { self.shared(machine).to_string() } else { String::new() },
+            held: self.held.record(CpuSet::to_string),
             ..File::default()
-        };
-        for ((uid, container), held) in &self.held {
-            file.entries.entry(uid.clone()).or_default().insert(container.clone(), held.cpus.to_string());
-            if held.passes_on {
-                file.passed_on.entry(uid.clone()).or_default().push(container.clone());
-            }
         }
-        file
     }
 
     /// Takes what was on disk as far as it still holds: another policy, other CPUs or a broken entry cost that entry, not
     /// the node.
     pub(crate) fn restore(&mut self, machine: &Machine, file: File) {
         if !self.enabled || file.policy_name != "static" {
-            if !file.entries.is_empty() {
+            if !file.held.is_empty() {
                 tracing::warn!(
                     was = file.policy_name,
                     "the CPU manager's policy changed; earlier assignments are dropped"
@@ -198,25 +171,19 @@ impl Book {
             }
             return;
         }
-        for (uid, containers) in file.entries {
-            for (container, text) in containers {
-                let passes_on = file.passed_on.get(&uid).is_some_and(|l| l.contains(&container));
-                let taken: CpuSet = self
-                    .held
-                    .iter()
-                    .filter(|((owner, _), h)| *owner != uid || !(h.passes_on || passes_on))
-                    .fold(CpuSet::default(), |all, (_, h)| all.union(&h.cpus));
-                match text.parse::<CpuSet>() {
-                    Ok(cpus) if cpus.is_subset(&self.allocatable(machine)) && cpus.intersection(&taken).is_empty() => {
-                        self.held.insert((uid.clone(), container), Held { cpus, passes_on });
-                    }
-                    _ => tracing::warn!(
-                        uid,
-                        container,
-                        cpus = text,
-                        "these CPUs cannot be given any more; assignment dropped"
-                    ),
+        for (uid, container, Held { what: text, passes_on }) in file.held.into_entries() {
+            let taken = self.held.iter().filter(|(owner, h)| *owner != uid || !(h.passes_on || passes_on));
+            let taken = taken.fold(CpuSet::default(), |all, (_, h)| all.union(&h.what));
+            match text.parse::<CpuSet>() {
+                Ok(cpus) if cpus.is_subset(&self.allocatable(machine)) && cpus.intersection(&taken).is_empty() => {
+                    self.held.insert(&uid, &container, Held { what: cpus, passes_on });
                 }
+                _ => tracing::warn!(
+                    uid,
+                    container,
+                    cpus = text,
+                    "these CPUs cannot be given any more; assignment dropped"
+                ),
             }
         }
     }
@@ -245,7 +212,7 @@ mod tests {
         book.allocate(&machine, "u", "c", 2, None, false).unwrap();
         let error = book.allocate(&machine, "v", "c", 6, None, false).unwrap_err();
         assert_eq!(error, Shortage::Few { asked: 6, available: 5 });
-        assert!(book.release("u"));
+        assert!(book.held.release("u"));
         book.allocate(&machine, "v", "c", 6, None, false).unwrap();
         assert_eq!(book.shared(&machine).to_string(), "0,4");
     }
@@ -300,6 +267,6 @@ mod tests {
         assert!(grown.of("v", "c").is_some());
         let mut none = Book::default();
         none.restore(&machine, file());
-        assert_eq!(none.pods().count(), 0);
+        assert_eq!(none.held, Holdings::default());
     }
 }
