@@ -105,9 +105,21 @@ pub struct ContainerRecord {
     /// The checkpoint that it starts from, until it has started.
     #[serde(default)]
     pub restore: Option<PathBuf>,
+    /// A checkpoint of it is being written.
+    #[serde(default)]
+    pub checkpoint: Option<Checkpointing>,
     /// Somebody asked for its removal, which could not be finished yet.
     #[serde(default)]
     pub doomed: bool,
+}
+
+/// What has to be let go of when a checkpoint is written, or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointing {
+    /// The folder of its parts.
+    pub parts: PathBuf,
+    /// Somebody else had stopped the processes before.
+    pub frozen: bool,
 }
 
 /// The folders of the ledger.

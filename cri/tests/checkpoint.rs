@@ -186,3 +186,110 @@ async fn a_container_is_checkpointed_runs_on_and_goes_on_in_another_pod() {
     remove_pod(&mut client, &sandbox).await.unwrap();
     daemon.assert_clean();
 }
+
+/// A runtime whose `checkpoint` has a child write the images, as gantry-run has criu; it takes as long as there is a file `hold`.
+fn stand_in(daemon: &Daemon) -> String {
+    let (dir, own) = (daemon.path("").display().to_string(), daemon.programs().join("gantry-run"));
+    let criu = format!(
+        "echo half >\"$1/pages-1.img\"; while [ -e {dir}/hold ]; do sleep 0.05; done; echo whole >\"$1/pages-1.img\""
+    );
+    let runtime = format!(
+        "for a; do\n case \"$last\" in --image-path) images=$a;; --work-path) work=$a;; esac\n \
+         [ \"$a\" = checkpoint ] && is=1\n last=$a\ndone\n[ \"${{is-}}\" ] || exec {} \"$@\"\n\
+         {dir}/criu \"$images\" 3>\"$work/dump.log\" &\necho $! >{dir}/criu.pid\necho $$ >{dir}/runtime.pid.new\n\
+         mv {dir}/runtime.pid.new {dir}/runtime.pid\nwait $! || {{ echo criu is gone >&2; exit 1; }}",
+        own.display()
+    );
+    for (name, script) in [("criu", criu), ("with-criu", runtime)] {
+        fs::write(daemon.path(name), format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(daemon.path(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    format!("[runtime_handlers]\nstand-in = \"{dir}/with-criu\"\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_within_a_checkpoint_leave_nothing_and_the_container_runs_on() {
+    let Some(mut daemon) = Daemon::start() else { return };
+    let handler = stand_in(&daemon);
+    daemon.stop();
+    let toml = fs::read_to_string(daemon.path("cri.toml")).unwrap();
+    fs::write(daemon.path("cri.toml"), toml + &handler).unwrap();
+    daemon.launch();
+    let mut client = daemon.client().await;
+    let logs = daemon.path("logs");
+    fs::create_dir(&logs).unwrap();
+    let mut config = common::pod("killed");
+    config.log_directory = logs.display().to_string();
+    let run = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "stand-in".to_owned() };
+    let sandbox = client.run_pod_sandbox(run).await.unwrap().into_inner().pod_sandbox_id;
+    let script = "i=0; while :; do i=$((i+1)); echo $i; /bin/busybox sleep 0.05; done";
+    let mut container = common::container("main", script);
+    container.log_path = "main.log".to_owned();
+    let create = cri::CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(container),
+        sandbox_config: Some(config),
+    };
+    let id = client.create_container(create).await.unwrap().into_inner().container_id;
+    client.start_container(cri::StartContainerRequest { container_id: id.clone() }).await.unwrap();
+    let log = logs.join("main.log");
+    let goes_on = || {
+        let then = count(&log);
+        until("the count to go on", Duration::from_secs(30), || (count(&log) > then).then_some(()));
+    };
+    goes_on();
+    let folder = daemon.path("archives");
+    fs::create_dir(&folder).unwrap();
+    let ask = cri::CheckpointContainerRequest {
+        container_id: id.clone(),
+        location: folder.join("checkpoint.tar").display().to_string(),
+        timeout: 120,
+    };
+    let names = || -> Vec<String> {
+        let all = fs::read_dir(&folder).unwrap();
+        all.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    };
+    for killed in ["criu", "runtime", "daemon"] {
+        fs::write(daemon.path("hold"), "").unwrap();
+        let call = tokio::spawn({
+            let (mut client, ask) = (daemon.client().await, ask.clone());
+            async move { client.checkpoint_container(ask).await }
+        });
+        until("the runtime", Duration::from_secs(60), || daemon.path("runtime.pid").exists().then_some(()));
+        let pid = |of: &str| fs::read_to_string(daemon.path(&format!("{of}.pid"))).unwrap().trim().to_owned();
+        let (criu, runtime) = (pid("criu"), pid("runtime"));
+        until("criu", Duration::from_secs(60), || {
+            let parts = names().into_iter().find(|n| n.ends_with(".parts"))?;
+            folder.join(parts).join("checkpoint/pages-1.img").exists().then_some(())
+        });
+        if killed == "daemon" {
+            daemon.kill();
+            daemon.launch();
+            assert_eq!(names().len(), 1, "what is at work is not disturbed");
+        } else {
+            daemon.run("/bin/busybox", &["kill", "-9", if killed == "criu" { &criu } else { &runtime }]);
+        }
+        fs::remove_file(daemon.path("hold")).unwrap();
+        let failed = call.await.unwrap().unwrap_err();
+        assert!(killed != "criu" || failed.message().contains("criu is gone"), "{failed}");
+        until("the parts to go", Duration::from_secs(60), || names().is_empty().then_some(()));
+        goes_on();
+        let mut client = daemon.client().await;
+        assert_eq!(state(&mut client, &id).await.state(), cri::ContainerState::ContainerRunning);
+        let left = Path::new("/proc").join(daemon.init().to_string()).join("root/proc").join(&criu);
+        assert!(!fs::read_to_string(left.join("cmdline")).is_ok_and(|c| c.contains("/criu")), "criu is left");
+        fs::remove_file(daemon.path("runtime.pid")).unwrap();
+        // The same call works now.
+        client.checkpoint_container(ask.clone()).await.unwrap();
+        fs::remove_file(daemon.path("runtime.pid")).unwrap();
+        assert_eq!(names(), ["checkpoint.tar"]);
+        let archive = folder.join("checkpoint.tar").display().to_string();
+        assert_eq!(daemon.run("/bin/busybox", &["tar", "-xOf", &archive, "checkpoint/pages-1.img"]), "whole\n");
+        fs::remove_file(folder.join("checkpoint.tar")).unwrap();
+        goes_on();
+        daemon.assert_clean();
+    }
+    let mut client = daemon.client().await;
+    remove_pod(&mut client, &sandbox).await.unwrap();
+    daemon.assert_clean();
+}

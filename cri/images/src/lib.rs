@@ -200,11 +200,6 @@ impl Images {
         self.store().snapshot_usage(container_id)
     }
 
-    /// Fails, with the reason, where [`Images::write_changes`] is going to: a copy does not tell what was changed in it.
-    pub fn tells_changes(&self, container_id: &str) -> Result<()> {
-        self.store().tells_changes(container_id)
-    }
-
     /// Writes what a container has changed in its root as a tar, in the form of an OCI layer. Blocking.
     pub fn write_changes(&self, container_id: &str, to: impl std::io::Write) -> Result<()> {
         self.store().write_changes(container_id, to)

@@ -10,26 +10,16 @@ use std::time::Duration;
 use proto::cri;
 use serde_json::{Value, json};
 
+use super::settle::{is_frozen, settle};
 use crate::daemon::{Container, Daemon, now};
 use crate::error::{Error, Result};
+use crate::ledger::Checkpointing;
 
 /// When the request sets no limit.
 const SLOW: Duration = Duration::from_secs(120);
 
 /// For commands that wait for nothing but processes to stop.
-const QUICK: Duration = Duration::from_secs(30);
-
-/// In a container's bundle while its processes are stopped for a checkpoint: a daemon that starts lets them go on.
-const STOPPED: &str = "stopped-for-checkpoint";
-
-/// A folder that is gone with the value.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+pub(super) const QUICK: Duration = Duration::from_secs(30);
 
 /// Writes a checkpoint of a running container, which runs on, to the archive `location`.
 ///
@@ -45,20 +35,17 @@ pub async fn checkpoint(daemon: &Arc<Daemon>, id: &str, location: &str, limit: i
     if container.state() != cri::ContainerState::ContainerRunning {
         return Err(Error::State(format!("container {} does not run", container.id)));
     }
-    daemon.images.tells_changes(&container.id)?;
     // Beside the archive: there is the room for it.
-    let scratch = Scratch(location.with_file_name(format!(".{}.parts", name.to_string_lossy())));
-    let images = scratch.0.join("checkpoint");
-    fs::create_dir_all(&images).map_err(Error::failed(format!("create {}", images.display())))?;
-    fs::set_permissions(&scratch.0, Permissions::from_mode(0o700)).map_err(Error::failed("protect the checkpoint"))?;
+    let mine = &container.id[..container.id.len().min(13)];
+    let parts = location.with_file_name(format!(".{}.{mine}.parts", name.to_string_lossy()));
+    let frozen = is_frozen(daemon, &container);
+    // What an earlier one could not let go of.
+    settle(daemon, &container).await;
+    container.change(&daemon.ledger, |r| r.checkpoint = Some(Checkpointing { parts: parts.clone(), frozen }))?;
+    daemon.record_synced(&container.id).await??;
     let limit = u64::try_from(limit).ok().filter(|n| *n > 0).map_or(SLOW, Duration::from_secs);
-    let runtime = Runtime::of(daemon, &container)?;
-    // What is written of its files must fit what is written of its processes, which know sizes of files: none may run meanwhile.
-    let stopped = stop(daemon, &runtime, &container).await;
-    let written = write(daemon, &container, &runtime, scratch, &location, limit).await;
-    if stopped {
-        go_on(daemon, &runtime, &container).await;
-    }
+    let written = write(daemon, &container, parts, &location, limit).await;
+    settle(daemon, &container).await;
     written?;
     tracing::info!(container = %container.id, "checkpoint written");
     Ok(())
@@ -68,69 +55,40 @@ pub async fn checkpoint(daemon: &Arc<Daemon>, id: &str, location: &str, limit: i
 async fn write(
     daemon: &Arc<Daemon>,
     container: &Arc<Container>,
-    runtime: &Runtime,
-    scratch: Scratch,
+    parts: PathBuf,
     location: &Path,
     limit: Duration,
 ) -> Result<()> {
-    let images = scratch.0.join("checkpoint");
+    let runtime = Runtime::of(daemon, container)?;
+    let images = parts.join("checkpoint");
+    fs::create_dir_all(&images).map_err(Error::failed(format!("create {}", images.display())))?;
+    fs::set_permissions(&parts, Permissions::from_mode(0o700)).map_err(Error::failed("protect the checkpoint"))?;
+    // What is written of its files must fit what is written of its processes, which know sizes of files: none may run meanwhile.
+    if let Err(error) = runtime.run(daemon, &["pause"], QUICK, |command| command.arg(&container.id)).await {
+        tracing::warn!(container = %container.id, %error, "not stopped for its checkpoint");
+    }
     runtime
         .run(daemon, &["checkpoint", "--leave-running", "--file-locks"], limit, |command| {
-            command.arg("--image-path").arg(&images).arg("--work-path").arg(&scratch.0).arg(&container.id)
+            command.arg("--image-path").arg(&images).arg("--work-path").arg(&parts).arg(&container.id)
         })
         .await?;
     let (daemon, container, location) = (daemon.clone(), container.clone(), location.to_owned());
     let runtime = runtime.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let packed = tokio::task::spawn_blocking(move || {
-        let made = pack(&daemon, &container, &runtime, &scratch.0, &location);
-        drop(scratch);
-        made.map_err(|e| Error::Failed(format!("write checkpoint {}: {e}", location.display())))
+        pack(&daemon, &container, &runtime, &parts, &location)
+            .map_err(|e| Error::Failed(format!("write checkpoint {}: {e}", location.display())))
     });
     packed.await?
 }
 
-/// Stops a container's processes; false where the host or the runtime cannot, or they are stopped already.
-async fn stop(daemon: &Daemon, runtime: &Runtime, container: &Container) -> bool {
-    let mark = daemon.bundle(&container.id).join(STOPPED);
-    if fs::write(&mark, "").is_err() {
-        return false;
-    }
-    let stopped = runtime.run(daemon, &["pause"], QUICK, |command| command.arg(&container.id)).await;
-    if let Err(error) = &stopped {
-        tracing::warn!(container = %container.id, %error, "not stopped for its checkpoint");
-        let _ = fs::remove_file(&mark);
-    }
-    stopped.is_ok()
-}
-
-/// Lets the processes go on, and forgets that they were stopped.
-async fn go_on(daemon: &Daemon, runtime: &Runtime, container: &Container) {
-    match runtime.run(daemon, &["resume"], QUICK, |command| command.arg(&container.id)).await {
-        Ok(()) => drop(fs::remove_file(daemon.bundle(&container.id).join(STOPPED))),
-        // It may have ended meanwhile.
-        Err(error) => tracing::warn!(container = %container.id, %error, "does not go on after its checkpoint"),
-    }
-}
-
-/// Lets containers go on that were stopped when an earlier run of this daemon was killed.
-pub async fn recover(daemon: &Arc<Daemon>) {
-    for container in daemon.all_containers() {
-        if daemon.bundle(&container.id).join(STOPPED).exists()
-            && let Ok(runtime) = Runtime::of(daemon, &container)
-        {
-            tracing::info!(container = %container.id, "goes on after a checkpoint that did not end");
-            go_on(daemon, &runtime, &container).await;
-        }
-    }
-}
-
 /// The OCI runtime of a container.
-struct Runtime {
+pub(super) struct Runtime {
     program: PathBuf,
 }
 
 impl Runtime {
-    fn of(daemon: &Daemon, container: &Container) -> Result<Self> {
+    /// The one that made it.
+    pub(super) fn of(daemon: &Daemon, container: &Container) -> Result<Self> {
         let handler = daemon.sandbox(&container.sandbox)?.record().handler;
         let program = daemon.settings().handler(&handler);
         let program = program.ok_or_else(|| Error::Invalid(format!("runtime handler {handler:?} is unknown")))?;
@@ -138,7 +96,7 @@ impl Runtime {
     }
 
     /// Runs one command; what it says at its end is the reason where it fails.
-    async fn run(
+    pub(super) async fn run(
         &self,
         daemon: &Daemon,
         words: &[&str],

@@ -80,6 +80,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, mut config: cri::Contai
         message: String::new(),
         views: Vec::new(),
         restore: source.map(|source| source.archive),
+        checkpoint: None,
         doomed: false,
         config: Wire(config),
     };

@@ -148,6 +148,7 @@ pub(crate) async fn abandon(daemon: &Daemon, container: &Container) {
 /// Lets go of everything a container holds but its record. Answers what failed.
 pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Vec<String> {
     let mut faults = Vec::new();
+    super::settle::settle(daemon, container).await;
     let record = container.record();
     let delete = Request::Delete { id: record.id.clone() };
     if let Err(e) = monitors::call(daemon, &record.sandbox, delete).await {

@@ -5,6 +5,7 @@ mod create;
 pub mod exec;
 mod life;
 mod restore;
+mod settle;
 mod start;
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
-pub use checkpoint::{checkpoint, recover};
+pub use checkpoint::checkpoint;
 pub use create::create;
 pub use exec::{Exec, exec, exec_sync, exit_code};
 pub(crate) use life::abandon;
@@ -22,6 +23,7 @@ pub(crate) use life::set_resources;
 pub(crate) use life::to_cgroup;
 pub(crate) use life::try_remove;
 pub use life::{remove, stop, update_resources};
+pub use settle::recover;
 pub use start::{find_started, start};
 
 use crate::daemon::{Container, Daemon, lock};

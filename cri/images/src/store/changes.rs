@@ -6,33 +6,29 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::getxattr;
+use rustix::fs::{getxattr, lgetxattr, llistxattr};
 use tar::{Builder, EntryType, Header};
 
-use super::Store;
+use super::{Store, differences};
 use crate::error::{Error, Result};
 use crate::unpack::apply::apply;
-use crate::unpack::tree::Form;
+use crate::unpack::tree::{Form, OPAQUE_XATTR};
 
 impl Store {
-    /// Whether it can be told what a container changed.
-    pub(crate) fn tells_changes(&self, id: &str) -> Result<()> {
-        let native = self.state().snapshots.get(id).map(|s| s.native);
-        if native.ok_or_else(|| Error::NotFound { what: "snapshot", name: id.to_string() })? {
-            let why = "is a copy of its image, and nothing tells what was changed in it: that needs the snapshotter overlayfs";
-            return Err(Error::Invalid(format!("the root of container {id} {why}")));
-        }
-        Ok(())
-    }
-
-    /// Writes a snapshot's writable directory as a tar, in the form of an OCI layer.
+    /// Writes what a container has changed as a tar, in the form of an OCI layer.
     pub(crate) fn write_changes(&self, id: &str, to: impl Write) -> Result<()> {
-        self.tells_changes(id)?;
+        let snapshot = self.state().snapshots.get(id).cloned();
+        let snapshot = snapshot.ok_or_else(|| Error::NotFound { what: "snapshot", name: id.to_string() })?;
         let upper = self.snapshots.path(id).join("fs");
         let mut tar = Builder::new(to);
         tar.follow_symlinks(false);
-        let written = add(&mut tar, &upper, Path::new("")).and_then(|()| tar.into_inner().map(drop));
-        written.map_err(|e| Error::io("write the changes in", &upper, e))
+        let written = if snapshot.native {
+            // Its layers stay as long as it does.
+            differences::write(&mut tar, &upper, &self.lower(&snapshot)?)
+        } else {
+            add(&mut tar, &upper, Path::new(""))
+        };
+        written.and_then(|()| tar.into_inner().map(drop)).map_err(|e| Error::io("write the changes in", &upper, e))
     }
 
     /// Applies such a tar to a snapshot's writable directory, while that is not mounted.
@@ -82,16 +78,16 @@ fn add<W: Write>(tar: &mut Builder<W>, dir: &Path, name: &Path) -> io::Result<()
         // The container may run on: what is gone meanwhile is left out.
         let Ok(meta) = path.symlink_metadata() else { continue };
         let kind = meta.file_type();
-        if kind.is_char_device() && meta.rdev() == 0 {
+        if is_whiteout(&meta) {
             let hidden = format!(".wh.{}", entry.file_name().to_string_lossy());
             mark(tar, &name.join(hidden))?;
         } else if kind.is_socket() {
             // No archive holds one.
         } else {
-            tar.append_path_with_name(&path, &inside)?;
+            append(tar, &path, &inside)?;
             if kind.is_dir() {
                 let mut value = [0; 4];
-                if getxattr(&path, "trusted.overlay.opaque", &mut value).is_ok_and(|n| value[..n] == *b"y") {
+                if getxattr(&path, OPAQUE_XATTR, &mut value).is_ok_and(|n| value[..n] == *b"y") {
                     mark(tar, &inside.join(".wh..wh..opq"))?;
                 }
                 add(tar, &path, &inside)?;
@@ -101,7 +97,42 @@ fn add<W: Write>(tar: &mut Builder<W>, dir: &Path, name: &Path) -> io::Result<()
     Ok(())
 }
 
-fn mark<W: Write>(tar: &mut Builder<W>, name: &Path) -> io::Result<()> {
+/// Whether overlayfs takes this for the mark of what is deleted.
+pub(super) fn is_whiteout(meta: &fs::Metadata) -> bool {
+    meta.file_type().is_char_device() && meta.rdev() == 0
+}
+
+/// Writes one entry with the attributes that unpacking knows: a program keeps its capabilities.
+pub(super) fn append<W: Write>(tar: &mut Builder<W>, path: &Path, inside: &Path) -> io::Result<()> {
+    let all = attributes(path)?;
+    if !all.is_empty() {
+        let keyed = all.iter().map(|(key, value)| (format!("SCHILY.xattr.{key}"), value.as_slice()));
+        let keyed: Vec<_> = keyed.collect();
+        tar.append_pax_extensions(keyed.iter().map(|(key, value)| (key.as_str(), *value)))?;
+    }
+    tar.append_path_with_name(path, inside)
+}
+
+/// The capabilities and users' own attributes of a file, in order of their names.
+pub(super) fn attributes(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
+    // The kernel's bound for all names, and for a value.
+    let mut buffer = vec![0; 64 << 10];
+    let n = match llistxattr(path, &mut buffer) {
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        other => other?,
+    };
+    let names = String::from_utf8_lossy(&buffer[..n]).into_owned();
+    let ours = |key: &&str| *key == "security.capability" || key.starts_with("user.");
+    let mut all = Vec::new();
+    for key in names.split('\0').filter(ours) {
+        let n = lgetxattr(path, key, &mut buffer)?;
+        all.push((key.to_owned(), buffer[..n].to_vec()));
+    }
+    all.sort();
+    Ok(all)
+}
+
+pub(super) fn mark<W: Write>(tar: &mut Builder<W>, name: &Path) -> io::Result<()> {
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::Regular);
     header.set_mode(0o600);

@@ -3,6 +3,7 @@
 mod changes;
 mod choose;
 pub(crate) mod content;
+mod differences;
 pub(crate) mod layers;
 mod lease;
 pub(crate) mod mountinfo;
