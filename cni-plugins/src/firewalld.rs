@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gantry_dbus::{Call, Connection, Encoder, Error as BusError, Message};
+use gantry_files::{Access, Outlives};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{Context, Result};
@@ -180,10 +181,7 @@ impl Kept {
     fn write(&self) -> io::Result<()> {
         let folder = Self::folder().ok_or_else(|| io::Error::from(ErrorKind::Unsupported))?;
         fs::create_dir_all(&folder)?;
-        let path = self.path(&folder);
-        let fresh = path.with_extension("new");
-        fs::write(&fresh, serde_json::to_vec(self)?)?;
-        fs::rename(&fresh, &path)
+        gantry_files::replace(&self.path(&folder), &serde_json::to_vec(self)?, Access::Umask, Outlives::Program)
     }
 
     /// The folders go with their last file.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use gantry_files::{Access, Outlives, remove};
 use gantry_monitor::record::ExitRecord;
 use prost::Message;
 use proto::cri;
@@ -220,22 +221,9 @@ impl Ledger {
     }
 }
 
-/// Writes a file so that a reader finds the old or the new content.
+/// That it outlives a power failure is what [`Ledger::sync`] waits for.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("json.tmp");
-    let replaced = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    if replaced.is_err() {
-        // A full disk leaves an empty file.
-        let _ = fs::remove_file(&temporary);
-    }
-    replaced
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+    gantry_files::replace(path, bytes, Access::Umask, Outlives::Program)
 }
 
 fn read_all<T: DeserializeOwned>(folder: &Path) -> (Vec<T>, Vec<String>) {

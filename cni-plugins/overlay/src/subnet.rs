@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use gantry_files::{Access, Outlives};
 use gantry_net::Prefix;
 
 use crate::config::Network;
@@ -41,9 +42,7 @@ pub fn write(path: &Path, text: &str) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let fresh = path.with_extension("new");
-    fs::write(&fresh, text)?;
-    fs::rename(&fresh, path)
+    gantry_files::replace(path, text.as_bytes(), Access::Umask, Outlives::Program)
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use gantry_files::remove;
+
 const OWNERS: &str = ".owners";
 
 /// The folder of one network, locked.
@@ -209,11 +211,4 @@ fn overwrite(path: &Path, content: &str) -> io::Result<()> {
     file.write_all(content.as_bytes())?;
     let length = content.len() as u64;
     if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }

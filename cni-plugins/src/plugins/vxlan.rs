@@ -187,12 +187,7 @@ impl Plugin for Vxlan {
             Err(e) => return Err(Error::new(Code::Io, format!("read {}: {e}", kept.display()))),
         };
         plugin(&value)?.del(&passed(request, value)?)?;
-        match fs::remove_file(&kept) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                Err(Error::new(Code::Io, format!("remove {}: {e}", kept.display())))
-            }
-            _ => Ok(()),
-        }
+        gantry_files::remove(&kept).map_err(|e| Error::new(Code::Io, format!("remove {}: {e}", kept.display())))
     }
 
     fn check(&self, request: &Request) -> Result<()> {

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use gantry_files::{Access, Outlives};
 use gantry_net::nft::Element;
 use serde::{Deserialize, Serialize};
 
@@ -123,16 +124,15 @@ impl Records {
             let (admin, place) = (wanted.admin.clone(), place.cloned());
             let kept = Kept { owner: owner.to_owned(), admin, elements, conditional, place };
             let path = self.file(name, owner);
-            let fresh = path.with_extension("new");
             let text = serde_json::to_vec(&kept)?;
-            match fs::write(&fresh, &text) {
+            let write = || gantry_files::replace(&path, &text, Access::Umask, Outlives::Program);
+            match write() {
                 Err(e) if e.kind() == ErrorKind::NotFound => {
                     fs::create_dir_all(self.folder.join(name))?;
-                    fs::write(&fresh, &text)?;
+                    write()?;
                 }
                 other => other?,
             }
-            fs::rename(&fresh, &path)?;
         }
         Ok(())
     }

@@ -2,14 +2,13 @@
 //!
 //! Keys are ECDSA P-256. Everything is PEM text in memory; the only I/O is [`write_private`].
 
-use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
+use gantry_files::{Access, Outlives};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -192,12 +191,7 @@ pub fn certificate_block(der: &[u8]) -> String {
 /// # Errors
 /// The folder does not exist or does not take the file.
 pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
+    gantry_files::replace(path, text.as_bytes(), Access::Owner, Outlives::Crash)
 }
 
 pub(crate) fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
@@ -286,6 +280,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         write_private(&path, "secret").unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use gantry_files::{Access, Outlives};
 use serde::{Deserialize, Serialize};
 
 /// How a container ended.
@@ -17,30 +18,13 @@ pub struct ExitRecord {
     pub oom_killed: bool,
 }
 
-/// Writes `bytes` to `path` so that whoever reads it finds either the old or the new content, whole. That it outlives a power
-/// failure is not waited for.
-///
-/// # Errors
-/// The file system's.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_os_string();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // A full disk leaves an empty file.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
 impl ExitRecord {
     /// Writes the record. The monitor's death does not take it away; [`sync`] makes it outlive a power failure, too.
     ///
     /// # Errors
     /// The file system's.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        replace(path, &serde_json::to_vec(self)?)
+        gantry_files::replace(path, &serde_json::to_vec(self)?, Access::Umask, Outlives::Program)
     }
 
     /// Reads a record; none when there is no (whole) file.

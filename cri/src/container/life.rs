@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gantry_cgroup::{HugepageLimit, Resources};
+use gantry_files::{Access, Outlives};
 use gantry_monitor::protocol::Request;
 use gantry_monitor::record::ExitRecord;
 use proto::cri;
@@ -333,12 +334,11 @@ async fn set(
 
 /// Writes other limits into the configuration that a container starts with.
 fn promise(bundle: &Path, new: &cri::LinuxContainerResources, tasks: Option<i64>) -> Result<()> {
-    let (file, temporary) = (bundle.join("config.json"), bundle.join("config.json.tmp"));
+    let file = bundle.join("config.json");
     let changed = fs::read(&file).and_then(|text| {
         let mut oci = serde_json::from_slice(&text)?;
         spec::limit(&mut oci, new, tasks);
-        fs::write(&temporary, oci.to_string())?;
-        fs::rename(&temporary, &file)
+        gantry_files::replace(&file, oci.to_string().as_bytes(), Access::Umask, Outlives::Program)
     });
     changed.map_err(Error::failed(format!("change {}", file.display())))
 }

@@ -21,10 +21,7 @@ pub(crate) fn remove_all(folder: &Path) -> io::Result<()> {
 
 /// Listens on a socket that only root can reach, in place of one that an earlier kubelet left.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    gantry_files::remove(path)?;
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)

@@ -1,9 +1,10 @@
 //! State that must survive the kubelet: JSON files that are there whole or not at all.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
+use gantry_files::{Access, Outlives};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -35,16 +36,10 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
 /// # Errors
 /// The disk refuses.
 pub(crate) fn save<T: Serialize>(path: &Path, state: &T) -> io::Result<()> {
-    let mut next = path.as_os_str().to_owned();
-    next.push(".tmp");
-    let next = Path::new(&next);
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let mut file = File::create(next)?;
-    file.write_all(&serde_json::to_vec(state)?)?;
-    file.sync_all()?;
-    fs::rename(next, path)
+    gantry_files::replace(path, &serde_json::to_vec(state)?, Access::Umask, Outlives::Crash)
 }
 
 #[cfg(test)]

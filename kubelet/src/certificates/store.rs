@@ -131,10 +131,7 @@ impl Store {
 
     fn link(&self, target: &Path) -> io::Result<()> {
         let new = self.folder.join(format!("{}-updated.pem", self.prefix));
-        match fs::remove_file(&new) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        gantry_files::remove(&new)?;
         std::os::unix::fs::symlink(target, &new)?;
         fs::rename(&new, self.current_path())?;
         fs::File::open(&self.folder)?.sync_all()

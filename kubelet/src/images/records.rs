@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use gantry_files::{Access, Outlives};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -298,11 +299,7 @@ impl Records {
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
-    let new = path.with_extension("tmp");
-    let mut file = fs::File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    gantry_files::replace(path, bytes, Access::Umask, Outlives::Crash)
 }
 
 #[cfg(test)]

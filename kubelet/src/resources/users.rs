@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use gantry_files::{Access, Outlives};
 use k8s_openapi::api::core::v1::Pod;
 use proto::cri;
 use serde::{Deserialize, Serialize};
@@ -142,14 +143,10 @@ fn read(file: &Path) -> Option<Ids> {
 }
 
 fn write(folder: &Path, ids: Ids) -> std::io::Result<()> {
-    use std::io::Write;
     std::fs::create_dir_all(folder)?;
     let one = || vec![Mapping { host_id: ids.first, container_id: 0, length: ids.length }];
-    let (path, new) = (folder.join(FILE), folder.join("userns.tmp"));
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(&serde_json::to_vec(&Written { uid_mappings: one(), gid_mappings: one() })?)?;
-    file.sync_all()?;
-    std::fs::rename(new, path)
+    let bytes = serde_json::to_vec(&Written { uid_mappings: one(), gid_mappings: one() })?;
+    gantry_files::replace(&folder.join(FILE), &bytes, Access::Umask, Outlives::Crash)
 }
 
 impl Users {

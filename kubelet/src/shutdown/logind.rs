@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gantry_dbus::{Call, Connection, Encoder, Error, Result};
+use gantry_files::{Access, Outlives};
 use tokio::sync::mpsc;
 
 const NAME: &str = "org.freedesktop.login1";
@@ -99,11 +100,8 @@ impl Logind {
         let seconds = need.as_secs() + u64::from(need.subsec_nanos() > 0);
         let file = conf.join("99-kubelet.conf");
         let text = format!("# Kubelet logind override\n[Login]\nInhibitDelayMaxSec={seconds}\n");
-        let written = std::fs::create_dir_all(conf).and_then(|()| {
-            let next = conf.join(".99-kubelet.conf.tmp");
-            std::fs::write(&next, text)?;
-            std::fs::rename(&next, &file)
-        });
+        let written = std::fs::create_dir_all(conf)
+            .and_then(|()| gantry_files::replace(&file, text.as_bytes(), Access::Umask, Outlives::Program));
         written.map_err(|e| Error::Connection(format!("write {}: {e}", file.display())))?;
         self.reload()?;
         // logind takes its time after the signal.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use gantry_files::{Access, Outlives};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -62,13 +63,8 @@ impl Given {
     /// # Errors
     /// It cannot be written.
     pub(crate) fn save(&self, folder: &Path) -> std::io::Result<()> {
-        use std::io::Write;
         std::fs::create_dir_all(folder)?;
-        let (path, new) = (folder.join(FILE), folder.join("resources.json.tmp"));
-        let mut file = std::fs::File::create(&new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        std::fs::rename(new, path)
+        gantry_files::replace(&folder.join(FILE), &serde_json::to_vec(self)?, Access::Umask, Outlives::Crash)
     }
 
     /// The pod with what it was given instead of what it asks for.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use gantry_files::{Access, Outlives};
 use serde::{Deserialize, Serialize};
 
 use super::actions::Verdicts;
@@ -43,13 +44,10 @@ impl Results {
         if self.entries == self.saved || !pod_dir.is_dir() {
             return;
         }
-        let temporary = pod_dir.join("probes.json.tmp");
-        let write = || -> std::io::Result<()> {
-            std::fs::write(&temporary, serde_json::to_vec(&self.entries)?)?;
-            std::fs::File::open(&temporary)?.sync_all()?;
-            std::fs::rename(&temporary, file(pod_dir))
-        };
-        match write() {
+        let written = serde_json::to_vec(&self.entries)
+            .map_err(Into::into)
+            .and_then(|bytes| gantry_files::replace(&file(pod_dir), &bytes, Access::Umask, Outlives::Crash));
+        match written {
             Ok(()) => self.saved.clone_from(&self.entries),
             Err(e) => tracing::warn!(folder = %pod_dir.display(), error = %e, "probe results not saved"),
         }

@@ -105,7 +105,7 @@ fn own_dir(dir: &Path, gid: Option<u32>) -> io::Result<()> {
 
 fn publish(dir: &Path, fresh: &str, payload: &Payload) -> io::Result<()> {
     let temporary = dir.join(DATA_NEW);
-    remove_if_there(&temporary)?;
+    gantry_files::remove(&temporary)?;
     symlink(fresh, &temporary)?;
     fs::rename(&temporary, dir.join(DATA))?;
     for name in first_components(payload) {
@@ -114,7 +114,7 @@ fn publish(dir: &Path, fresh: &str, payload: &Payload) -> io::Result<()> {
         if fs::read_link(&link).ok().as_deref() == Some(&target) {
             continue;
         }
-        remove_if_there(&link)?;
+        gantry_files::remove(&link)?;
         symlink(&target, &link)?;
     }
     Ok(())
@@ -132,19 +132,12 @@ fn sweep(dir: &Path, fresh: &str, payload: &Payload) -> io::Result<()> {
         }
         let kind = entry.file_type()?;
         if kind.is_symlink() {
-            remove_if_there(&entry.path())?;
+            gantry_files::remove(&entry.path())?;
         } else if kind.is_dir() && name.starts_with("..") {
             fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }
 
 fn first_components(payload: &Payload) -> BTreeSet<&str> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use gantry_files::{Access, Outlives};
 use gantry_kube::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use serde::{Deserialize, Serialize};
@@ -47,12 +48,10 @@ impl Backing {
 
     fn write(&self, layout: &Layout, uid: &str, volume: &str) -> Result<(), String> {
         let file = Self::file(layout, uid, volume);
-        let fresh = file.with_extension("new");
         let text = serde_json::to_vec(self).map_err(|e| e.to_string())?;
         let parent = file.parent().unwrap_or(&file);
         fs::create_dir_all(parent)
-            .and_then(|()| fs::write(&fresh, text))
-            .and_then(|()| fs::rename(&fresh, &file))
+            .and_then(|()| gantry_files::replace(&file, &text, Access::Umask, Outlives::Program))
             .map_err(|e| format!("write {}: {e}", file.display()))
     }
 }

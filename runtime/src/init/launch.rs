@@ -3,9 +3,10 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use gantry_cgroup::{Cgroup, Entry};
+use gantry_files::{Access, Outlives};
 use gantry_sys::capability;
 use gantry_sys::namespaces::{Kind, enter};
 use gantry_sys::process::{Cloned, clone3, clone3_within, pidfd_send_signal, wait};
@@ -334,11 +335,7 @@ fn hand_over_listener(fd: &OwnedFd, profile: Option<&Seccomp>, container: &Conta
 /// Writes a pid file whole: a reader sees all of it or nothing.
 pub(crate) fn write_pid_file(path: Option<&Path>, pid: i32) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new: PathBuf = path.with_file_name(name);
-    fs::write(&new, pid.to_string())
-        .and_then(|()| fs::rename(&new, path))
+    gantry_files::replace(path, pid.to_string().as_bytes(), Access::Umask, Outlives::Program)
         .context(|| format!("write {}", path.display()))
 }
 

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use gantry_files::{Access, Outlives};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use clock::now;
@@ -285,13 +286,9 @@ impl Container {
     /// Writes the state whole.
     pub(crate) fn save(&self) -> Result<()> {
         let path = self.folder.join("state.json");
-        let new = self.folder.join("state.json.new");
         let bytes = serde_json::to_vec(&self.state).context(|| "write the state".to_owned())?;
-        let write = || -> io::Result<()> {
-            fs::write(&new, &bytes)?;
-            fs::rename(&new, &path)
-        };
-        write().context(|| format!("write {}", path.display()))
+        gantry_files::replace(&path, &bytes, Access::Umask, Outlives::Program)
+            .context(|| format!("write {}", path.display()))
     }
 
     /// The fifo at which a created container waits for `start`.

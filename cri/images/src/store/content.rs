@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use gantry_files::{Access, Outlives};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
@@ -193,32 +194,16 @@ impl Drop for Ingest {
     }
 }
 
-/// Makes renames in `dir` durable.
-fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync", dir, e))
-}
-
 /// Writes `bytes` to `path` so that a reader sees the old or the new content; a power failure may lose both.
 pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
-    let tmp = path.with_extension("tmp");
-    let written = fs::write(&tmp, bytes).map_err(|e| Error::io("write", &tmp, e));
-    let result = written.and_then(|()| fs::rename(&tmp, path).map_err(|e| Error::io("rename", path, e)));
-    if result.is_err() {
-        let _ = fs::remove_file(&tmp);
-    }
-    result
+    replace(path, bytes, Outlives::Program)
 }
 
 /// Writes `bytes` to `path` so that a reader sees the old or the new content and a crash loses neither.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let tmp = path.with_extension("tmp");
-    let result = File::create(&tmp)
-        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
-        .map_err(|e| Error::io("write", &tmp, e))
-        .and_then(|()| fs::rename(&tmp, path).map_err(|e| Error::io("rename", path, e)));
-    if result.is_err() {
-        let _ = fs::remove_file(&tmp);
-    }
-    result?;
-    path.parent().map_or(Ok(()), sync_dir)
+    replace(path, bytes, Outlives::CrashAtOnce)
+}
+
+fn replace(path: &Path, bytes: &[u8], outlives: Outlives) -> Result<()> {
+    gantry_files::replace(path, bytes, Access::Umask, outlives).map_err(|e| Error::io("write", path, e))
 }

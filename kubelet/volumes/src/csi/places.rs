@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use gantry_files::{Access, Outlives};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -40,18 +41,14 @@ impl Notes {
 
     /// Written whole, or not at all.
     pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
-        use std::io::Write;
         fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
-        let fresh = dir.join(format!("{NOTES}.new"));
-        let mut file = fs::File::create(&fresh)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        fs::rename(fresh, dir.join(NOTES))
+        gantry_files::replace(&dir.join(NOTES), &serde_json::to_vec(self)?, Access::Umask, Outlives::Crash)
     }
 
     pub(crate) fn remove(dir: &Path) -> io::Result<()> {
-        gone(fs::remove_file(dir.join(NOTES)))?;
-        gone(fs::remove_file(dir.join(format!("{NOTES}.new"))))?;
+        let notes = dir.join(NOTES);
+        gantry_files::remove(&notes)?;
+        gantry_files::remove(&gantry_files::temporary(&notes))?;
         gone(fs::remove_dir(dir))
     }
 
