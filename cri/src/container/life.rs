@@ -13,7 +13,7 @@ use gantry_monitor::protocol::Request;
 use gantry_monitor::record::ExitRecord;
 use proto::cri;
 
-use super::{ended, signal_number};
+use super::{ended, runs_on, signal_number};
 use crate::daemon::{Container, Daemon, lock, now};
 use crate::error::{Error, Result};
 use crate::events::emit;
@@ -108,14 +108,10 @@ async fn end(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: i64) -> Re
 }
 
 /// Kills runtimes that a dead monitor has left at work on a container: they would make what is deleted now.
-async fn end_orphans(id: &str) {
+async fn end_orphans(daemon: &Daemon, id: &str) {
     use std::os::fd::AsFd;
-    let at_work = |pid: &i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = line.split(|b| *b == 0);
-        let making: [&[u8]; 4] = [b"create", b"start", b"run", b"restore"];
-        words.clone().any(|w| w == id.as_bytes()) && words.any(|w| making.contains(&w))
-    };
+    let root = &daemon.config.runtime_root;
+    let at_work = |pid: &i32| runs_on(*pid, root, id, &["create", "start", "run", "restore"]);
     let pids = || -> Vec<i32> {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
         all.filter_map(|e| e.file_name().to_string_lossy().parse().ok()).filter(|pid| at_work(pid)).collect()
@@ -139,7 +135,7 @@ async fn end_orphans(id: &str) {
 /// Ends what a dead monitor has left of a container: first the runtime at work, which would go on to start it.
 pub(crate) async fn abandon(daemon: &Daemon, container: &Container) {
     if container.with(|r| r.started_at == 0) {
-        end_orphans(&container.id).await;
+        end_orphans(daemon, &container.id).await;
     }
     if let Ok(cgroup) = daemon.host.cgroup(&container.record().cgroup) {
         let _ = cgroup.kill();
@@ -159,7 +155,7 @@ pub(super) async fn release(daemon: &Arc<Daemon>, container: &Arc<Container>) ->
             daemon.settings().handler(&daemon.sandbox(&record.sandbox).map(|s| s.record().handler).unwrap_or_default())
         {
             let root = &daemon.config.runtime_root;
-            end_orphans(&record.id).await;
+            end_orphans(daemon, &record.id).await;
             let run = tokio::process::Command::new(runtime)
                 .arg("--root")
                 .arg(root)

@@ -154,6 +154,17 @@ pub fn labels_match(wanted: &HashMap<String, String>, labels: &HashMap<String, S
     wanted.iter().all(|(k, v)| labels.get(k) == Some(v))
 }
 
+/// Whether a process is an OCI runtime of this daemon that does one of these things with a container. Others name both, too, such
+/// as `crictl start ID`, but not the folder of the runtime's state.
+fn runs_on(pid: i32, root: &Path, id: &str, verbs: &[&str]) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+    let has = |word: &str| words.contains(&word.as_bytes());
+    let ours = words.windows(2).any(|pair| pair[0] == b"--root" && pair[1] == root.as_os_str().as_bytes());
+    ours && has(id) && verbs.iter().any(|verb| has(verb))
+}
+
 /// The full path of a container's log; empty for none.
 fn log_path(folder: &str, file: &str) -> String {
     if file.is_empty() || folder.is_empty() {

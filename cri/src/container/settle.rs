@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use proto::cri;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::checkpoint::{QUICK, Runtime};
+use super::runs_on;
 use crate::daemon::{Container, Daemon};
 
 /// How long what a dead daemon or runtime has left at work may go on.
@@ -40,8 +41,9 @@ pub async fn recover(daemon: &Arc<Daemon>) {
 /// checkpoint and when the container is removed.
 pub(super) async fn settle(daemon: &Arc<Daemon>, container: &Container) {
     let Some(begun) = container.with(|r| r.checkpoint.clone()) else { return };
-    let (parts, id) = (begun.parts.clone(), container.id.clone());
-    let _ = tokio::task::spawn_blocking(move || end_work(&parts, &id)).await;
+    let workers =
+        Workers { parts: begun.parts.clone(), root: daemon.config.runtime_root.clone(), id: container.id.clone() };
+    let _ = tokio::task::spawn_blocking(move || workers.end()).await;
     if !begun.frozen && container.state() == cri::ContainerState::ContainerRunning {
         go_on(daemon, container).await;
         if is_frozen(daemon, container) {
@@ -82,75 +84,101 @@ async fn go_on(daemon: &Daemon, container: &Container) {
     }
 }
 
-/// Waits until nothing works on the parts, and kills what does not end. Blocking.
-fn end_work(parts: &Path, id: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    let mut found = at_work(parts, id);
-    while !found.is_empty() && Instant::now() < deadline {
-        for pid in &found {
-            let Ok(pidfd) = gantry_sys::process::pidfd_open(*pid) else { continue };
-            // That number may have become another's meanwhile.
-            if at_work_in(parts, id, *pid) {
-                let left = deadline.saturating_duration_since(Instant::now());
-                let limit = Timespec::try_from(left).unwrap_or_default();
-                let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit));
+/// Who may be at work on a checkpoint.
+struct Workers {
+    parts: PathBuf,
+    /// The folder of the runtime's state.
+    root: PathBuf,
+    /// The container.
+    id: String,
+}
+
+impl Workers {
+    /// Waits until none is left, and kills those that do not end. Blocking.
+    fn end(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut found = self.all();
+        while !found.is_empty() && Instant::now() < deadline {
+            for pid in &found {
+                self.wait(*pid, deadline.saturating_duration_since(Instant::now()), false);
             }
+            found = self.all();
         }
-        found = at_work(parts, id);
+        for pid in found {
+            tracing::warn!(container = self.id, pid, "work on a checkpoint does not end, and is killed");
+            self.wait(pid, Duration::from_secs(5), true);
+        }
     }
-    for pid in found {
-        tracing::warn!(container = id, pid, "work on a checkpoint does not end, and is killed");
-        let Ok(pidfd) = gantry_sys::process::pidfd_open(pid) else { continue };
-        if at_work_in(parts, id, pid) {
+
+    /// Waits for the end of one.
+    fn wait(&self, pid: i32, limit: Duration, kill: bool) {
+        let Ok(pidfd) = gantry_sys::process::pidfd_open(pid) else { return };
+        // That number may have become another's meanwhile.
+        if !self.has(pid) {
+            return;
+        }
+        if kill {
             let _ = gantry_sys::process::pidfd_send_signal(pidfd.as_fd(), nix::libc::SIGKILL);
-            let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
-            let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit));
         }
+        let limit = Timespec::try_from(limit).unwrap_or_default();
+        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit));
     }
-}
 
-fn at_work(parts: &Path, id: &str) -> Vec<i32> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = all.filter_map(|e| e.file_name().to_string_lossy().parse().ok());
-    pids.filter(|pid| *pid != own && at_work_in(parts, id, *pid)).collect()
-}
-
-/// Whether a process is a runtime that stops or writes this container, or has files of the parts open, as criu has: it is told of
-/// them by descriptors.
-fn at_work_in(parts: &Path, id: &str, pid: i32) -> bool {
-    let process = PathBuf::from(format!("/proc/{pid}"));
-    let line = fs::read(process.join("cmdline")).unwrap_or_default();
-    let words: Vec<_> = line.split(|b| *b == 0).collect();
-    let has = |word: &[u8]| words.contains(&word);
-    if has(id.as_bytes()) && (has(b"checkpoint") || has(b"pause")) {
-        return true;
+    fn all(&self) -> Vec<i32> {
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = all.filter_map(|e| e.file_name().to_string_lossy().parse().ok());
+        pids.filter(|pid| *pid != own && self.has(*pid)).collect()
     }
-    let inside = |link: PathBuf| fs::read_link(link).is_ok_and(|to| to.starts_with(parts));
-    inside(process.join("cwd"))
-        || fs::read_dir(process.join("fd")).into_iter().flatten().flatten().any(|e| inside(e.path()))
+
+    /// Whether a process is a runtime that stops or writes the container, or has files of the parts open, as criu has: it is told
+    /// of them by descriptors.
+    fn has(&self, pid: i32) -> bool {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let inside = |link: PathBuf| fs::read_link(link).is_ok_and(|to| to.starts_with(&self.parts));
+        runs_on(pid, &self.root, &self.id, &["checkpoint", "pause"])
+            || inside(process.join("cwd"))
+            || fs::read_dir(process.join("fd")).into_iter().flatten().flatten().any(|e| inside(e.path()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+    use std::process::Stdio;
 
     #[test]
-    fn who_has_a_part_open_is_waited_for() {
+    fn who_has_a_part_open_is_waited_for_and_who_names_the_container_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let parts = dir.path().join("parts");
         fs::create_dir(&parts).unwrap();
         let log = fs::File::create(parts.join("dump.log")).unwrap();
-        let mut sleep = std::process::Command::new("sleep");
-        let mut child = sleep.arg("1").stdout(log.try_clone().unwrap()).spawn().unwrap();
-        drop(log);
-        drop(sleep);
-        let pid = i32::try_from(child.id()).unwrap();
-        assert!(at_work_in(&parts, "none", pid));
-        assert!(!at_work_in(&dir.path().join("par"), "none", pid));
-        let reaper = std::thread::spawn(move || child.wait().unwrap().success());
-        end_work(&parts, "none");
-        assert!(reaper.join().unwrap(), "it was killed");
-        assert_eq!(at_work(&parts, "none"), [0; 0]);
+        let run = |words: &[&str], out: fs::File| {
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", "read x; exit 0"]).args(words).stdin(Stdio::piped()).stdout(out).spawn().unwrap()
+        };
+        let null = || fs::File::options().write(true).open("/dev/null").unwrap();
+        let workers = |parts: &Path| Workers { parts: parts.into(), root: "/state".into(), id: "c1".into() };
+        let mut children = [
+            run(&["criu"], log),
+            run(&["--root", "/state", "checkpoint", "--image-path", "x", "c1"], null()),
+            run(&["crictl", "checkpoint", "c1"], null()),
+            run(&["--root", "/other", "checkpoint", "c1"], null()),
+        ];
+        let pids = children.each_ref().map(|c| i32::try_from(c.id()).unwrap());
+        let ours = workers(&parts);
+        // A shell without its words yet is still the test's own program.
+        let named = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with("sh"));
+        while !pids.iter().all(named) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(pids.map(|pid| ours.has(pid)), [true, true, false, false]);
+        assert!(!workers(&dir.path().join("par")).has(pids[0]));
+        // Each ends when its input does.
+        let reaper = std::thread::spawn(move || children.iter_mut().all(|c| c.wait().unwrap().success()));
+        ours.end();
+        assert_eq!(ours.all(), [0; 0]);
+        assert!(reaper.join().unwrap(), "one was killed");
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine;
 use cri_images::Digest;
 use cri_images::build::{BuildConfig, config_json, layer_gzip, manifest_json};
 
@@ -47,6 +48,13 @@ fn files(layers: usize, size: usize) -> Files {
 impl Registry {
     /// Starts one in the network namespace of this pid. As long as a file `gate` is there, blobs wait.
     pub fn start(init: u32, layers: usize, size: usize, gate: PathBuf) -> Self {
+        Self::start_private(init, layers, size, gate, "")
+    }
+
+    /// As [`Registry::start`], for those who log in as `user:password` only.
+    pub fn start_private(init: u32, layers: usize, size: usize, gate: PathBuf, login: &str) -> Self {
+        let login =
+            (!login.is_empty()).then(|| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(login)));
         let listener = std::thread::spawn(move || {
             let space = std::fs::File::open(format!("/proc/{init}/ns/net")).unwrap();
             nix::sched::setns(space, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
@@ -58,8 +66,8 @@ impl Registry {
         let (log, files) = (seen.clone(), Arc::new(files(layers, size)));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (log, files, gate) = (log.clone(), files.clone(), gate.clone());
-                std::thread::spawn(move || serve(stream, &log, &files, &gate));
+                let (log, files, gate, login) = (log.clone(), files.clone(), gate.clone(), login.clone());
+                std::thread::spawn(move || serve(stream, &log, &files, &gate, login.as_deref()));
             }
         });
         Self { image, seen }
@@ -71,10 +79,18 @@ impl Registry {
     }
 }
 
-fn serve(mut stream: TcpStream, log: &Mutex<Vec<String>>, files: &Files, gate: &std::path::Path) {
+fn serve(mut stream: TcpStream, log: &Mutex<Vec<String>>, files: &Files, gate: &std::path::Path, login: Option<&str>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(request) = lines.next() else { return };
-    while lines.next().is_some_and(|l| !l.is_empty()) {}
+    let headers: Vec<String> = lines.by_ref().take_while(|l| !l.is_empty()).collect();
+    let given =
+        headers.iter().find_map(|h| h.split_once(": ").filter(|(k, _)| k.eq_ignore_ascii_case("authorization")));
+    if login.is_some() && given.map(|(_, value)| value) != login {
+        let _ = stream.write_all(
+            b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"test\"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        );
+        return;
+    }
     let mut words = request.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if method == "GET" {
