@@ -10,6 +10,8 @@ STATE=${GANTRY_STATE:-/var/lib/gantry-up}
 RUN=${GANTRY_RUN:-/run/gantry-up}
 NODE_NAME=${GANTRY_NODE_NAME:-$(hostname | tr 'A-Z' 'a-z')}
 API_PORT=${GANTRY_API_PORT:-6443}
+# The machine is not the node's alone: the kubelet leaves the kernel's settings as they are.
+export GANTRY_KERNEL_SETTINGS=keep
 KUBELET_PORT=${GANTRY_KUBELET_PORT:-10250}
 HEALTHZ_PORT=${GANTRY_HEALTHZ_PORT:-10248}
 BRIDGE=${GANTRY_BRIDGE:-gantry0}

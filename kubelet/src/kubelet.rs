@@ -10,7 +10,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinSet};
 
 use crate::cri::UID_LABEL;
-use crate::pod::{self, Changed};
+use crate::eviction::{Kill, preempt};
+use crate::metrics::own;
+use crate::pod::{self, Changed, Rejection};
 use crate::shared::Shared;
 use crate::sources::{Source, Update, mirror};
 use crate::sync::admission::Admission;
@@ -19,6 +21,16 @@ use crate::sync::worker::{Desired, Worker};
 
 /// Between looks for what belongs to no pod.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
+
+/// The reason of a pod that has to go for a critical one.
+const PREEMPTING: &str = "Preempting";
+
+/// Pods that a new one waits for.
+#[derive(Default)]
+struct Ends {
+    uids: Vec<String>,
+    patience: Duration,
+}
 
 /// The pods of this node, for whoever wants to read them.
 #[derive(Clone, Default)]
@@ -215,18 +227,35 @@ impl Dispatcher {
         let uid = pod::uid(&pod).to_owned();
         tracing::info!(pod = %pod::key(&pod), uid, "pod accepted");
         self.pods.lock().insert(uid.clone(), pod.clone());
-        let rejected = self.rejection(&pod);
+        let (rejected, ends) = match self.admit(&pod) {
+            Ok(ends) => (None, ends),
+            Err(rejected) => (Some(rejected), Ends::default()),
+        };
         let (desired, receiver) = watch::channel(Desired { pod, gone: false });
         let poke = Arc::new(Notify::new());
         let refused = rejected.is_some();
         let stale = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(self.shared.clone(), receiver, poke.clone(), stale.clone(), rejected);
-        let id = self.tasks.spawn(worker.run()).id();
+        let shared = self.shared.clone();
+        let work = async move {
+            // Its place is theirs as long as they run.
+            let wait = async {
+                for uid in &ends.uids {
+                    shared.kills.ended(uid, ends.patience).await;
+                }
+            };
+            if tokio::time::timeout(ends.patience, wait).await.is_err() {
+                tracing::warn!("pods that make room for a critical one do not end in time; it begins all the same");
+            }
+            worker.run().await;
+        };
+        let id = self.tasks.spawn(work).id();
         self.ids.insert(id, uid.clone());
         self.workers.insert(uid, Handle { desired, poke, stale, rejected: refused });
     }
 
-    fn rejection(&self, pod: &Arc<Pod>) -> Option<(String, String)> {
+    /// Lets a pod in, after the end of others if there is no room beside them.
+    fn admit(&self, pod: &Arc<Pod>) -> Result<Ends, (String, String)> {
         let over = |p: &Pod| {
             let reported = self.shared.statuses.get(pod::uid(p));
             pod::is_over(p)
@@ -236,10 +265,38 @@ impl Dispatcher {
         // What a pod was given counts, not what it asks for by now.
         let given = |pod: Arc<Pod>| self.shared.allocations.get(pod::uid(&pod)).unwrap_or(pod);
         let others: Vec<Arc<Pod>> = holding.map(|w| given(w.desired.borrow().pod.clone())).collect();
-        let others: Vec<&Pod> = others.iter().map(|p| &**p).filter(|p| !over(p)).collect();
-        let rejection = self.admission.rejection(&self.shared, pod, &others)?;
-        self.shared.events.pod(pod, None, true, rejection.reason.clone(), rejection.message.clone());
-        Some((rejection.reason, format!("Pod was rejected: {}", rejection.message)))
+        let others: Vec<&Pod> = others.iter().map(|p| &**p).filter(|p| !over(p) && !self.makes_room(p)).collect();
+        match self.admission.ask(&self.shared, pod, &others) {
+            Ok(room) => {
+                let own = pod::containers(pod).len();
+                own::CONTAINERS_PER_POD.add(&[], own as f64);
+                for end in &room.ends {
+                    self.preempt(end, pod, &room.signal);
+                }
+                let uids = room.ends.iter().map(|p| pod::uid(p).to_owned()).collect();
+                Ok(Ends { uids, patience: preempt::patience(&room.ends) })
+            }
+            Err(Rejection { reason, message }) => {
+                own::REJECTIONS.count(&[("reason", &reason)]);
+                self.shared.events.pod(pod, None, true, reason.clone(), message.clone());
+                Err((reason, format!("Pod was rejected: {message}")))
+            }
+        }
+    }
+
+    /// Whether the pod has to go for a critical one: what it has is no longer its own.
+    fn makes_room(&self, pod: &Pod) -> bool {
+        self.shared.kills.get(pod::uid(pod)).is_some_and(|kill| kill.reason == PREEMPTING)
+    }
+
+    fn preempt(&self, end: &Pod, pod: &Pod, signal: &str) {
+        tracing::warn!(pod = %pod::key(end), critical = %pod::key(pod), resource = signal, "pod ends for a critical one");
+        let message = preempt::MESSAGE.to_owned();
+        self.shared.events.pod(end, None, true, PREEMPTING, message.clone());
+        own::PREEMPTIONS.count(&[("preemption_signal", signal)]);
+        let kill =
+            Kill { reason: PREEMPTING.to_owned(), message, grace: None, disruption: Some("TerminationByKubelet") };
+        self.shared.kills.order(pod::uid(end), kill);
     }
 
     fn gone(&mut self, pod: &Pod) {
@@ -262,6 +319,9 @@ impl Dispatcher {
         }
         self.pods.lock().remove(&uid);
         if let Some(next) = self.waiting.remove(&pod::key(&desired.pod)) {
+            if pod::uid(&next) == uid {
+                own::RESTARTED.count(&[("static", "true")]);
+            }
             self.start(next);
         }
         self.mirror_all();
@@ -341,6 +401,7 @@ impl Dispatcher {
             let Ok(sandboxes) = shared.cri.sandboxes(None).await else { return };
             let labelled = sandboxes.iter().filter_map(|s| s.labels.get(UID_LABEL).cloned());
             let mut orphans: HashSet<String> = labelled.collect();
+            let ran = Arc::new(orphans.clone());
             orphans.extend(shared.volumes.pods_on_disk());
             let groups = shared.cgroups.clone();
             orphans.extend(tokio::task::spawn_blocking(move || groups.pods()).await.unwrap_or_default());
@@ -348,9 +409,13 @@ impl Dispatcher {
                 if !freeing.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone()) {
                     continue;
                 }
-                let (shared, freeing) = (shared.clone(), freeing.clone());
+                let (shared, freeing, ran) = (shared.clone(), freeing.clone(), ran.clone());
                 tokio::spawn(async move {
                     match stop::free(&shared, &uid).await {
+                        Ok(()) if ran.contains(&uid) => {
+                            own::ORPHANS.count(&[]);
+                            tracing::info!(uid, "stopped and freed what ran for an unknown pod");
+                        }
                         Ok(()) => tracing::info!(uid, "freed what an unknown pod left"),
                         Err(e) => tracing::warn!(uid, error = %e, "orphan not freed, will try again"),
                     }

@@ -19,6 +19,7 @@ use crate::pleg::Health;
 use crate::pod;
 use crate::shared::Shared;
 use crate::stats;
+use crate::sync::resize::{IN_PROGRESS, PENDING};
 
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 /// How long file systems of claims may take to tell their size.
@@ -87,6 +88,44 @@ fn volumes(shared: &Shared, pods: &[Pod], page: &mut Page) {
     }
 }
 
+/// Pods by where they are in their lives, and resizes that wait or are under way.
+fn working(pods: &[Pod], page: &mut Page) {
+    let help = "Number of pods the kubelet is actually running, broken down by lifecycle phase, whether the pod is desired, orphaned, or runtime only (also orphaned), and whether the pod is static. An orphaned pod has been removed from local configuration or force deleted in the API and consumes resources that are not otherwise visible.";
+    let mut counts = BTreeMap::from([("sync", [0u32; 2]), ("terminating", [0; 2]), ("terminated", [0; 2])]);
+    let (mut pending, mut under_way) = ([("deferred", 0u32), ("infeasible", 0)], 0u32);
+    for pod in pods {
+        let at = match (pod::is_over(pod), pod.metadata.deletion_timestamp.is_some()) {
+            (true, _) => "terminated",
+            (_, true) => "terminating",
+            _ => "sync",
+        };
+        counts.entry(at).or_default()[usize::from(pod::is_static(pod))] += 1;
+        for condition in pod.status.iter().flat_map(|s| s.conditions.iter().flatten()) {
+            let reason = condition.reason.as_deref().unwrap_or_default();
+            match condition.type_.as_str() {
+                PENDING => {
+                    pending.iter_mut().filter(|(r, _)| reason.eq_ignore_ascii_case(r)).for_each(|(_, n)| *n += 1)
+                }
+                IN_PROGRESS => under_way += 1,
+                _ => {}
+            }
+        }
+    }
+    for (at, [others, fixed]) in counts {
+        for (word, count) in [("", others), ("true", fixed)] {
+            let of = labels(&[("config", "desired"), ("lifecycle", at), ("static", word)]);
+            page.put("kubelet_working_pods", help, Kind::Gauge, &of, f64::from(count));
+        }
+    }
+    for (reason, count) in pending {
+        let of = labels(&[("reason", reason)]);
+        let help = "Number of pending resizes for pods.";
+        page.put("kubelet_pod_pending_resizes", help, Kind::Gauge, &of, f64::from(count));
+    }
+    let help = "Number of in-progress resizes for pods.";
+    page.gauge("kubelet_pod_in_progress_resizes", help, f64::from(under_way));
+}
+
 /// The kubelet, seen from its server.
 pub(crate) struct Served {
     /// Handles.
@@ -133,6 +172,10 @@ impl Served {
             page.put("kubelet_active_pods", help, Kind::Gauge, &of, active as f64);
         }
         volumes(&self.shared, &pods, page);
+        working(&pods, page);
+        let of = labels(&[("provider", "cri")]);
+        let help = "Metrics provider used by kubelet to collect container stats. Values can be 'cadvisor' and 'cri'";
+        page.put("kubelet_metrics_provider", help, Kind::Gauge, &of, 1.0);
         let mirrors = if self.shared.client.is_some() { pods.iter().filter(|p| pod::is_static(p)).count() } else { 0 };
         let help = "The number of mirror pods the kubelet will try to create (one per admitted static pod)";
         page.gauge("kubelet_mirror_pods", help, mirrors as f64);
@@ -499,5 +542,44 @@ impl Node for Served {
 
     fn healthz(&self) -> Vec<(String, Result<(), String>)> {
         vec![("syncloop".to_owned(), self.shared.beat.check()), ("pleg".to_owned(), self.health.check())]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pods_are_counted_by_where_they_are() {
+        let pod = |extra: Value| -> Pod {
+            let mut value = json!({"metadata": {"name": "p"}, "status": {"phase": "Running"}});
+            for (key, more) in extra.as_object().unwrap() {
+                let own = value[key].as_object_mut().unwrap();
+                own.extend(more.as_object().unwrap().clone());
+            }
+            serde_json::from_value(value).unwrap()
+        };
+        let refused = json!([{"type": "PodResizePending", "status": "True", "reason": "Deferred"}]);
+        let pods = [
+            pod(json!({"status": {"conditions": refused}})),
+            pod(json!({"metadata": {"annotations": {"kubernetes.io/config.source": "file"}}})),
+            pod(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})),
+            pod(json!({"status": {"phase": "Failed"}})),
+        ];
+        let mut page = Page::default();
+        working(&pods, &mut page);
+        let text = page.render();
+        for line in [
+            "kubelet_working_pods{config=\"desired\",lifecycle=\"sync\",static=\"\"} 1",
+            "kubelet_working_pods{config=\"desired\",lifecycle=\"sync\",static=\"true\"} 1",
+            "kubelet_working_pods{config=\"desired\",lifecycle=\"terminating\",static=\"\"} 1",
+            "kubelet_working_pods{config=\"desired\",lifecycle=\"terminated\",static=\"\"} 1",
+            "kubelet_pod_pending_resizes{reason=\"deferred\"} 1",
+            "kubelet_pod_pending_resizes{reason=\"infeasible\"} 0",
+            "kubelet_pod_in_progress_resizes 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use super::threshold::{Threshold, thresholds, with_containers};
 use super::{limits, message, notify};
 use crate::gc::Images;
 use crate::kubelet::Pods;
+use crate::metrics::own;
 use crate::pod;
 use crate::shared::Shared;
 
@@ -89,6 +90,7 @@ impl Manager {
         }
         let disks = self.places.disks();
         let all = with_containers(&self.configured, disks.images_apart && disks.split);
+        let measured = Instant::now();
         let seen = self.measure().await?;
         let transition = self.shared.config.eviction_pressure_transition_period.0;
         let urgent = self.state.look(&all, &seen, transition, Instant::now());
@@ -114,7 +116,11 @@ impl Manager {
         if self.reclaim(signal, disks).await {
             return None;
         }
-        self.evict(&threshold, &seen, disks).await
+        let evicted = self.evict(&threshold, &seen, disks).await;
+        if evicted.is_some() {
+            own::EVICTION_AGE.observe(&[("eviction_signal", signal.name())], measured.elapsed());
+        }
+        evicted
     }
 
     fn report(&self, seen: &Observations) {
@@ -211,7 +217,7 @@ impl Manager {
                 own.filter(|own| most < 0 || *own < most).unwrap_or(if most < 0 { pod::grace(pod) } else { most })
             };
             self.kill(pod, grace, why, Some("TerminationByKubelet"));
-            crate::metrics::own::EVICTIONS.count(&[("eviction_signal", signal.name())]);
+            own::EVICTIONS.count(&[("eviction_signal", signal.name())]);
             return Some(candidate.uid.clone());
         }
         tracing::error!(signal = signal.name(), "no pod is left that could be evicted");

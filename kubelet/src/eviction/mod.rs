@@ -2,7 +2,7 @@
 //! that take more than they asked for first.
 //!
 //! `threshold` reads the configuration, `state` decides what is under pressure, `rank` who goes first, `message` what is
-//! said about it, `limits` which pods exceed their own limits of disk: all pure. `measure` and `manager` do the rest.
+//! said about it, `limits` which pods exceed their own limits of disk, `preempt` who makes room for a critical pod: all pure. `measure` and `manager` do the rest.
 
 mod admit;
 mod kills;
@@ -11,6 +11,7 @@ mod manager;
 mod measure;
 mod message;
 mod notify;
+pub(crate) mod preempt;
 mod pressure;
 mod rank;
 mod signal;

@@ -18,7 +18,27 @@ const STARTS: &[f64] = &[
 const STORAGES: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
 const LIVES: &[f64] =
     &[60.0, 3600.0, 14400.0, 86400.0, 604_800.0, 2_592_000.0, 7_776_000.0, 15_552_000.0, 31_104_000.0, 124_416_000.0];
-const PULLS: &[f64] = &[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0];
+const PULLS: &[f64] = &[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0];
+/// From 5 ms on, each 2.5 times the one before, 14 in all.
+const CALLS: &[f64] = &[
+    0.005,
+    0.0125,
+    0.03125,
+    0.078125,
+    0.1953125,
+    0.48828125,
+    1.220703125,
+    3.0517578125,
+    7.62939453125,
+    19.073486328125,
+    47.6837158203125,
+    119.20928955078125,
+    298.0232238769531,
+    745.0580596923828,
+];
+const SENDS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0];
+const ANSWERS: &[f64] = &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+const POWERS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0];
 
 /// A number that the kubelet keeps.
 #[derive(Debug)]
@@ -42,11 +62,11 @@ own! {
     /// Failed calls to the runtime.
     RUNTIME_ERRORS = "kubelet_runtime_operations_errors_total", "Cumulative number of runtime operation errors by operation type.", &[];
     /// How long they took.
-    RUNTIME_SECONDS = "kubelet_runtime_operations_duration_seconds", "Duration in seconds of runtime operations. Broken down by operation type.", SHORT;
+    RUNTIME_SECONDS = "kubelet_runtime_operations_duration_seconds", "Duration in seconds of runtime operations. Broken down by operation type.", CALLS;
     /// How long lists of all containers took.
     RELIST_SECONDS = "kubelet_pleg_relist_duration_seconds", "Duration in seconds for relisting pods in PLEG.", SHORT;
     /// Between them.
-    RELIST_INTERVAL = "kubelet_pleg_relist_interval_seconds", "Interval in seconds between relisting in PLEG.", STARTS;
+    RELIST_INTERVAL = "kubelet_pleg_relist_interval_seconds", "Interval in seconds between relisting in PLEG.", SHORT;
     /// From the first look to running.
     POD_START = "kubelet_pod_start_duration_seconds", "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run", STARTS;
     /// As the service level counts it.
@@ -75,12 +95,50 @@ own! {
     STORAGE = "storage_operation_duration_seconds", "Storage operation duration", STORAGES;
     /// Pods that were evicted.
     EVICTIONS = "kubelet_evictions", "Cumulative number of pod evictions by eviction signal", &[];
+    /// How old the numbers were by which a pod was evicted.
+    EVICTION_AGE = "kubelet_eviction_stats_age_seconds", "Time between when stats are collected, and when pod is evicted based on those stats by eviction signal", SHORT;
+    /// Pods that had to go for a critical one.
+    PREEMPTIONS = "kubelet_preemptions", "Cumulative number of pod preemptions by preemption resource", &[];
+    /// Pods that were not let in.
+    REJECTIONS = "kubelet_admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet.", &[];
+    /// Containers of each pod that was let in.
+    CONTAINERS_PER_POD = "kubelet_containers_per_pod_count", "The number of containers per pod.", POWERS;
+    /// From the first word of a pod to the first look at it.
+    WORKER_START = "kubelet_pod_worker_start_duration_seconds", "Duration in seconds from kubelet seeing a pod to starting a worker.", SHORT;
+    /// From a change of a pod's status to the apiserver's having it.
+    STATUS_SYNC = "kubelet_pod_status_sync_duration_seconds", "Duration in seconds to sync a pod status update. Measures time from detection of a change to pod status until the API is successfully updated for that pod, even if multiple intevening changes to pod status occur.", SENDS;
+    /// How long sandboxes take to come up.
+    SANDBOX_SECONDS = "kubelet_run_podsandbox_duration_seconds", "Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.", SHORT;
+    /// Sandboxes that did not come up.
+    SANDBOX_ERRORS = "kubelet_run_podsandbox_errors_total", "Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.", &[];
+    /// Pods whose sandbox could not be made.
+    POD_ERRORS = "kubelet_started_pods_errors_total", "Cumulative number of errors when starting pods", &[];
+    /// Containers that could not be started.
+    CONTAINER_ERRORS = "kubelet_started_containers_errors_total", "Cumulative number of errors when starting containers", &[];
+    /// Pods that came again under the uid that they had.
+    RESTARTED = "kubelet_restarted_pods_total", "Number of pods that have been restarted because they were deleted and recreated with the same UID while the kubelet was watching them (common for static pods, extremely uncommon for API pods)", &[];
+    /// Pods that ran at the runtime and that nobody knew.
+    ORPHANS = "kubelet_orphaned_runtime_pods_total", "Number of pods that have been detected in the container runtime without being already known to the pod worker. This typically indicates the kubelet was restarted while a pod was force deleted in the API or in the local configuration, which is unusual.", &[];
+    /// When the machine's shutdown began to be held up.
+    SHUTDOWN_START = "kubelet_graceful_shutdown_start_time_seconds", "Last graceful shutdown start time since unix epoch in seconds", &[];
+    /// When it was let go.
+    SHUTDOWN_END = "kubelet_graceful_shutdown_end_time_seconds", "Last graceful shutdown end time since unix epoch in seconds", &[];
+    /// From the machine's start to the kubelet's.
+    STARTUP_BEFORE = "kubelet_node_startup_pre_kubelet_duration_seconds", "Duration in seconds of node startup before kubelet starts.", &[];
+    /// From there until the node was offered to the apiserver.
+    STARTUP_OFFER = "kubelet_node_startup_pre_registration_duration_seconds", "Duration in seconds of node startup before registration.", &[];
+    /// From there until the apiserver had it.
+    STARTUP_REGISTER = "kubelet_node_startup_registration_duration_seconds", "Duration in seconds of node startup during registration.", &[];
+    /// From there until it was ready.
+    STARTUP_READY = "kubelet_node_startup_post_registration_duration_seconds", "Duration in seconds of node startup after registration.", &[];
+    /// From the machine's start until the node was ready.
+    STARTUP = "kubelet_node_startup_duration_seconds", "Duration in seconds of node startup in total.", &[];
     /// Images that were removed to make room.
     IMAGE_GC = "kubelet_image_garbage_collected_total", "Total number of images garbage collected by the kubelet, whether through disk usage or image age.", &[];
     /// Answers of the apiserver.
     REST = "rest_client_requests_total", "Number of HTTP requests, partitioned by status code, method, and host.", &[];
     /// How long they took.
-    REST_SECONDS = "rest_client_request_duration_seconds", "Request latency in seconds. Broken down by verb, and host.", SHORT;
+    REST_SECONDS = "rest_client_request_duration_seconds", "Request latency in seconds. Broken down by verb, and host.", ANSWERS;
     /// Renewals of the serving certificate that failed.
     SERVER_RENEW_ERRORS = "kubelet_server_expiration_renew_errors", "Counter of certificate renewal errors.", &[];
     /// How long serving certificates are used.
@@ -91,6 +149,7 @@ own! {
 
 enum Values {
     Count(f64),
+    Level(f64),
     Spread(Histogram),
 }
 
@@ -119,23 +178,41 @@ impl Own {
 
     /// Takes a time down.
     pub(crate) fn observe(&'static self, of: &[(&str, &str)], took: Duration) {
+        self.add(of, took.as_secs_f64());
+    }
+
+    /// Takes a value down.
+    pub(crate) fn add(&'static self, of: &[(&str, &str)], value: f64) {
         let mut kept = kept();
         let new = || Values::Spread(Histogram::new(self.bounds));
         if let Values::Spread(values) = kept.entry((self.name, labels(of))).or_insert_with(new) {
-            values.add(took.as_secs_f64());
+            values.add(value);
         }
+    }
+
+    /// Sets what goes up and down, such as a moment.
+    pub(crate) fn set(&'static self, value: f64) {
+        kept().insert((self.name, String::new()), Values::Level(value));
     }
 }
 
+/// Counters without labels: they are there from the start, so that a rise from nothing is seen.
+const PLAIN: &[&Own] = &[&STARTED_PODS, &POD_ERRORS, &ORPHANS, &RENEW_ERRORS, &SERVER_RENEW_ERRORS];
+
 /// Puts on a page what one of the two pages has: the probes' or all else.
 pub(crate) fn put(page: &mut Page, probes: bool) {
-    for ((name, of), values) in kept().iter() {
+    let kept = kept();
+    for own in PLAIN.iter().filter(|own| !probes && !kept.contains_key(&(own.name, String::new()))) {
+        page.put(own.name, own.help, Kind::Counter, "", 0.0);
+    }
+    for ((name, of), values) in kept.iter() {
         let Some(own) = ALL.iter().find(|o| o.name == *name) else { continue };
         if name.starts_with("prober_") != probes {
             continue;
         }
         match values {
             Values::Count(n) => page.put(name, own.help, Kind::Counter, of, *n),
+            Values::Level(n) => page.put(name, own.help, Kind::Gauge, of, *n),
             Values::Spread(values) => page.histogram(name, own.help, of, values),
         }
     }
@@ -177,6 +254,19 @@ pub(crate) fn pulled(uid: &str, took: Duration) {
     if let Some((_, pulling)) = starting().get_mut(uid) {
         *pulling += took;
     }
+}
+
+/// A container could not be started; `reason` is what its status says.
+pub(crate) fn container_failed(of: &Pod, name: &str, reason: &str) {
+    let spec = of.spec.as_ref();
+    let init = spec.is_some_and(|s| s.init_containers.iter().flatten().any(|c| c.name == name));
+    let main = spec.is_some_and(|s| s.containers.iter().any(|c| c.name == name));
+    let kind = match (init, main) {
+        (true, _) => "init_container",
+        (_, true) => "container",
+        _ => "ephemeral_container",
+    };
+    CONTAINER_ERRORS.count(&[("container_type", kind), ("code", reason)]);
 }
 
 /// A pod's status has changed: counts what began to run.
@@ -225,6 +315,54 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn distributions_have_upstreams_bounds() {
+        assert_eq!(RUNTIME_SECONDS.bounds.len(), 14);
+        for (i, bound) in RUNTIME_SECONDS.bounds.iter().enumerate() {
+            let want = 0.005 * 2.5_f64.powi(i32::try_from(i).unwrap());
+            assert!((bound - want).abs() < want * 1e-12, "{bound} {want}");
+        }
+        for (own, first, last, count) in [
+            (&RELIST_SECONDS, 0.005, 10.0, 11),
+            (&RELIST_INTERVAL, 0.005, 10.0, 11),
+            (&POD_WORKER, 0.005, 10.0, 11),
+            (&POD_START_SLI, 0.5, 3600.0, 25),
+            (&IMAGE_PULL, 1.0, 3600.0, 14),
+            (&STORAGE, 0.1, 600.0, 13),
+            (&STATUS_SYNC, 0.01, 60.0, 11),
+            (&REST_SECONDS, 0.005, 60.0, 12),
+            (&CONTAINERS_PER_POD, 1.0, 16.0, 5),
+        ] {
+            let bounds = own.bounds;
+            assert_eq!(
+                (bounds.first(), bounds.last(), bounds.len()),
+                (Some(&first), Some(&last), count),
+                "{}",
+                own.name
+            );
+            assert!(bounds.is_sorted());
+        }
+    }
+
+    #[test]
+    fn counters_without_labels_are_there_before_they_rise_and_levels_are_set() {
+        SHUTDOWN_START.set(5.0);
+        SHUTDOWN_START.set(7.5);
+        let mut page = Page::default();
+        put(&mut page, false);
+        let text = page.render();
+        for line in [
+            "# TYPE kubelet_graceful_shutdown_start_time_seconds gauge",
+            "kubelet_graceful_shutdown_start_time_seconds 7.5",
+            "kubelet_orphaned_runtime_pods_total 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+        let mut page = Page::default();
+        put(&mut page, true);
+        assert!(!page.render().contains("kubelet_"));
+    }
 
     #[test]
     fn operations_have_upstreams_names() {

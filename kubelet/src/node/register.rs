@@ -19,6 +19,7 @@ use serde_json::json;
 use super::facts;
 use crate::cri::CriError;
 use crate::eviction::Condition;
+use crate::metrics::own;
 use crate::pleg::Health;
 use crate::shared::Shared;
 
@@ -33,6 +34,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, 
     let mut sent: Option<(NodeStatus, Instant)> = None;
     let mut registered = !shared.config.register_node;
     let mut was_ready = None;
+    let mut startup = Startup::default();
     // A kubelet that begins anew goes on with what it said before: conditions keep the times of their last change.
     let known = tokio::time::timeout(LIMIT, api.get_opt(&shared.node_name)).await;
     let known = known.ok().and_then(Result::ok).flatten().and_then(|node| node.status);
@@ -48,15 +50,20 @@ pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, 
         if due {
             let work = async {
                 if !registered {
+                    startup.offered();
                     register(&shared, &api, &labels).await?;
                     registered = true;
                 }
+                startup.registered();
                 let patch = json!({"status": status});
                 api.patch_status(&shared.node_name, &PatchParams::default(), &Patch::Strategic(&patch)).await.map(drop)
             };
             match tokio::time::timeout(LIMIT, work).await {
                 Ok(Ok(())) => {
                     sent = Some((status, Instant::now()));
+                    if ready {
+                        startup.ready(&shared);
+                    }
                     if was_ready != Some(ready) {
                         let reason = if ready { "NodeReady" } else { "NodeNotReady" };
                         let text = format!("Node {} status is now: {reason}", shared.node_name);
@@ -84,6 +91,41 @@ pub(crate) async fn keep(shared: Arc<Shared>, labels: BTreeMap<String, String>, 
             _ = pressure.changed() => {}
             _ = devices.changed() => {}
         }
+    }
+}
+
+/// How long the steps of the node's start took, each taken down once.
+#[derive(Default)]
+struct Startup {
+    offered: Option<Instant>,
+    registered: Option<Instant>,
+    told: bool,
+}
+
+impl Startup {
+    fn offered(&mut self) {
+        self.offered.get_or_insert_with(Instant::now);
+    }
+
+    fn registered(&mut self) {
+        self.registered.get_or_insert_with(Instant::now);
+    }
+
+    fn ready(&mut self, shared: &Shared) {
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        let (now, started) = (Instant::now(), shared.started);
+        let registered = self.registered.unwrap_or(now);
+        let offered = self.offered.unwrap_or(registered);
+        let span = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
+        own::STARTUP_OFFER.set(span(started, offered));
+        own::STARTUP_REGISTER.set(span(offered, registered));
+        own::STARTUP_READY.set(span(registered, now));
+        // All but this is about nodes that have just come up: the machine may have run for months.
+        let up = jiff::Timestamp::now().as_second() - crate::metrics::boot_time();
+        own::STARTUP.set(up as f64);
+        own::STARTUP_BEFORE.set((up as f64 - span(started, now)).max(0.0));
     }
 }
 

@@ -86,8 +86,21 @@ pub(crate) fn admit(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Result<(), R
     Ok(())
 }
 
+/// How much of each resource the pod lacks beside the others.
+pub(crate) fn missing(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Amounts {
+    lacks(pod, node, others).map(|(name, want, taken, all)| (name, want - (all - taken))).collect()
+}
+
 /// Whether what is left of each resource is enough.
 fn room(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Result<(), Rejection> {
+    let Some((name, want, taken, all)) = lacks(pod, node, others).next() else { return Ok(()) };
+    let message =
+        format!("Node didn't have enough resource: {name}, requested: {want}, used: {taken}, capacity: {all}");
+    Err(Rejection { reason: format!("OutOf{name}"), message })
+}
+
+/// What there is not enough of: name, what is asked for, what others hold, what there is.
+fn lacks(pod: &Pod, node: &NodeView, others: &[&Pod]) -> impl Iterator<Item = (String, i64, i64, i64)> {
     let mut used = Amounts::new();
     for other in others {
         for (name, value) in requests(other) {
@@ -100,17 +113,13 @@ fn room(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Result<(), Rejection> {
     // The order in which upstream looks, then the rest.
     let first = ["pods", "cpu", "memory", "ephemeral-storage"];
     let rest = asked.keys().map(String::as_str).filter(|name| !first.contains(name));
-    for name in first.into_iter().chain(rest) {
+    let lack = |name: &str| {
         // What the node does not have at all belongs to a device plugin, which has the word on it.
-        let (Some(&want), Some(&all)) = (asked.get(name), node.allocatable.get(name)) else { continue };
+        let (&want, &all) = asked.get(name).zip(node.allocatable.get(name))?;
         let taken = used.get(name).copied().unwrap_or(0);
-        if want > 0 && want > all - taken {
-            let message =
-                format!("Node didn't have enough resource: {name}, requested: {want}, used: {taken}, capacity: {all}");
-            return Err(Rejection { reason: format!("OutOf{name}"), message });
-        }
-    }
-    Ok(())
+        (want > 0 && want > all - taken).then(|| (name.to_owned(), want, taken, all))
+    };
+    first.into_iter().chain(rest).filter_map(lack).collect::<Vec<_>>().into_iter()
 }
 
 struct Port<'a> {

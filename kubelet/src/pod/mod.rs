@@ -14,6 +14,6 @@ pub(crate) use admit::*;
 pub(crate) use dns::{NodeDns, NodeResolv, dns_warnings};
 pub(crate) use ephemeral::*;
 pub(crate) use read::*;
-pub(crate) use requests::{amounts, requests};
+pub(crate) use requests::{Amounts, amounts, requests};
 pub(crate) use spec::*;
 pub(crate) use uses::{Changed, shows};

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 const NAME: &str = "org.freedesktop.login1";
 const OBJECT: &str = "/org/freedesktop/login1";
 const MANAGER: &str = "org.freedesktop.login1.Manager";
+const BUS: &str = "org.freedesktop.DBus";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between tries to reach a bus that is not there.
 const RETRY: Duration = Duration::from_secs(10);
@@ -55,19 +56,26 @@ impl Logind {
         let mut bus = Connection::open(path, "the system bus", PATIENCE)?;
         bus.hello()?;
         bus.subscribe(&format!("type='signal',interface='{MANAGER}',member='PrepareForShutdown',path='{OBJECT}'"))?;
+        // A lock does not outlive the logind that gave it out, whatever becomes of the bus.
+        bus.subscribe(&format!(
+            "type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{NAME}'"
+        ))?;
         Ok(Self { bus })
+    }
+
+    fn property(&mut self, name: &str) -> Result<u64> {
+        let mut body = Encoder::default();
+        body.text(MANAGER);
+        body.text(name);
+        let interface = "org.freedesktop.DBus.Properties";
+        let call = Call { destination: NAME, path: OBJECT, interface, member: "Get", signature: "ss" };
+        let answer = self.bus.call(&call, &body)?;
+        answer.number(0).ok_or_else(|| Error::Connection(format!("logind does not tell {name}")))
     }
 
     /// How long logind lets a shutdown be held up.
     fn delay(&mut self) -> Result<Duration> {
-        let mut body = Encoder::default();
-        body.text(MANAGER);
-        body.text("InhibitDelayMaxUSec");
-        let interface = "org.freedesktop.DBus.Properties";
-        let call = Call { destination: NAME, path: OBJECT, interface, member: "Get", signature: "ss" };
-        let answer = self.bus.call(&call, &body)?;
-        let missing = || Error::Connection("logind does not tell InhibitDelayMaxUSec".into());
-        answer.number(0).map(Duration::from_micros).ok_or_else(missing)
+        self.property("InhibitDelayMaxUSec").map(Duration::from_micros)
     }
 
     fn inhibit(&mut self) -> Result<OwnedFd> {
@@ -119,22 +127,44 @@ impl Logind {
         )))
     }
 
-    /// Holds the lock and passes words on until the bus goes away.
-    fn watch(&mut self, words: &mpsc::Sender<Word>) -> Result<()> {
+    /// Takes a lock from a logind that was not asked before. `going_down` is what was told last: nobody calls the shutdown off
+    /// that a logind was about to do which is no more.
+    fn begin(&mut self, words: &mpsc::Sender<Word>, going_down: &mut bool) -> Result<()> {
         let lost = |_| Error::Connection("the kubelet ends".into());
-        words.blocking_send(Word::Ready(self.inhibit()?)).map_err(lost)?;
+        if *going_down && self.property("PreparingForShutdown")? == 0 {
+            words.blocking_send(Word::Shutdown(false)).map_err(lost)?;
+            *going_down = false;
+        }
+        if !*going_down {
+            words.blocking_send(Word::Ready(self.inhibit()?)).map_err(lost)?;
+        }
+        Ok(())
+    }
+
+    /// Holds the lock and passes words on until the bus goes away.
+    fn watch(&mut self, words: &mpsc::Sender<Word>, going_down: &mut bool) -> Result<()> {
+        let lost = |_| Error::Connection("the kubelet ends".into());
+        self.begin(words, going_down)?;
         loop {
             let signal = match self.bus.signal(WATCH) {
                 Ok(signal) => signal,
                 Err(Error::Late(_)) if !words.is_closed() => continue,
                 Err(e) => return Err(e),
             };
+            if signal.member == "NameOwnerChanged" && signal.interface == BUS {
+                if signal.text(0) != NAME || signal.text(2).is_empty() {
+                    continue;
+                }
+                tracing::info!("logind has begun anew: it is asked for a new lock");
+                self.begin(words, going_down)?;
+                continue;
+            }
             if signal.member != "PrepareForShutdown" || signal.interface != MANAGER {
                 continue;
             }
-            let active = signal.number(0) == Some(1);
-            words.blocking_send(Word::Shutdown(active)).map_err(lost)?;
-            if !active {
+            *going_down = signal.number(0) == Some(1);
+            words.blocking_send(Word::Shutdown(*going_down)).map_err(lost)?;
+            if !*going_down {
                 // The lock of before was given back; the next shutdown needs a new one.
                 words.blocking_send(Word::Ready(self.inhibit()?)).map_err(lost)?;
             }
@@ -146,12 +176,12 @@ impl Logind {
 pub(super) fn listen(places: Places, need: Duration) -> mpsc::Receiver<Word> {
     let (words, heard) = mpsc::channel(8);
     let work = move || {
-        let mut told = None;
+        let (mut told, mut going_down) = (None, false);
         while !words.is_closed() {
             let ended = Logind::connect(&places.bus).and_then(|mut logind| {
                 logind.ensure(need, &places.conf)?;
                 told = None;
-                logind.watch(&words)
+                logind.watch(&words, &mut going_down)
             });
             if let Err(e) = ended
                 && told.as_ref() != Some(&e)
@@ -223,8 +253,15 @@ mod tests {
     /// far ends of the locks that it has given out.
     fn fake(socket: &Path, conf: PathBuf, shutdowns: std_mpsc::Receiver<bool>, locks: std_mpsc::Sender<OwnedFd>) {
         let mut bus = connection(socket);
-        bus.own(NAME).unwrap();
-        bus.own("org.freedesktop.systemd1").unwrap();
+        // What others call it by comes last: a call that comes while a name is asked for would be lost.
+        for name in ["org.freedesktop.systemd1", NAME] {
+            let end = Instant::now() + LIMIT;
+            // One that was there before may still be on its way out.
+            while let Err(e) = bus.own(name) {
+                assert!(Instant::now() < end, "{e}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
         let mut delay = 5_000_000;
         std::thread::spawn(move || {
             loop {
@@ -252,7 +289,7 @@ mod tests {
                 let mut body = Encoder::default();
                 match call.member.as_str() {
                     "Get" => {
-                        body.number_variant(delay);
+                        body.number_variant(if call.text(1) == "PreparingForShutdown" { 0 } else { delay });
                         bus.answer(&call, "v", &body, &[]).unwrap();
                     }
                     "KillUnit" => {
@@ -266,7 +303,7 @@ mod tests {
                         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
                         body.u32(0);
                         bus.answer(&call, "h", &body, &[near.as_fd()]).unwrap();
-                        locks.send(far.into()).unwrap();
+                        let _ = locks.send(far.into());
                     }
                     other => panic!("unexpected call {other}"),
                 }
@@ -305,5 +342,31 @@ mod tests {
         shutdown.send(false).unwrap();
         assert!(matches!(word(&mut heard).await, Word::Shutdown(false)));
         assert!(matches!(word(&mut heard).await, Word::Ready(_)), "a new lock for the next one");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_logind_that_begins_anew_is_asked_for_a_new_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some((_daemon, socket)) = bus(dir.path()) else { return };
+        let conf = dir.path().join("logind.conf.d");
+        let begin = || {
+            let (shutdown, shutdowns) = std_mpsc::channel();
+            let (give, locks) = std_mpsc::channel();
+            fake(&socket, conf.clone(), shutdowns, give);
+            (shutdown, locks)
+        };
+        let (first, _locks) = begin();
+        let mut heard = listen(Places { bus: socket.clone(), conf: conf.clone() }, Duration::from_secs(2));
+        assert!(matches!(word(&mut heard).await, Word::Ready(_)));
+        // It goes while a shutdown is held up, and so cannot call it off.
+        first.send(true).unwrap();
+        assert!(matches!(word(&mut heard).await, Word::Shutdown(true)));
+        drop(first);
+        let (_second, locks) = begin();
+        assert!(matches!(word(&mut heard).await, Word::Shutdown(false)), "the new one knows of no shutdown");
+        let Word::Ready(lock) = word(&mut heard).await else { panic!("a new lock") };
+        let far = locks.recv_timeout(LIMIT).unwrap();
+        drop(lock);
+        assert!(released(&far), "the lock is the new logind's");
     }
 }

@@ -13,6 +13,7 @@ use super::logind::{Places, Word, listen};
 use super::plan::{Group, assign, grace, groups, total};
 use crate::eviction::Kill;
 use crate::kubelet::Pods;
+use crate::metrics::own;
 use crate::pod;
 use crate::shared::Shared;
 
@@ -45,6 +46,8 @@ pub(crate) async fn run(shared: Arc<Shared>, pods: Pods) {
     let mut lock: Option<OwnedFd> = None;
     while let Some(word) = words.recv().await {
         match word {
+            // It came while this shutdown was held up by the one before, which is given back: so is this one.
+            Word::Ready(new) if shared.shutdown.active() => drop(new),
             Word::Ready(new) => {
                 tracing::info!(seconds = total(&groups).as_secs(), "shutdowns of the machine wait for pods");
                 lock = Some(new);
@@ -67,6 +70,7 @@ pub(crate) async fn run(shared: Arc<Shared>, pods: Pods) {
                     "NodeShutdown",
                     "Shutdown manager detected shutdown event".to_owned(),
                 );
+                own::SHUTDOWN_START.set(now());
                 // The node says at once that it is not ready.
                 shared.pressure.touch();
                 end_pods(&shared, &pods, &groups).await;
@@ -74,10 +78,16 @@ pub(crate) async fn run(shared: Arc<Shared>, pods: Pods) {
                     tracing::warn!("not all statuses have arrived; the machine goes down all the same");
                 }
                 tracing::info!("pods have ended; the machine may go down");
+                own::SHUTDOWN_END.set(now());
                 drop(lock.take());
             }
         }
     }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    jiff::Timestamp::now().as_millisecond() as f64 / 1000.0
 }
 
 /// Ends pods group by group.

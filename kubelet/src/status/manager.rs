@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -12,6 +12,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 use tokio::sync::Notify;
 
+use crate::metrics::own;
 use crate::pod;
 use crate::sync::resize::{IN_PROGRESS, PENDING};
 
@@ -24,6 +25,8 @@ struct Entry {
     /// Counts changes, so that one made while a patch is under way is not lost.
     version: u64,
     sent: u64,
+    /// Since when something is not sent.
+    since: Option<Instant>,
     /// The pod is stopped and freed: delete it once its status has arrived.
     delete: bool,
 }
@@ -55,15 +58,17 @@ impl Statuses {
             status: pod.status.clone().unwrap_or_default(),
             version: 0,
             sent: 0,
+            since: None,
             delete: false,
         });
         entry.pod = pod.clone();
         if entry.status == status {
             return false;
         }
-        crate::metrics::own::pod_changed(pod, (entry.version > 0).then_some(&entry.status), &status);
+        own::pod_changed(pod, (entry.version > 0).then_some(&entry.status), &status);
         entry.status = status;
         entry.version += 1;
+        entry.since.get_or_insert_with(Instant::now);
         drop(entries);
         self.changed.notify_one();
         true
@@ -94,7 +99,7 @@ impl Statuses {
     /// Forgets a pod.
     pub(crate) fn forget(&self, uid: &str) {
         if let Some(entry) = self.entries().remove(uid) {
-            crate::metrics::own::forget(&entry.pod);
+            own::forget(&entry.pod);
         }
     }
 
@@ -133,6 +138,9 @@ impl Statuses {
                         let why = match sent {
                             Ok(Ok(gone)) => {
                                 let mut entries = this.entries();
+                                if let Some(since) = entries.get_mut(&uid).and_then(|e| e.since.take()) {
+                                    own::STATUS_SYNC.observe(&[], since.elapsed());
+                                }
                                 if gone && entry.delete {
                                     entries.remove(&uid);
                                 } else if let Some(now) = entries.get_mut(&uid) {

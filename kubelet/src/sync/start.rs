@@ -85,12 +85,16 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
         event("FailedCreatePodSandBox", message.clone());
         return Err(fail(message));
     }
-    match shared.cri.run_sandbox(config, &handler).await {
+    let (start, class) = (std::time::Instant::now(), [("runtime_handler", handler.as_str())]);
+    let run = shared.cri.run_sandbox(config, &handler).await;
+    own::SANDBOX_SECONDS.observe(&class, start.elapsed());
+    match run {
         Ok(id) => {
             tracing::info!(pod = %pod::key(pod), sandbox = %id, attempt, "sandbox made");
             Ok(())
         }
         Err(e) => {
+            own::SANDBOX_ERRORS.count(&class);
             let message = format!("Failed to create pod sandbox: {e}");
             event("FailedCreatePodSandBox", message.clone());
             Err(fail(message))

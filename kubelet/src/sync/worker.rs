@@ -147,6 +147,7 @@ impl Worker {
 
     /// Works until the pod is gone from the node.
     pub(crate) async fn run(mut self) {
+        crate::metrics::own::WORKER_START.observe(&[], self.begun.elapsed());
         loop {
             let desired = self.desired.borrow_and_update().clone();
             if desired.terminating() {

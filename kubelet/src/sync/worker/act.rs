@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kubelet_managers::Refusal;
 
 use super::{RETRY, SHOW, Worker};
+use crate::metrics::own;
 use crate::pod;
 use crate::sync::actions::Action;
 use crate::sync::observe::Observed;
@@ -46,6 +47,7 @@ impl Worker {
                         Acted::Yes
                     }
                     Err(e) => {
+                        own::POD_ERRORS.count(&[]);
                         for container in pod::containers(pod) {
                             self.errors.insert(container.name.clone(), (e.reason.to_owned(), String::new()));
                         }
@@ -155,6 +157,7 @@ impl Worker {
             }
             Err(e) => {
                 let now = Timestamp::now();
+                own::container_failed(pod, name, e.reason);
                 self.errors.insert(name.clone(), (e.reason.to_owned(), e.message));
                 let at = match e.reason {
                     "ErrImagePull" => {
