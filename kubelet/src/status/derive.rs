@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, Pod, PodCondition, PodIP, PodStatus, VolumeMount, VolumeMountStatus,
-};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, HostIP, Pod, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::conditions::{Progress, conditions};
+use super::container::{container, ephemeral};
 use crate::pod::{self, is_sidecar};
 use crate::resources::qos;
 use crate::sync::observe::{Observed, Seen, State};
@@ -42,11 +41,6 @@ pub(crate) struct Circumstances {
     pub(crate) first_seen: Timestamp,
 }
 
-/// The reason of a container whose end nobody saw.
-const LOST: &str = "ContainerStatusUnknown";
-/// The reason of a container that was removed because all of them begin anew.
-const ANEW: &str = "RestartingAllContainers";
-
 /// The status of `pod`; `before` is the one that was reported last.
 pub(crate) fn derive(
     pod: &Pod,
@@ -76,9 +70,6 @@ pub(crate) fn derive(
         && seen.containers.is_empty()
         && before.container_statuses.iter().flatten().all(|s| s.container_id.is_none());
     let (reason, message) = why(with, before, over);
-    let unready: Vec<&str> = mains.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
-    let sidecars_ready = inits.iter().zip(pod::init_containers(pod)).all(|(s, c)| !is_sidecar(c) || s.ready);
-    let ready = unready.is_empty() && sidecars_ready && !over;
     let mut ips = seen.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
     if pod::host_network(pod) && !seen.sandboxes.is_empty() {
         ips.clone_from(&with.host_ips);
@@ -86,62 +77,8 @@ pub(crate) fn derive(
     if ips.is_empty() && (over || with.terminating) {
         ips = before.pod_ips.iter().flatten().map(|p| p.ip.clone()).collect();
     }
-    let gates = unmet_gates(pod, before);
-    let gates_met = gates.is_empty();
-    let init_message = inits
-        .iter()
-        .zip(pod::init_containers(pod))
-        .filter(|(s, c)| if is_sidecar(c) { s.started != Some(true) } else { !s.ready });
-    let incomplete: Vec<&str> = init_message.map(|(s, _)| s.name.as_str()).collect();
-    let succeeded = phase == "Succeeded";
-    let named = |list: &[&str]| format!("[{}]", list.join(" "));
-    let not_ready = if succeeded {
-        Some(("PodCompleted".to_owned(), String::new()))
-    } else if phase == "Failed" {
-        Some(("PodFailed".to_owned(), String::new()))
-    } else {
-        (!ready)
-            .then(|| ("ContainersNotReady".to_owned(), format!("containers with unready status: {}", named(&unready))))
-    };
-    let initialized = (init_done || succeeded).then_some(()).map_or_else(
-        || {
-            Some((
-                "ContainersNotInitialized".to_owned(),
-                format!("containers with incomplete status: {}", named(&incomplete)),
-            ))
-        },
-        |()| succeeded.then(|| ("PodCompleted".to_owned(), String::new())),
-    );
-    let mut conditions = vec![
-        condition("PodReadyToStartContainers", seen.ready_sandbox().is_some(), None),
-        condition("Initialized", init_done || succeeded, initialized),
-        condition(
-            "Ready",
-            ready && gates_met,
-            if ready && !gates_met {
-                Some(("ReadinessGatesNotReady".to_owned(), gates.join(", ")))
-            } else {
-                not_ready.clone()
-            },
-        ),
-        condition("ContainersReady", ready, not_ready),
-        condition("PodScheduled", true, None),
-    ];
-    if let Some(restarting) = with.restarting {
-        let why = match () {
-            () if succeeded => Some(("PodCompleted".to_owned(), String::new())),
-            () if over => Some(("PodFailed".to_owned(), String::new())),
-            () => None,
-        };
-        conditions.push(condition("AllContainersRestarting", restarting && !over, why));
-    }
-    for new in &mut conditions {
-        let old = before.conditions.iter().flatten().find(|c| c.type_ == new.type_ && c.status == new.status);
-        new.last_transition_time = Some(old.and_then(|c| c.last_transition_time.clone()).unwrap_or_else(|| time(now)));
-        new.observed_generation = pod.metadata.generation;
-    }
-    let own: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
-    conditions.extend(before.conditions.iter().flatten().filter(|c| !own.contains(&c.type_)).cloned());
+    let progress = Progress { phase: &phase, init_done, mains: &mains, inits: &inits };
+    let conditions = conditions(pod, seen, with, before, &progress, now);
     let mut status = PodStatus {
         phase: Some(phase),
         conditions: Some(conditions),
@@ -175,19 +112,9 @@ fn why(with: &Circumstances, before: &PodStatus, over: bool) -> (Option<String>,
     }
 }
 
-/// What each readiness gate that is not met lacks, in upstream's words.
-fn unmet_gates(pod: &Pod, before: &PodStatus) -> Vec<String> {
-    let gates = pod.spec.iter().flat_map(|s| s.readiness_gates.iter().flatten());
-    gates
-        .filter_map(|gate| {
-            let name = &gate.condition_type;
-            match before.conditions.iter().flatten().find(|c| c.type_ == *name) {
-                Some(c) if c.status == "True" => None,
-                Some(c) => Some(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", c.status)),
-                None => Some(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
-            }
-        })
-        .collect()
+/// As the API writes times: to the second.
+pub(super) fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
 /// All termination messages of a pod together shall not be longer than this; each container may have its part.
@@ -204,34 +131,6 @@ fn cut_messages(status: &mut PodStatus) {
                 message.truncate(message.floor_char_boundary(part));
             }
         }
-    }
-}
-
-fn ephemeral(pod: &Pod, seen: &Observed, with: &Circumstances, before: &PodStatus) -> Option<Vec<ContainerStatus>> {
-    let one = |c: &k8s_openapi::api::core::v1::EphemeralContainer| {
-        let last = before.ephemeral_container_statuses.iter().flatten().find(|s| s.name == c.name);
-        let now = container(&pod::as_container(c), seen, with, last, "ContainerCreating");
-        // What ended and was collected since stays ended.
-        let lost = seen.latest(&c.name).is_none();
-        let ended = last.filter(|s| lost && s.state.as_ref().is_some_and(|s| s.terminated.is_some()));
-        ended.cloned().unwrap_or(ContainerStatus { started: None, ..now })
-    };
-    let list = pod::ephemeral_containers(pod);
-    (!list.is_empty()).then(|| list.iter().map(one).collect())
-}
-
-fn time(at: Timestamp) -> Time {
-    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
-}
-
-fn condition(type_: &str, status: bool, why: Option<(String, String)>) -> PodCondition {
-    let (reason, message) = why.unzip();
-    PodCondition {
-        type_: type_.to_owned(),
-        status: if status { "True" } else { "False" }.to_owned(),
-        reason,
-        message: message.filter(|m| !m.is_empty()),
-        ..Default::default()
     }
 }
 
@@ -284,141 +183,12 @@ fn phase(
     if never_ran { "Pending" } else { "Running" }.to_owned()
 }
 
-/// The end of a container that nobody saw.
-fn lost(reason: &str, message: &str) -> ContainerState {
-    let terminated = ContainerStateTerminated {
-        reason: Some(reason.to_owned()),
-        message: Some(message.to_owned()),
-        exit_code: 137,
-        ..Default::default()
-    };
-    ContainerState { terminated: Some(terminated), ..Default::default() }
-}
-
-/// The mounts of a container, and which of them are read-only through and through.
-fn mounts(spec: &Container, seen: &Seen) -> Option<Vec<VolumeMountStatus>> {
-    let one = |mount: &VolumeMount| {
-        let read_only = mount.read_only == Some(true);
-        let recursive = if seen.read_only_trees.contains(&mount.mount_path) { "Enabled" } else { "Disabled" };
-        VolumeMountStatus {
-            name: mount.name.clone(),
-            mount_path: mount.mount_path.clone(),
-            read_only: read_only.then_some(true),
-            recursive_read_only: read_only.then(|| recursive.to_owned()),
-            ..Default::default()
-        }
-    };
-    let all: Vec<VolumeMountStatus> = spec.volume_mounts.iter().flatten().map(one).collect();
-    (!all.is_empty()).then_some(all)
-}
-
-fn container(
-    spec: &Container,
-    observed: &Observed,
-    with: &Circumstances,
-    before: Option<&ContainerStatus>,
-    default_wait: &str,
-) -> ContainerStatus {
-    let mut all = observed.containers.iter().filter(|c| c.name == spec.name);
-    let (latest, previous) = (all.next(), all.next());
-    let ended = |seen: &Seen| ContainerState { terminated: Some(terminated(seen, with)), ..Default::default() };
-    let wait = |reason: &str, message: Option<String>| ContainerState {
-        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
-        ..Default::default()
-    };
-    let mut known_last = before.and_then(|b| b.last_state.clone()).filter(|l| l.terminated.is_some());
-    let mut status = ContainerStatus {
-        name: spec.name.clone(),
-        image: spec.image.clone().unwrap_or_default(),
-        restart_count: before.map_or(0, |b| b.restart_count),
-        started: Some(false),
-        ..Default::default()
-    };
-    if let (None, Some(before)) = (latest, before) {
-        let old = before.state.as_ref();
-        let (ran, ended) = (old.is_some_and(|s| s.running.is_some()), old.is_some_and(|s| s.terminated.is_some()));
-        if with.anew && (ran || ended) {
-            let message = "The container is removed because RestartAllContainers in place";
-            status.state = Some(wait(ANEW, Some(message.to_owned())));
-            status.last_state = if ended { before.state.clone() } else { Some(lost(ANEW, message)) };
-            status.restart_count += 1;
-            return status;
-        }
-        if ended {
-            // The container was removed to make room; what became of it stays known.
-            return before.clone();
-        }
-        if ran && (with.finished || with.terminating) {
-            let message = "The container could not be located when the pod was terminated";
-            return ContainerStatus {
-                state: Some(lost(LOST, message)),
-                ready: false,
-                started: Some(false),
-                ..before.clone()
-            };
-        }
-        if ran {
-            let message =
-                "The container could not be located when the pod was deleted.  The container used to be Running";
-            known_last = Some(lost(LOST, message));
-            status.restart_count += 1;
-        }
-    }
-    if let Some(seen) = latest {
-        status.restart_count = i32::try_from(seen.attempt).unwrap_or(i32::MAX);
-        status.container_id = Some(format!("{}://{}", with.runtime, seen.id));
-        status.image_id.clone_from(&seen.image_ref);
-        status.volume_mounts = mounts(spec, seen);
-        status.stop_signal.clone_from(&seen.stop_signal);
-        status.user = seen.user.clone().map(|linux| ContainerUser { linux: Some(linux) });
-    }
-    let waiting = with.waiting.get(&spec.name);
-    match (latest, waiting) {
-        (Some(seen), _) if matches!(seen.state, State::Running | State::Unknown) => {
-            status.state = Some(ContainerState {
-                running: Some(ContainerStateRunning { started_at: Some(time(seen.started_at)) }),
-                ..Default::default()
-            });
-            status.last_state = previous.filter(|p| p.state == State::Exited).map(ended).or(known_last);
-            status.started = Some(with.started.get(&seen.id).copied().unwrap_or(false));
-            status.ready = status.started == Some(true) && with.ready.get(&seen.id).copied().unwrap_or(false);
-        }
-        (Some(seen), None) if seen.state == State::Exited => {
-            status.state = Some(ended(seen));
-            status.last_state = previous.filter(|p| p.state == State::Exited).map(ended).or(known_last);
-        }
-        (found, waiting) => {
-            let (reason, message) = waiting.map_or((default_wait, None), |(r, m)| (r.as_str(), Some(m.clone())));
-            status.state = Some(wait(reason, message.filter(|m| !m.is_empty())));
-            let last = found.filter(|s| s.state == State::Exited).or(previous.filter(|p| p.state == State::Exited));
-            status.last_state = last.map(ended).or(known_last);
-        }
-    }
-    status
-}
-
-fn terminated(seen: &Seen, with: &Circumstances) -> ContainerStateTerminated {
-    let reason = match seen.reason.as_str() {
-        "" if seen.exit_code == 0 => "Completed",
-        "" => "Error",
-        given => given,
-    };
-    let message = with.messages.get(&seen.id).filter(|m| !m.is_empty()).cloned();
-    ContainerStateTerminated {
-        container_id: Some(format!("{}://{}", with.runtime, seen.id)),
-        exit_code: seen.exit_code,
-        reason: Some(reason.to_owned()),
-        message: message.or_else(|| Some(seen.message.clone()).filter(|m| !m.is_empty())),
-        started_at: Some(time(seen.started_at)),
-        finished_at: Some(time(seen.finished_at)),
-        ..Default::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::container::{ANEW, LOST};
     use crate::sync::observe::Sandbox;
+    use k8s_openapi::api::core::v1::{ContainerState, PodCondition};
     use serde_json::json;
 
     fn pod(policy: &str) -> Pod {
@@ -521,18 +291,6 @@ mod tests {
             let got = derive(&with_sidecar, &world, &with, &PodStatus::default(), Timestamp::now());
             assert_eq!(is(&got, "Initialized"), want);
         }
-    }
-
-    #[test]
-    fn mounts_tell_how_far_they_are_read_only() {
-        let spec: Container = serde_json::from_value(json!({"name": "a", "volumeMounts": [
-            {"name": "v", "mountPath": "/w"}, {"name": "v", "mountPath": "/r", "readOnly": true},
-            {"name": "v", "mountPath": "/t", "readOnly": true, "recursiveReadOnly": "IfPossible"}]}))
-        .unwrap();
-        let seen = Seen { read_only_trees: vec!["/t".into()], ..seen("a", State::Running, 0) };
-        let told: Vec<_> = mounts(&spec, &seen).unwrap().into_iter().map(|m| m.recursive_read_only).collect();
-        assert_eq!(told, [None, Some("Disabled".to_owned()), Some("Enabled".to_owned())]);
-        assert_eq!(mounts(&Container::default(), &seen), None);
     }
 
     #[test]
