@@ -1,22 +1,19 @@
-//! One pull's conversation with the servers of a registry: authentication, redirects, retries, errors in its words.
+//! One pull's conversation with the servers of a registry: requests, redirects, and which server is asked.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
-};
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE, USER_AGENT, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
-use serde::Deserialize;
 use url::Url;
 
 use super::challenge::{self, Challenge};
 use super::credentials::{Credentials, lookup};
 use super::hosts::{Endpoint, TlsOptions, endpoints, host_of, is_loopback};
 use super::transport::{Http, client};
+use super::tries::Tries;
 use crate::config::{Config, Timeouts};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -26,63 +23,25 @@ use crate::reference::Reference;
 
 /// Redirects followed per request.
 const MAX_REDIRECTS: usize = 5;
-/// A registry that asks for a longer pause is not waited for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Bytes of an error or token answer.
-const MAX_ANSWER: u64 = 1 << 20;
 
 /// The servers that can give one image.
 pub(crate) struct Registry {
     pub(crate) servers: Vec<Server>,
     pub(crate) timeouts: Timeouts,
-    path: String,
+    pub(super) path: String,
     domain: String,
     /// For token services and redirects to other hosts.
-    elsewhere: Http,
+    pub(super) elsewhere: Http,
     plain_http: Vec<String>,
 }
 
 /// One of them.
 pub(crate) struct Server {
     pub(crate) endpoint: Endpoint,
-    http: Http,
-    credentials: Credentials,
+    pub(super) http: Http,
+    pub(super) credentials: Credentials,
     /// The `Authorization` that worked last.
-    authorization: Mutex<Option<HeaderValue>>,
-}
-
-/// Attempts made and the pause before the next.
-pub(crate) struct Tries {
-    done: u32,
-    allowed: u32,
-    pause: Duration,
-}
-
-impl Tries {
-    /// After failure `e`: waits and says true when it makes sense to try again. A time-out has cost its time already: it
-    /// is repeated once only.
-    pub(crate) async fn again(&mut self, e: &Error) -> bool {
-        self.done += 1;
-        let allowed = if matches!(e, Error::Timeout { .. }) { self.allowed.min(2) } else { self.allowed };
-        if !e.is_transient() || self.done >= allowed {
-            return false;
-        }
-        let pause = match e.retry_after() {
-            // Whoever asked for the image tries again before that.
-            Some(wished) if wished > LONGEST_PAUSE => return false,
-            Some(wished) => wished.max(self.pause),
-            None => self.pause,
-        };
-        tracing::debug!(error = %e, attempt = self.done, ?pause, "registry request failed, trying again");
-        tokio::time::sleep(pause).await;
-        self.pause = (self.pause * 2).min(Duration::from_secs(10));
-        true
-    }
-
-    /// Something was achieved: the count starts again.
-    pub(crate) fn progressed(&mut self) {
-        self.done = 0;
-    }
+    pub(super) authorization: Mutex<Option<HeaderValue>>,
 }
 
 /// A manifest as it came.
@@ -170,7 +129,7 @@ impl Registry {
 
     /// A fresh count of attempts.
     pub(crate) fn tries(&self) -> Tries {
-        Tries { done: 0, allowed: self.timeouts.attempts, pause: self.timeouts.backoff }
+        Tries::new(&self.timeouts)
     }
 
     /// GET with authentication and redirects; anything but success is an error.
@@ -256,12 +215,12 @@ impl Registry {
         to.scheme() == "https" || (to.scheme() == "http" && (from.scheme() == "http" || self.is_plain(to)))
     }
 
-    fn is_plain(&self, url: &Url) -> bool {
+    pub(super) fn is_plain(&self, url: &Url) -> bool {
         let host = host_of(url);
         is_loopback(&host) || self.plain_http.contains(&host)
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         http: &Http,
         request: http::request::Builder,
@@ -286,166 +245,21 @@ impl Registry {
             }
         }
     }
-
-    /// Answers a challenge; true when there is a new authorization to try.
-    async fn authorize(&self, server: &Server, challenges: &[Challenge]) -> Result<bool> {
-        let value = if let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer") {
-            if server.credentials.registry_token.is_some() {
-                return Ok(false);
-            }
-            let mut tries = self.tries();
-            let token = loop {
-                match self.token(server, bearer).await {
-                    Err(e) if tries.again(&e).await => {}
-                    other => break other?,
-                }
-            };
-            format!("Bearer {token}")
-        } else if challenges.iter().any(|c| c.scheme == "basic") {
-            match server.credentials.basic_header() {
-                Some(value) => value,
-                None => return Ok(false),
-            }
-        } else {
-            return Ok(false);
-        };
-        let value = header(&value)?;
-        *server.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-        Ok(true)
-    }
-
-    /// Gets a bearer token from the service that the registry names.
-    async fn token(&self, server: &Server, challenge: &Challenge) -> Result<String> {
-        let realm = challenge.params.get("realm").map_or("", String::as_str);
-        let mut url = Url::parse(realm).ok().filter(|u| matches!(u.scheme(), "http" | "https")).ok_or_else(|| {
-            network(&server.endpoint.base, "authenticate at", format!("token realm {realm:?} is no URL"))
-        })?;
-        let credentials = &server.credentials;
-        if url.scheme() == "http"
-            && server.endpoint.base.scheme() == "https"
-            && !credentials.is_empty()
-            && !self.is_plain(&url)
-        {
-            let reason = format!("token realm {realm:?} would take the credentials in clear text");
-            return Err(network(&server.endpoint.base, "authenticate at", reason));
-        }
-        let service = challenge.params.get("service").cloned().unwrap_or_default();
-        let scope = challenge.params.get("scope").cloned().unwrap_or_else(|| format!("repository:{}:pull", self.path));
-        let http = if url.origin() == server.endpoint.base.origin() { &server.http } else { &self.elsewhere };
-        let response = if let Some(refresh) = &credentials.identity_token {
-            let form = url::form_urlencoded::Serializer::new(String::new())
-                .append_pair("grant_type", "refresh_token")
-                .append_pair("service", &service)
-                .append_pair("client_id", "gantry-cri")
-                .append_pair("scope", &scope)
-                .append_pair("refresh_token", refresh)
-                .finish();
-            let request = Request::post(url.as_str())
-                .header(USER_AGENT, "gantry-cri")
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
-            self.send(http, request, Bytes::from(form), &url).await?
-        } else {
-            url.query_pairs_mut().append_pair("service", &service).append_pair("scope", &scope);
-            let mut request = Request::get(url.as_str()).header(USER_AGENT, "gantry-cri");
-            if let Some(basic) = credentials.basic_header() {
-                request = request.header(AUTHORIZATION, header(&basic)?);
-            }
-            self.send(http, request, Bytes::new(), &url).await?
-        };
-        if !response.status().is_success() {
-            return Err(self.failure(response, &host_of(&url)).await);
-        }
-        #[derive(Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            token: String,
-            #[serde(default)]
-            access_token: String,
-        }
-        let bytes = self.body(response, &host_of(&url), "token", MAX_ANSWER).await?;
-        let answer: Answer = serde_json::from_slice(&bytes)
-            .map_err(|e| network(&url, "authenticate at", format!("the token answer is not JSON: {e}")))?;
-        let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
-        if token.is_empty() {
-            Err(network(&url, "authenticate at", "the answer holds no token".into()))
-        } else {
-            Ok(token)
-        }
-    }
-
-    /// The registry's own words about a failure.
-    async fn failure(&self, response: Response<Incoming>, host: &str) -> Error {
-        let status = response.status();
-        // Of the two forms only seconds are in use.
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
-        let bytes = self.body(response, host, "error", MAX_ANSWER).await.unwrap_or_default();
-        let (code, message) = reason(&bytes);
-        let standard = status.canonical_reason().unwrap_or("unexpected answer").to_lowercase();
-        Error::Registry {
-            host: host.to_string(),
-            status: status.as_u16(),
-            code,
-            reason: message.unwrap_or(standard),
-            retry_after: retry_after.map(Duration::from_secs),
-        }
-    }
-
-    /// A whole small body.
-    async fn body(&self, response: Response<Incoming>, host: &str, what: &str, limit: u64) -> Result<Bytes> {
-        let mut body = response.into_body();
-        let mut out = BytesMut::new();
-        let whole = async {
-            while let Some(chunk) = self.chunk(&mut body, host).await? {
-                if out.len() as u64 + chunk.len() as u64 > limit {
-                    let actual = out.len() as u64 + chunk.len() as u64;
-                    return Err(Error::Size { what: format!("{what} from {host}"), actual, limit });
-                }
-                out.extend_from_slice(&chunk);
-            }
-            Ok(())
-        };
-        let all = self.timeouts.rate_window;
-        match tokio::time::timeout(all, whole).await {
-            Ok(result) => result?,
-            Err(_) => {
-                return Err(Error::Timeout { host: host.into(), doing: "read an answer of", seconds: all.as_secs() });
-            }
-        }
-        Ok(out.freeze())
-    }
-
-    /// The next piece of a body, `None` at its end.
-    pub(crate) async fn chunk(&self, body: &mut Incoming, host: &str) -> Result<Option<Bytes>> {
-        let limit = self.timeouts.idle;
-        loop {
-            return match tokio::time::timeout(limit, body.frame()).await {
-                Ok(None) => Ok(None),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(bytes) => Ok(Some(bytes)),
-                    Err(_) => continue,
-                },
-                Ok(Some(Err(e))) => {
-                    Err(Error::Network { host: host.to_string(), doing: "read from", reason: innermost(&e) })
-                }
-                Err(_) => Err(Error::Timeout { host: host.to_string(), doing: "read from", seconds: limit.as_secs() }),
-            };
-        }
-    }
 }
 
-fn header(value: &str) -> Result<HeaderValue> {
+pub(super) fn header(value: &str) -> Result<HeaderValue> {
     let mut value = HeaderValue::from_str(value)
         .map_err(|_| Error::Invalid("registry credentials hold characters that HTTP does not allow".into()))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-fn network(url: &Url, doing: &'static str, reason: String) -> Error {
+pub(super) fn network(url: &Url, doing: &'static str, reason: String) -> Error {
     Error::Network { host: host_of(url), doing, reason }
 }
 
 /// The last error of a chain says most.
-fn innermost(e: &dyn std::error::Error) -> String {
+pub(super) fn innermost(e: &dyn std::error::Error) -> String {
     let mut at = e;
     while let Some(next) = at.source() {
         at = next;
@@ -462,54 +276,4 @@ fn timed_out(e: &(dyn std::error::Error + 'static)) -> bool {
         at = e.source();
     }
     false
-}
-
-/// Code and message of the distribution API's error document; text that is safe to show.
-fn reason(bytes: &[u8]) -> (Option<String>, Option<String>) {
-    #[derive(Deserialize)]
-    struct Document {
-        #[serde(default)]
-        errors: Vec<Item>,
-        #[serde(default)]
-        details: String,
-    }
-    #[derive(Deserialize)]
-    struct Item {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let Ok(document) = serde_json::from_slice::<Document>(bytes) else { return (None, None) };
-    let clean = |text: &str| {
-        let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
-        (!text.is_empty()).then_some(text)
-    };
-    match document.errors.first() {
-        Some(first) => {
-            let code = clean(&first.code);
-            let message = clean(&first.message).or_else(|| code.as_ref().map(|c| c.to_lowercase().replace('_', " ")));
-            (code, message)
-        }
-        None => (None, clean(&document.details)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_registrys_words_are_kept() {
-        let text = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"x"}}]}"#;
-        assert_eq!(reason(text), (Some("MANIFEST_UNKNOWN".into()), Some("manifest unknown".into())));
-        assert_eq!(reason(br#"{"errors":[{"code":"DENIED"}]}"#), (Some("DENIED".into()), Some("denied".into())));
-        assert_eq!(
-            reason(br#"{"details":"incorrect username or password"}"#).1.unwrap(),
-            "incorrect username or password"
-        );
-        assert_eq!(reason(b"<html>"), (None, None));
-        let evil = br#"{"errors":[{"message":"a\u001b[31mb\n"}]}"#;
-        assert_eq!(reason(evil).1.unwrap(), "a[31mb");
-    }
 }
