@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::delete::empty_namespace;
 use crate::http_util::now;
 use crate::router::Api;
 use crate::store::StoreError;
-use crate::write::empty_namespace;
 
 async fn ensure(api: &Api, key: &str, mut object: Value) -> Result<(), StoreError> {
     if api.store.get(key).is_some() {

@@ -1,7 +1,7 @@
 //! gantry-apiserver: the Kubernetes API over an embedded store.
 //!
 //! `store` keeps objects and their history; `server` speaks TLS and HTTP; `router` finds what a path means; `read`,
-//! `write` and `watch` are the verbs; `api-machinery` holds the rules of the objects themselves.
+//! `write`, `delete` and `watch` are the verbs; `api-machinery` holds the rules of the objects themselves.
 
 pub mod admission;
 pub mod auth;
@@ -9,6 +9,7 @@ pub mod binder;
 pub mod bootstrap_tokens;
 pub mod certificates;
 pub mod controllers;
+pub mod delete;
 pub mod event_ttl;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::auth::{self, Attributes, Tokens, User};
 use crate::http_util::{Answer, Query, json_reply, reply};
 use crate::store::{Store, StoreError};
-use crate::{pods, read, reviews, watch, write};
+use crate::{delete, pods, read, reviews, watch, write};
 
 /// What every request needs.
 #[derive(Debug)]
@@ -221,8 +221,8 @@ pub async fn handle(api: &Arc<Api>, peer: &Peer, request: Request<Incoming>) -> 
         (_, "create") => write::create(api, &call, &body(request).await?).await,
         (_, "update") => write::update(api, &call, &body(request).await?).await,
         (_, "patch") => write::patch(api, &call, &body(request).await?).await,
-        (_, "delete") => write::delete(api, &call, &body(request).await?).await,
-        (_, "deletecollection") => write::delete_collection(api, &call, &body(request).await?).await,
+        (_, "delete") => delete::delete(api, &call, &body(request).await?).await,
+        (_, "deletecollection") => delete::delete_collection(api, &call, &body(request).await?).await,
         _ => Err(status::method_not_allowed()),
     }
 }

@@ -137,5 +137,5 @@ fn evict(pod: &mut Value) {
         list.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
             "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": now()}));
     }
-    crate::write::mark_deleted(pod);
+    crate::delete::mark_deleted(pod);
 }
