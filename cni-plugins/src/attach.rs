@@ -243,6 +243,16 @@ pub fn remove_others(keep: impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
+/// What of a result is about this attachment's own device in the container: plugins of the same list may have given it others.
+pub fn own(request: &Request, result: &CniResult) -> CniResult {
+    let mut own = result.clone();
+    let others = |i: &Interface| !i.sandbox.is_empty() && i.name != request.ifname;
+    own.ips.retain(|ip| ip.interface.and_then(|index| result.interfaces.get(index)).is_none_or(|i| !others(i)));
+    own.ips.iter_mut().for_each(|ip| ip.interface = None);
+    own.interfaces.retain(|i| !others(i));
+    own
+}
+
 /// Looks whether the container's device has the addresses and routes of a result.
 ///
 /// # Errors
@@ -257,7 +267,7 @@ pub fn check(request: &Request, previous: &CniResult) -> Result<()> {
         return Err(Error::internal(format!("{} has another hardware address than it was given", link.name)));
     }
     let addresses = socket.addresses(Some(link.index)).doing(|| "read the container's addresses".into())?;
-    for ip in &previous.ips {
+    for ip in &own(request, previous).ips {
         if !addresses.contains(&(link.index, ip.address)) {
             return Err(Error::internal(format!("{} does not have address {}", link.name, ip.address)));
         }

@@ -41,7 +41,7 @@ impl Plugin for Bridge {
     fn check(&self, request: &Request) -> Result<()> {
         let config = Config::read(request)?;
         delegate::pass(Command::Check, request)?;
-        let previous = request.config.previous.clone().unwrap_or_default();
+        let previous = attach::own(request, &request.config.previous.clone().unwrap_or_default());
         let mut socket = Socket::route().doing(|| "open a netlink socket".into())?;
         let bridge = host::existing(&mut socket, &config.bridge)?;
         let name = attach::host_name(request);
@@ -169,7 +169,8 @@ fn default_routes(config: &Config, result: &mut CniResult) {
 /// Gives back everything that an ADD, whole or not, made for this attachment.
 fn detach(request: &Request, config: &Config) -> Result<()> {
     let owner = table::owner(request);
-    let known = wanted(config, &request.config.previous.clone().unwrap_or_default(), &attach::host_name(request));
+    let previous = attach::own(request, &request.config.previous.clone().unwrap_or_default());
+    let known = wanted(config, &previous, &attach::host_name(request));
     let release = |part: Part, configured: bool| {
         let any = configured || table::may_have(&owner, part);
         if any { table::release(&owner, part, &known).map(drop) } else { Ok(()) }
