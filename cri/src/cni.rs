@@ -13,6 +13,8 @@ use tokio::process::Child;
 use crate::error::{Error, Result};
 
 const SLOW: Duration = Duration::from_secs(60);
+/// What the first interface of a pod is called.
+const INTERFACE: &str = "eth0";
 /// Most bytes that a plugin may write to one of its outputs.
 const LONGEST: u64 = 4 << 20;
 
@@ -107,7 +109,7 @@ async fn try_add(list: &Value, to: &Attachment<'_>) -> Result<Value> {
     let mut result = None;
     for index in 0..list["plugins"].as_array().map_or(0, Vec::len) {
         let config = plugin_config(list, index, result.as_ref(), &to.capabilities);
-        result = Some(invoke("ADD", "eth0", &config, to).await?);
+        result = Some(invoke("ADD", INTERFACE, &config, to).await?);
     }
     Ok(result.unwrap_or_default())
 }
@@ -123,7 +125,7 @@ pub async fn del(list: &Value, result: Option<&Value>, to: &Attachment<'_>) -> V
             tracing::debug!(sandbox = to.id, plugin = kind, "no DEL: the plugin is missing and attached nothing");
             continue;
         }
-        if let Err(e) = invoke("DEL", "eth0", &config, to).await {
+        if let Err(e) = invoke("DEL", INTERFACE, &config, to).await {
             faults.push(e.to_string());
         }
     }
@@ -164,7 +166,7 @@ pub async fn collect(list: &Value, valid: &[String], bin_dirs: &[PathBuf]) -> Ve
     if !at_least(list, (1, 1)) || list["disableGC"] == json!(true) {
         return Vec::new();
     }
-    let attachments: Vec<Value> = valid.iter().map(|id| json!({"containerID": id, "ifname": "eth0"})).collect();
+    let attachments: Vec<Value> = valid.iter().map(|id| json!({"containerID": id, "ifname": INTERFACE})).collect();
     let to = network_itself(bin_dirs);
     let mut faults = Vec::new();
     for index in 0..list["plugins"].as_array().map_or(0, Vec::len) {
@@ -187,7 +189,7 @@ pub async fn check(list: &Value, result: &Value, to: &Attachment<'_>) -> Result<
     }
     for index in 0..list["plugins"].as_array().map_or(0, Vec::len) {
         let config = plugin_config(list, index, Some(result), &to.capabilities);
-        invoke("CHECK", "eth0", &config, to).await?;
+        invoke("CHECK", INTERFACE, &config, to).await?;
     }
     Ok(())
 }
@@ -293,19 +295,21 @@ fn answer(command: &str, output: &[u8]) -> Result<Value, String> {
     }
 }
 
-/// The addresses of a result that belong to the pod, in order.
+/// The addresses of a result that are the pod's, in order: those of its first interface, which we name. Plugins may give it more
+/// interfaces, for networks of their own: a pod that had two addresses of one family would be refused by the Kubernetes API.
 pub fn addresses(result: &Value) -> Vec<String> {
     let interfaces = result["interfaces"].as_array();
-    let inside = |ip: &Value| match (ip["interface"].as_u64(), interfaces) {
-        (Some(index), Some(all)) => {
-            all.get(index as usize).is_none_or(|i| i["sandbox"].as_str().is_some_and(|s| !s.is_empty()))
-        }
-        _ => true,
+    let of = |ip: &Value| ip["interface"].as_u64().and_then(|index| interfaces?.get(index as usize)).cloned();
+    let inside = |i: &Value| i["sandbox"].as_str().is_some_and(|s| !s.is_empty());
+    let pods = |wanted: &dyn Fn(&Value) -> bool| -> Vec<String> {
+        let ips = result["ips"].as_array().into_iter().flatten();
+        let ips = ips.filter(|ip| of(ip).is_none_or(|interface| inside(&interface) && wanted(&interface)));
+        ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse::<IpAddr>().ok())
+            .map(|ip| ip.to_string())
+            .collect()
     };
-    let ips = result["ips"].as_array().into_iter().flatten().filter(|ip| inside(ip));
-    ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse::<IpAddr>().ok())
-        .map(|ip| ip.to_string())
-        .collect()
+    let first = pods(&|interface| interface["name"] == INTERFACE);
+    if first.is_empty() { pods(&|_| true) } else { first }
 }
 
 /// A network's configuration, and behind NUL bytes what its plugins answer, as far as they are read here.
@@ -377,9 +381,15 @@ mod tests {
 
     #[test]
     fn pod_addresses_are_those_of_interfaces_inside() {
-        let result = json!({"interfaces": [{"name": "br"}, {"name": "eth0", "sandbox": "/x"}],
+        let result = json!({"interfaces": [{"name": "br"}, {"name": INTERFACE, "sandbox": "/x"}],
             "ips": [{"address": "10.0.0.1/24", "interface": 0}, {"address": "10.0.0.2/24", "interface": 1}]});
         assert_eq!(addresses(&result), ["10.0.0.2"]);
+        let mut result = json!({"interfaces": [{"name": "net1", "sandbox": "/x"}, {"name": INTERFACE, "sandbox": "/x"}],
+            "ips": [{"address": "10.1.0.2/24", "interface": 0}, {"address": "10.0.0.2/24", "interface": 1},
+                {"address": "fd00::2/64", "interface": 1}]});
+        assert_eq!(addresses(&result), ["10.0.0.2", "fd00::2"], "another network's are not the pod's");
+        result["ips"].as_array_mut().unwrap().truncate(1);
+        assert_eq!(addresses(&result), ["10.1.0.2"], "unless there are no others");
     }
 
     #[test]
@@ -408,10 +418,10 @@ mod tests {
         let config = json!({"type": "odd", "padding": "x".repeat(300_000)});
         let endless =
             plugin(dir.path(), "while :; do echo '{\"a\": \"0123456789012345678901234567890123456789\"}'; done");
-        let error = invoke("ADD", "eth0", &config, &endless).await.unwrap_err().to_string();
+        let error = invoke("ADD", INTERFACE, &config, &endless).await.unwrap_err().to_string();
         assert!(error.contains("writes more than"), "{error}");
         let deaf = plugin(dir.path(), "echo '{\"code\": 7, \"msg\": \"no thanks\"}'; exit 1");
-        let error = invoke("ADD", "eth0", &config, &deaf).await.unwrap_err().to_string();
+        let error = invoke("ADD", INTERFACE, &config, &deaf).await.unwrap_err().to_string();
         assert!(error.contains("no thanks"), "{error}");
     }
 

@@ -119,3 +119,62 @@ async fn what_happens_while_no_daemon_runs_is_told_by_the_next_one() {
     hear(&mut events, &id, Kind::ContainerDeletedEvent).await;
     daemon.assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_falls_too_far_behind_is_told_so_and_slows_nobody() {
+    let Some(daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    // Little is on its way to it: what it does not read stays with the daemon.
+    let address = format!("unix://{}", daemon.path("cri.sock").display());
+    let narrow = tonic::transport::Endpoint::new(address).unwrap().initial_stream_window_size(1024);
+    let mut slow = listen(&mut Client::new(narrow.connect_lazy())).await;
+    let mut quick = listen(&mut daemon.client().await).await;
+    let config = common::pod("many");
+    let ask = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    let sandbox = client.run_pod_sandbox(ask).await.unwrap().into_inner().pod_sandbox_id;
+    // Made and removed without a start: three events each.
+    let lives = tokio::spawn({
+        let (mut client, sandbox) = (daemon.client().await, sandbox.clone());
+        async move {
+            let mut ids = Vec::new();
+            for attempt in 0..420 {
+                let mut container = common::container("main", "exit");
+                container.metadata.as_mut().unwrap().attempt = attempt;
+                let ask = cri::CreateContainerRequest {
+                    pod_sandbox_id: sandbox.clone(),
+                    config: Some(container),
+                    sandbox_config: Some(config.clone()),
+                };
+                let id = client.create_container(ask).await.unwrap().into_inner().container_id;
+                client.remove_container(cri::RemoveContainerRequest { container_id: id.clone() }).await.unwrap();
+                ids.push(id);
+            }
+            ids
+        }
+    });
+    let mut deleted = Vec::new();
+    while deleted.len() < 420 {
+        let event = tokio::time::timeout(Duration::from_secs(60), quick.message()).await.expect("no event");
+        let event = event.unwrap().expect("the events end");
+        if event.container_event_type() == Kind::ContainerDeletedEvent {
+            deleted.push(event.container_id);
+        }
+    }
+    assert_eq!(lives.await.unwrap(), deleted, "who keeps up hears all, in order");
+    // The other hears what was on its way, and then why there is no more: it has to list anew.
+    let mut heard = 0;
+    let why = loop {
+        match tokio::time::timeout(Duration::from_secs(60), slow.message()).await.expect("no event") {
+            Ok(Some(_)) => heard += 1,
+            Ok(None) => panic!("the events end after {heard} as if there were no more"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((why.code(), why.message()), (tonic::Code::DataLoss, "events were missed: list again"));
+    assert!(heard < 420 * 3, "it missed nothing: {heard}");
+    // Listening anew works at once.
+    let mut again = listen(&mut client).await;
+    remove_pod(&mut client, &sandbox).await.unwrap();
+    hear(&mut again, &sandbox, Kind::ContainerDeletedEvent).await;
+    daemon.assert_clean();
+}
