@@ -61,7 +61,8 @@ pub fn main() -> Result<()> {
     }
     let Loaded { config, idle } = flags.load()?;
     let format = flags.log_format.as_ref().unwrap_or(&config.logging.format).parse().map_err(anyhow::Error::msg)?;
-    gantry_telemetry::log::init(&flags.level(&config), format).map_err(anyhow::Error::msg)?;
+    let modules = flags.modules(&config)?;
+    gantry_telemetry::log::init_with(&flags.level(&config), format, modules).map_err(anyhow::Error::msg)?;
     for (field, why) in idle {
         tracing::warn!(field, why, "this field of the kubelet configuration changes nothing");
     }

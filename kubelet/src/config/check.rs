@@ -315,6 +315,11 @@ fn logs(c: &Config) -> Result<()> {
     if c.container_log_monitor_interval.0 < Duration::from_secs(3) {
         bail!("field containerLogMonitorInterval: it must be at least 3s");
     }
+    for one in &c.logging.vmodule {
+        if one.file_pattern.is_empty() || one.file_pattern.contains(['=', ',']) {
+            bail!("field logging.vmodule: filePattern {:?} must be a name without '=' and ','", one.file_pattern);
+        }
+    }
     let path = &c.pod_logs_dir;
     let normal = std::path::Path::new(path)
         .components()

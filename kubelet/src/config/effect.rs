@@ -2,6 +2,8 @@
 //!
 //! A line goes when its field begins to work; the tests see to it that every line names a field.
 
+use serde_json::Value;
+
 /// Fields and why they change nothing.
 pub(crate) const NONE: &[(&str, &str)] = &[
     ("readOnlyPort", "nothing is served without authentication"),
@@ -26,9 +28,23 @@ pub(crate) const NONE: &[(&str, &str)] = &[
     ("memoryThrottlingFactor", "memory is limited, not throttled"),
     ("memoryReservationPolicy", "memory is limited, not throttled"),
     ("tracing", "spans are not exported"),
+    ("logging.flushFrequency", "log lines are written at once"),
+    ("logging.options", "log lines are written at once, to one stream"),
 ];
 
-/// Why a field changes nothing, if so.
-pub(crate) fn none(field: &str) -> Option<&'static str> {
-    NONE.iter().find(|(name, _)| *name == field).map(|(_, why)| *why)
+/// What `path` (with dots) leads to.
+pub(super) fn at<'a>(fields: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(fields, |value, part| value.get(part))
+}
+
+/// Whether a value says nothing: zeros, empty texts, and objects of such.
+pub(super) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Array(list) => list.is_empty(),
+        Value::String(text) => matches!(text.as_str(), "" | "0" | "0s"),
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::Bool(on) => !on,
+        Value::Null => true,
+    }
 }

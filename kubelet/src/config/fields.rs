@@ -192,7 +192,7 @@ impl Default for Logging {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Vmodule {
-    /// Files of upstream's source, here modules of ours.
+    /// Files of our source, by upstream's rules ([`gantry_telemetry::log::matches`]).
     pub(crate) file_pattern: String,
     /// Their verbosity.
     pub(crate) verbosity: u32,
@@ -211,6 +211,10 @@ macro_rules! configuration {
             pub(crate) kind: String,
             $(#[doc = concat!("`", $wire, "`")] #[serde(rename = $wire)] pub(crate) $field: $type,)*
         }
+
+        /// Each field's name in the file and in this program.
+        #[cfg(test)]
+        pub(super) const NAMES: &[(&str, &str)] = &[$(($wire, stringify!($field))),*];
 
         impl Default for KubeletConfiguration {
             fn default() -> Self {

@@ -246,9 +246,12 @@ fn finish(mut fields: Map<String, Value>) -> Result<Loaded> {
     let defaults = serde_json::to_value(KubeletConfiguration::default()).context("encode the defaults")?;
     let now = serde_json::to_value(&config).context("encode the configuration")?;
     let mut idle: Vec<(String, String)> = Vec::new();
-    for field in set.keys().filter(|f| now[f.as_str()] != defaults[f.as_str()]) {
-        if let Some(why) = effect::none(field) {
-            idle.push((field.clone(), why.to_owned()));
+    let set = Value::Object(set);
+    for (field, why) in effect::NONE {
+        let own = |of| effect::at(of, field);
+        let parts = field.contains('.') && own(&set).is_some_and(effect::is_empty);
+        if own(&set).is_some() && !parts && own(&now) != own(&defaults) {
+            idle.push(((*field).to_owned(), (*why).to_owned()));
         }
     }
     for gate in gates::check(&config.feature_gates)? {

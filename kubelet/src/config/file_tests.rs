@@ -73,7 +73,76 @@ fn no_field_is_ours_alone() {
         assert!(theirs.contains(&field.as_str()), "{field}");
     }
     for (field, why) in effect::NONE {
-        assert!(theirs.contains(field) && !why.is_empty(), "{field} of the table of fields without effect");
+        let top = field.split('.').next().unwrap_or_default();
+        assert!(theirs.contains(&top) && !why.is_empty(), "{field} of the table of fields without effect");
+    }
+}
+
+/// The text of the kubelet's source, without the files that only read, check and list fields.
+fn source(folder: &Path, out: &mut String) {
+    const ABOUT_FIELDS: [&str; 5] = ["fields.rs", "check.rs", "effect.rs", "settings.rs", "file_tests.rs"];
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        if path.is_dir() {
+            source(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") && !ABOUT_FIELDS.iter().any(|f| name == *f) {
+            out.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_field_is_honoured_or_warned_about_by_name() {
+    let mut text = String::new();
+    source(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+    let is_read = |field: &str| {
+        let at = format!(".{field}");
+        text.match_indices(&at).any(|(i, _)| {
+            let next = text[i + at.len()..].chars().next().unwrap_or(' ');
+            !next.is_alphanumeric() && next != '_'
+        })
+    };
+    for (of, wire, ..) in rows().into_iter().filter(|r| r.0 == "KubeletConfiguration") {
+        let (_, field) = super::super::fields::NAMES.iter().find(|(name, _)| *name == wire).unwrap();
+        // Whoever sets runOnce is refused, as upstream does since it is gone.
+        let useless = wire == "runOnce" || effect::NONE.iter().any(|(name, _)| *name == wire);
+        assert!(is_read(field) || useless, "{of}.{wire}: nothing reads {field}, and nobody is warned");
+    }
+}
+
+#[test]
+fn whoever_sets_a_field_of_no_use_is_told() {
+    let set = [
+        ("readOnlyPort", "10255"),
+        ("enableContentionProfiling", "true"),
+        ("enableProfilingHandler", "false"),
+        ("kubeletCgroups", "/k"),
+        ("systemCgroups", "/s"),
+        ("qosReserved", "{memory: 50%}"),
+        ("hairpinMode", "hairpin-veth"),
+        ("contentType", "application/vnd.kubernetes.protobuf"),
+        ("enableControllerAttachDetach", "false"),
+        ("makeIPTablesUtilChains", "false"),
+        ("iptablesMasqueradeBit", "3"),
+        ("iptablesDropBit", "4"),
+        ("showHiddenMetricsForVersion", "'1.35'"),
+        ("defaultPodSysctls", "{net.ipv4.ip_forward: '1'}"),
+        ("volumePluginDir", "/x"),
+        ("kernelMemcgNotification", "true"),
+        ("memoryThrottlingFactor", "0.5"),
+        ("memoryReservationPolicy", "TieredReservation"),
+        ("tracing", "{samplingRatePerMillion: 5}"),
+        ("logging.flushFrequency", "7s"),
+        ("logging.options", "{json: {splitStream: true}}"),
+    ];
+    for (field, _) in effect::NONE {
+        let (_, value) = set.iter().find(|(name, _)| name == field).unwrap_or_else(|| panic!("{field} is not tried"));
+        let text = match field.split_once('.') {
+            Some((of, part)) => format!("{of}: {{{part}: {value}}}"),
+            None => format!("{field}: {value}"),
+        };
+        let idle: Vec<String> = parse(&text).unwrap().idle.into_iter().map(|(f, _)| f).collect();
+        assert_eq!(idle, [*field], "{text}");
     }
 }
 
@@ -181,6 +250,7 @@ fn wrong_values_are_named() {
         ("userNamespaces: {idsPerPod: 100}", "userNamespaces.idsPerPod"),
         ("featureGates: {NoSuchGate: true}", "NoSuchGate"),
         ("logging: {format: xml}", "logging.format"),
+        ("logging: {vmodule: [{filePattern: 'a=b', verbosity: 1}]}", "logging.vmodule"),
         ("cgroupDriver: none", "cgroupDriver"),
         ("cgroupDriver: openrc", "cgroupDriver"),
     ] {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
+use tracing::Level;
 
 use super::settings::{self, Kind};
 use super::{KubeletConfiguration, file};
@@ -55,6 +56,9 @@ pub(crate) struct Flags {
     /// Upstream's verbosity: 0-3 info, 4-5 debug, 6 and more trace
     #[arg(long, short, value_name = "N")]
     pub(crate) v: Option<u32>,
+    /// Verbosity by source file (worker=5,sync/*=4)
+    #[arg(long, value_name = "PATTERN=N", value_delimiter = ',')]
+    pub(crate) vmodule: Vec<String>,
     /// Log level or filter (info, debug, info,kubelet::pleg=debug)
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
@@ -77,7 +81,6 @@ const IDLE: &[(&str, bool, &str)] = &[
     ("pod-infra-container-image", true, "the runtime has its own sandbox; it needs no pause image"),
     ("container-runtime", true, "the runtime is always reached by CRI, at containerRuntimeEndpoint"),
     ("runtime-cgroups", true, "the runtime's control group is its own matter"),
-    ("vmodule", true, "say it with --log-level, as in info,kubelet::pleg=debug"),
     ("log-flush-frequency", true, "log lines are written at once"),
     ("exit-on-lock-contention", false, "the lock is asked for once, at the start"),
     ("minimum-container-ttl-duration", true, "deprecated upstream; dead containers go with their successors"),
@@ -183,6 +186,25 @@ impl Flags {
         level_of(self.v.unwrap_or(config.logging.verbosity)).to_owned()
     }
 
+    /// Source files that say more than the rest; the flag's come over the file's.
+    ///
+    /// # Errors
+    /// The flag is not of patterns and numbers.
+    pub(crate) fn modules(&self, config: &KubeletConfiguration) -> anyhow::Result<Vec<(String, Level)>> {
+        let mut said = Vec::new();
+        for one in &self.vmodule {
+            let pair = one.split_once('=').filter(|(pattern, _)| !pattern.is_empty());
+            match pair.and_then(|(pattern, n)| Some((pattern.to_owned(), n.parse().ok()?))) {
+                Some(pair) => said.push(pair),
+                None => anyhow::bail!("--vmodule: {one:?} is not PATTERN=N"),
+            }
+        }
+        if said.is_empty() {
+            said.extend(config.logging.vmodule.iter().map(|v| (v.file_pattern.clone(), v.verbosity)));
+        }
+        Ok(said.into_iter().filter_map(|(pattern, n)| Some((pattern, level_of(n).parse().ok()?))).collect())
+    }
+
     /// What the command line said, for whoever asks the running kubelet.
     pub(crate) fn told(&self) -> Vec<(String, String)> {
         let text = |p: &Option<PathBuf>| p.as_ref().map(|p| p.display().to_string());
@@ -271,6 +293,19 @@ mod tests {
         let level = |line: &str| flags(line).level(&KubeletConfiguration::default());
         assert_eq!((level(""), level("--v=2"), level("-v 4")), ("info".into(), "info".into(), "debug".into()));
         assert_eq!(level("--v=9 --log-level=warn"), "warn");
+    }
+
+    #[test]
+    fn single_files_may_say_more() {
+        let mut config = KubeletConfiguration::default();
+        config.logging.vmodule.push(serde_json::from_str(r#"{"filePattern": "pleg", "verbosity": 6}"#).unwrap());
+        let modules = |line: &str| flags(line).modules(&config);
+        assert_eq!(modules("").unwrap(), [("pleg".to_owned(), Level::TRACE)]);
+        let said = [("worker".to_owned(), Level::DEBUG), ("sync/*".to_owned(), Level::INFO)];
+        assert_eq!(modules("--vmodule=worker=5,sync/*=2").unwrap(), said);
+        for wrong in ["--vmodule=worker", "--vmodule==3", "--vmodule=worker=much"] {
+            assert!(modules(wrong).unwrap_err().to_string().contains("--vmodule"), "{wrong}");
+        }
     }
 
     #[test]
