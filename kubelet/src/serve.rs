@@ -33,15 +33,20 @@ const CLAIM_METRICS: [(&str, &str); 6] = [
     ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume"),
 ];
 
+const HEALTH: (&str, &str) = (
+    "kubelet_volume_stats_health_status_abnormal",
+    "Abnormal volume health status. The count is either 1 or 0. 1 indicates the volume is unhealthy, 0 indicates volume is healthy",
+);
+
 /// Labels and numbers of each volume that is a claim, as its file system tells them.
 fn claims(shared: &Shared, pods: &[Pod]) -> Vec<(String, [f64; 6])> {
     let mut out = Vec::new();
     for pod in pods {
         for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            let Some(claim) = &volume.persistent_volume_claim else { continue };
+            let Some(claim) = stats::claim_of(pod, volume) else { continue };
             let Some(path) = shared.volumes.host_path(pod, &volume.name) else { continue };
             let Ok(disk) = nix::sys::statvfs::statvfs(&path) else { continue };
-            let of = labels(&[("namespace", pod::namespace(pod)), ("persistentvolumeclaim", &claim.claim_name)]);
+            let of = labels(&[("namespace", pod::namespace(pod)), ("persistentvolumeclaim", &claim)]);
             let bytes = |blocks: u64| (blocks * disk.fragment_size()) as f64;
             let used = bytes(disk.blocks().saturating_sub(disk.blocks_free()));
             let (all, free) = (disk.files() as f64, disk.files_free() as f64);
@@ -126,6 +131,15 @@ fn working(pods: &[Pod], page: &mut Page) {
     page.gauge("kubelet_pod_in_progress_resizes", help, f64::from(under_way));
 }
 
+/// Certificates of pods by what has become of them.
+fn certificates(shared: &Shared, page: &mut Page) {
+    let help = "Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.";
+    for ((signer, state), count) in shared.volumes.certificates() {
+        let of = labels(&[("signer_name", &signer), ("state", state)]);
+        page.put("kubelet_podcertificate_states", help, Kind::Gauge, &of, count as f64);
+    }
+}
+
 /// The kubelet, seen from its server.
 pub(crate) struct Served {
     /// Handles.
@@ -172,6 +186,7 @@ impl Served {
             page.put("kubelet_active_pods", help, Kind::Gauge, &of, active as f64);
         }
         volumes(&self.shared, &pods, page);
+        certificates(&self.shared, page);
         working(&pods, page);
         let of = labels(&[("provider", "cri")]);
         let help = "Metrics provider used by kubelet to collect container stats. Values can be 'cadvisor' and 'cri'";
@@ -412,6 +427,11 @@ impl Node for Served {
             metrics::put_process(&mut page);
             self.gauges(&mut page);
             let (shared, pods) = (self.shared.clone(), self.pods());
+            let health = self.volumes.health(&shared, &pods);
+            for ((namespace, claim), abnormal) in tokio::time::timeout(CLAIMS_LIMIT, health).await.unwrap_or_default() {
+                let of = labels(&[("namespace", &namespace), ("persistentvolumeclaim", &claim)]);
+                page.put(HEALTH.0, HEALTH.1, Kind::Gauge, &of, f64::from(u8::from(abnormal)));
+            }
             let claims = tokio::task::spawn_blocking(move || claims(&shared, &pods));
             // A dead file server must not hold up the page.
             if let Ok(Ok(claims)) = tokio::time::timeout(CLAIMS_LIMIT, claims).await {

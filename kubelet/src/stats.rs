@@ -3,12 +3,12 @@
 //! What costs little is read when it is asked for. Volumes have to be walked; that is done at most once in
 //! `volumeStatsAggPeriod`, and never by the thread that answers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Volume};
 use kubelet_volumes::Usage;
 use proto::cri;
 use serde_json::{Value, json};
@@ -32,28 +32,67 @@ impl Volumes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn of(&self, shared: &Arc<Shared>, uid: &str) -> Vec<Usage> {
+    async fn of(&self, shared: &Arc<Shared>, pod: &Pod) -> Vec<Usage> {
+        let uid = pod::uid(pod);
         let fresh = shared.config.volume_stats_agg_period.0;
         if let Some((at, usage)) = self.lock().get(uid)
             && at.elapsed() < fresh
         {
             return usage.clone();
         }
-        let (work, this, name) = (shared.clone(), self.clone(), uid.to_owned());
+        let (work, this, name, owner) = (shared.clone(), self.clone(), uid.to_owned(), pod.clone());
         let walk = tokio::spawn(async move {
             let (walker, of) = (work.clone(), name.clone());
             let walked = tokio::task::spawn_blocking(move || walker.volumes.usage(&of)).await;
             let mut usage = walked.unwrap_or_default();
             usage.extend(work.volumes.backed_usage(&name).await.into_iter().map(|(usage, _)| usage));
+            for (volume, health) in usage.iter().filter_map(|u| Some((&u.volume, u.health.as_ref()?))) {
+                if health.abnormal {
+                    let text = format!("Volume {volume}: {}", health.message);
+                    work.events.pod(&owner, None, true, "VolumeConditionAbnormal", text);
+                }
+            }
             this.lock().insert(name, (Instant::now(), usage));
         });
         let _ = tokio::time::timeout(WALK, walk).await;
         self.lock().get(uid).map(|(_, usage)| usage.clone()).unwrap_or_default()
     }
 
+    /// The claims whose drivers say how they are: namespace, name, and whether something is wrong.
+    pub(crate) async fn health(&self, shared: &Arc<Shared>, pods: &[Pod]) -> BTreeMap<(String, String), bool> {
+        let mut out = BTreeMap::new();
+        for pod in pods.iter().filter(|p| !pod::is_over(p) && volumes(p).iter().any(|v| claim_of(p, v).is_some())) {
+            for usage in self.of(shared, pod).await {
+                let volume = volumes(pod).iter().find(|v| v.name == usage.volume);
+                if let Some((claim, health)) = volume.and_then(|v| claim_of(pod, v)).zip(usage.health) {
+                    *out.entry((pod::namespace(pod).to_owned(), claim)).or_default() |= health.abnormal;
+                }
+            }
+        }
+        out
+    }
+
     fn keep_only(&self, pods: &[Pod]) {
         self.lock().retain(|uid, _| pods.iter().any(|p| pod::uid(p) == uid));
     }
+}
+
+fn volumes(pod: &Pod) -> &[Volume] {
+    pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default()
+}
+
+/// The claim that a volume is.
+pub(crate) fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
+    let own = volume.ephemeral.as_ref().map(|_| format!("{}-{}", pod::name(pod), volume.name));
+    volume.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone()).or(own)
+}
+
+/// A volume's entry.
+fn of_volume(usage: &Usage, claim: Option<&Value>, now: &str) -> Value {
+    let health = usage.health.as_ref().map(|h| json!({"abnormal": h.abnormal}));
+    known(json!({"time": now, "name": usage.volume, "pvcRef": claim, "volumeHealthStats": health,
+        "availableBytes": usage.available_bytes, "capacityBytes": usage.capacity_bytes, "usedBytes": usage.used_bytes,
+        "inodes": usage.inodes, "inodesFree": usage.inodes_free, "inodesUsed": usage.inodes_used}))
 }
 
 fn number(value: &Option<cri::UInt64Value>) -> Option<u64> {
@@ -150,7 +189,7 @@ pub(crate) async fn summary(
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let mut out = Vec::new();
     for pod in &pods {
-        let walked = if only_cpu_and_memory { Vec::new() } else { volumes.of(shared, pod::uid(pod)).await };
+        let walked = if only_cpu_and_memory { Vec::new() } else { volumes.of(shared, pod).await };
         out.push(of_pod(shared, pod, &parts, walked, &now, only_cpu_and_memory));
     }
     volumes.keep_only(&pods);
@@ -245,21 +284,15 @@ fn of_pod(shared: &Shared, pod: &Pod, parts: &Parts, walked: Vec<Usage>, now: &s
             known(json!({"process_count": linux.process.as_ref().and_then(|p| number(&p.process_count))}));
     }
     let mut list = Vec::new();
-    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     for usage in walked {
-        let volume = volumes.iter().find(|v| v.name == usage.volume);
-        let claim = volume.and_then(|v| {
-            let own = v.ephemeral.as_ref().map(|_| format!("{}-{}", pod::name(pod), v.name));
-            v.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone()).or(own)
-        });
+        let volume = volumes(pod).iter().find(|v| v.name == usage.volume);
+        let claim = volume.and_then(|v| claim_of(pod, v));
         let claim = claim.map(|name| json!({"name": name, "namespace": pod::namespace(pod)}));
         // What a driver brings is not on the node's disk.
         if claim.is_none() && volume.is_none_or(|v| v.csi.is_none()) {
             ephemeral = (ephemeral.0 + usage.used_bytes, ephemeral.1 + usage.inodes_used);
         }
-        list.push(known(json!({"time": now, "name": usage.volume, "pvcRef": claim,
-            "availableBytes": usage.available_bytes, "capacityBytes": usage.capacity_bytes, "usedBytes": usage.used_bytes,
-            "inodes": usage.inodes, "inodesFree": usage.inodes_free, "inodesUsed": usage.inodes_used})));
+        list.push(of_volume(&usage, claim.as_ref(), now));
     }
     entry["volume"] = list.into();
     entry["ephemeral-storage"] = with_use(file_system(&shared.root, now), Some(ephemeral.0), Some(ephemeral.1));
@@ -329,6 +362,22 @@ mod tests {
         assert_eq!(rate.at(start, 10.0), 0);
         assert_eq!(rate.at(start + Duration::from_secs(4), 12.0), 500_000_000);
         assert_eq!(rate.at(start + Duration::from_millis(4100), 99.0), 500_000_000);
+    }
+
+    #[test]
+    fn health_is_told_where_the_driver_tells_it() {
+        let mut usage = Usage { volume: "v".into(), used_bytes: 3, ..Usage::default() };
+        let entry = of_volume(&usage, Some(&json!({"name": "data"})), "now");
+        assert!(
+            entry.get("volumeHealthStats").is_none() && entry["pvcRef"]["name"] == "data" && entry["usedBytes"] == 3
+        );
+        usage.health = Some(kubelet_volumes::Health { abnormal: true, message: "gone".into() });
+        assert_eq!(of_volume(&usage, None, "now")["volumeHealthStats"], json!({"abnormal": true}));
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [], "volumes": [
+            {"name": "a", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "b", "ephemeral": {}}, {"name": "c"}]}}))
+        .unwrap();
+        let claims: Vec<_> = volumes(&pod).iter().map(|v| claim_of(&pod, v)).collect();
+        assert_eq!(claims, [Some("data".into()), Some("p-b".into()), None]);
     }
 
     #[test]

@@ -17,6 +17,10 @@ use crate::resources::managers;
 use crate::shared::Shared;
 use crate::{images, logs, pod::container_config};
 
+/// How long a postStart hook may take. Upstream has no limit, and people wait in hooks for others; it ends sooner with its
+/// container, its pod, or the pod's deletion.
+const POST_START: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Why something did not start: the reason of the waiting state and its message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StartError {
@@ -195,7 +199,8 @@ pub(crate) async fn container(
     }
     let ips = if pod::host_network(pod) { shared.node_ips.clone() } else { sandbox.ips.clone() };
     let context = shared.context(ips.clone());
-    let env = kubelet_volumes::environment(pod, container, &context, &*shared.objects)
+    let places = |volume: &str| shared.volumes.host_path(pod, volume);
+    let env = kubelet_volumes::environment(pod, container, &context, &*shared.objects, &places)
         .await
         .map_err(|e| failed("CreateContainerConfigError", e.to_string()))?;
     let (uid, name) = (pod::uid(pod), container.name.as_str());
@@ -282,7 +287,7 @@ async fn run(
     let hook = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
     if let Some(hook) = hook {
         let ip = sandbox.ips.first().cloned().unwrap_or_default();
-        if let Err(why) = stop::hook(shared, hook, container, &id, &ip, Duration::from_secs(120)).await {
+        if let Err(why) = stop::hook(shared, hook, container, &id, &ip, POST_START).await {
             event(true, "FailedPostStartHook", format!("PostStartHook failed: {why}"));
             let grace = Duration::from_secs(u64::try_from(pod::grace(pod)).unwrap_or(0));
             if let Err(e) = shared.cri.stop_container(&id, grace).await {

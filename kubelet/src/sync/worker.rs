@@ -213,7 +213,7 @@ impl Worker {
             // From here on it is the pod with what it was given, which its spec may not say any more.
             let pod = &if over { pod.clone() } else { self.given(pod) };
             self.check_deadline(pod);
-            self.tend_probes(pod, &observed);
+            self.tend_probes(pod, &observed, over);
             let cap = self.shared.config.crash_loop_back_off.max_container_restart_period.0;
             let mut plan = if over {
                 let busy = observed.alive().next().is_some() || observed.sandboxes.iter().any(|s| s.ready);
@@ -287,6 +287,13 @@ impl Worker {
         active(start, self.first_seen, self.begun.elapsed())
     }
 
+    /// Says what has happened to the pod's volumes.
+    fn tell_of_volumes(&self, pod: &Pod) {
+        for note in self.shared.volumes.notes(pod::uid(pod)) {
+            self.shared.events.pod(pod, None, note.warning, note.reason, note.message);
+        }
+    }
+
     /// Removes containers that nobody asks for any more.
     async fn collect(&mut self, pod: &Pod, observed: &Observed) {
         for seen in superfluous(observed) {
@@ -313,8 +320,9 @@ impl Worker {
             let ips = observed.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
             let ips = if pod::host_network(pod) { self.shared.node_ips.clone() } else { ips };
             if let Err(e) = self.shared.volumes.refresh(pod, &self.shared.context(ips)).await {
-                self.shared.events.pod(pod, None, true, "FailedMount", e.to_string());
+                self.shared.events.pod(pod, None, true, e.event(), e.to_string());
             }
+            self.tell_of_volumes(pod);
         }
         let mut rest = self.shared.config.sync_frequency.0.max(Duration::from_secs(1));
         if payload {

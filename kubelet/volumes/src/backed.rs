@@ -17,7 +17,7 @@ use crate::contents::group_of;
 use crate::kind::Kind;
 use crate::resize::{self, Resize};
 use crate::volumes::blocking;
-use crate::{Layout, PodContext, Usage, Volumes, fs_group, host_path};
+use crate::{Layout, PodContext, Usage, VolumeError, Volumes, fs_group, host_path};
 
 /// Between looks whether a claim's volume has grown; each asks the apiserver.
 const LOOK: Duration = Duration::from_secs(60);
@@ -114,6 +114,7 @@ impl Volumes {
                 let published = self.csi.mount(pod, &wanted, &ctx.node_name, gid, bytes).await?;
                 if let Some((bound, (_, size))) = bound.as_ref().zip(growth) {
                     self.tell(bound, &Resize::Done(size)).await;
+                    self.grew(uid, &wanted.spec_name);
                 }
                 (published.path, wanted.read_only, wanted.spec_name.clone(), published.give_group)
             }
@@ -143,17 +144,18 @@ impl Volumes {
         volume: &Volume,
         kind: &Kind<'_>,
         ctx: &PodContext,
-    ) -> Result<(), String> {
+    ) -> Result<(), VolumeError> {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let fail = |reason| VolumeError::SetUp { volume: volume.name.clone(), reason };
         if Backing::read(self.layout(), uid, &volume.name).is_err() || !self.looked.due(uid, &volume.name) {
             return Ok(());
         }
-        let Some((claim::Backing::Csi(wanted), bound)) = claim::resolve(pod, volume, kind, &*self.objects).await?
-        else {
+        let found = claim::resolve(pod, volume, kind, &*self.objects).await.map_err(fail)?;
+        let Some((claim::Backing::Csi(wanted), bound)) = found else {
             return Ok(());
         };
         let gid = group_of(pod).map(|g| g.gid);
-        self.csi.republish(pod, &wanted, &ctx.node_name, gid).await?;
+        self.csi.republish(pod, &wanted, &ctx.node_name, gid).await.map_err(fail)?;
         if let Some((bound, (bytes, size))) = bound.as_ref().and_then(|b| Some((b, b.growth()?))) {
             self.tell(bound, &Resize::Begun).await;
             let ended = match self.csi.grow(pod, &wanted, bytes).await {
@@ -164,8 +166,9 @@ impl Volumes {
             self.tell(bound, &ended).await;
             if let Resize::Failed(why) | Resize::Infeasible(why) = ended {
                 self.looked.again(uid, &volume.name);
-                return Err(format!("NodeExpandVolume failed for volume {}: {why}", wanted.spec_name));
+                return Err(VolumeError::Resize { volume: wanted.spec_name.clone(), reason: why });
             }
+            self.grew(uid, &wanted.spec_name);
         }
         Ok(())
     }
@@ -175,6 +178,12 @@ impl Volumes {
             let claim = bound.claim.metadata.name.as_deref();
             tracing::warn!(claim, error = %e, "the claim's status does not tell how it grows, will try again");
         }
+    }
+
+    /// The file system of a persistent volume has grown.
+    fn grew(&self, uid: &str, volume: &str) {
+        let text = format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?}");
+        self.notes.put(uid, false, "FileSystemResizeSuccessful", text);
     }
 
     /// The room in the pod's volumes that drivers back, with the claim's name where there is one. Asks the drivers: call

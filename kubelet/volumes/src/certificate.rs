@@ -3,20 +3,23 @@
 //!
 //! What is here lives in memory only, as upstream: after a restart a pod keeps the files that it has until it got new ones.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use gantry_kube::{csr, pki};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1beta1::{PodCertificateRequest, PodCertificateRequestSpec};
 use k8s_openapi::api::core::v1::{Pod, PodCertificateProjection};
 
 use crate::Objects;
+use crate::notes::Notes;
 
 /// A request that is gone for this long was deleted, and is made anew; upstream waits as long.
 const LOST_AFTER: Duration = Duration::from_secs(600);
+/// A certificate that was to be renewed so long ago is overdue, as upstream counts it.
+const OVERDUE_AFTER: SignedDuration = SignedDuration::from_secs(600);
 /// How long a pod's first certificate is waited for before the volume is tried again later.
 const PATIENCE: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -54,17 +57,41 @@ struct Pending {
 struct Record {
     held: Option<Held>,
     renew_at: Option<Timestamp>,
+    not_after: Option<Timestamp>,
     pending: Option<Pending>,
-    /// The signer said no, for good.
-    refused: Option<String>,
+    /// The signer said no, for good: the state that this is, and the text.
+    refused: Option<(&'static str, String)>,
+    signer: String,
+    /// What its pod's events have told already.
+    told: Vec<&'static str>,
+}
+
+impl Record {
+    /// Its state in the metric; none while the first certificate is waited for.
+    fn state(&self, now: Timestamp) -> Option<&'static str> {
+        let since = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+        let overdue = self.renew_at.and_then(|at| at.checked_add(OVERDUE_AFTER).ok());
+        match (&self.refused, &self.held) {
+            (Some((state, _)), _) => Some(state),
+            (None, None) => None,
+            (None, Some(_)) if since(self.not_after) => Some("expired"),
+            (None, Some(_)) if since(overdue) => Some("overdue_for_refresh"),
+            (None, Some(_)) => Some("fresh"),
+        }
+    }
 }
 
 /// What a request's status says.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Waiting,
-    Refused(String),
-    Issued { chain: String, renew_at: Option<Timestamp> },
+    /// The state that this is, and the text.
+    Refused(&'static str, String),
+    Issued {
+        chain: String,
+        renew_at: Option<Timestamp>,
+        not_after: Option<Timestamp>,
+    },
 }
 
 fn verdict(request: &PodCertificateRequest) -> Result<Verdict, String> {
@@ -73,10 +100,12 @@ fn verdict(request: &PodCertificateRequest) -> Result<Verdict, String> {
         let why = || format!("reason={:?} message={:?}", condition.reason, condition.message);
         match condition.type_.as_str() {
             "Denied" => {
-                return Ok(Verdict::Refused(format!("PodCertificateRequest was permanently denied: {}", why())));
+                let text = format!("PodCertificateRequest was permanently denied: {}", why());
+                return Ok(Verdict::Refused("denied", text));
             }
             "Failed" => {
-                return Ok(Verdict::Refused(format!("PodCertificateRequest was permanently failed: {}", why())));
+                let text = format!("PodCertificateRequest was permanently failed: {}", why());
+                return Ok(Verdict::Refused("failed", text));
             }
             "Issued" => {
                 let text = status.certificate_chain.as_deref().unwrap_or_default();
@@ -85,7 +114,8 @@ fn verdict(request: &PodCertificateRequest) -> Result<Verdict, String> {
                     return Err("the issued certificate chain is empty".into());
                 }
                 let chain = blocks.iter().map(|der| pki::certificate_block(der)).collect();
-                return Ok(Verdict::Issued { chain, renew_at: status.begin_refresh_at.map(|t| t.0) });
+                let (renew_at, not_after) = (status.begin_refresh_at.map(|t| t.0), status.not_after.map(|t| t.0));
+                return Ok(Verdict::Issued { chain, renew_at, not_after });
             }
             _ => {}
         }
@@ -96,6 +126,8 @@ fn verdict(request: &PodCertificateRequest) -> Result<Verdict, String> {
 /// All certificates of the node's pods.
 #[derive(Default)]
 pub(crate) struct Certificates {
+    /// What their pods' events shall tell.
+    pub(crate) notes: Notes,
     known: Mutex<HashMap<Key, Record>>,
 }
 
@@ -112,9 +144,10 @@ impl Certificates {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let at = Key { uid, volume: place.0.to_owned(), source: place.1 };
         let record = self.lock().get(&at).cloned().unwrap_or_default();
-        if let Some(why) = record.refused {
+        if let Some((_, why)) = record.refused {
             return Err(why);
         }
+        self.tell_late(&at, Timestamp::now());
         let due = record.renew_at.is_some_and(|t| t <= Timestamp::now());
         match record.held {
             Some(held) if !due => return Ok(held),
@@ -158,7 +191,7 @@ impl Certificates {
         let known = self.lock();
         let Some(record) = known.get(at) else { return Ok(None) };
         match &record.refused {
-            Some(why) => Err(why.clone()),
+            Some((_, why)) => Err(why.clone()),
             None if renewal && record.pending.is_some() => Ok(None),
             None => Ok(record.held.clone()),
         }
@@ -204,16 +237,45 @@ impl Certificates {
         let record = known.entry(at.clone()).or_default();
         match verdict {
             Verdict::Waiting => {}
-            Verdict::Refused(why) => {
+            Verdict::Refused(state, why) => {
                 record.pending = None;
-                record.refused = Some(why);
+                record.refused = Some((state, why.clone()));
+                let reason = if state == "denied" { "Denied" } else { "Failed" };
+                self.notes.put(&at.uid, true, reason, format!("{namespace}/{}: {why}", pending.request));
             }
-            Verdict::Issued { chain, renew_at } => {
-                *record =
-                    Record { held: Some(Held { key: pending.key, chain }), renew_at, pending: None, refused: None };
+            Verdict::Issued { chain, renew_at, not_after } => {
+                let held = Some(Held { key: pending.key, chain });
+                *record = Record { held, renew_at, not_after, ..Record::default() };
             }
         }
+        record.signer.clone_from(&source.signer_name);
         Ok(())
+    }
+
+    /// Says once of each certificate that its renewal does not come, and that it has expired.
+    fn tell_late(&self, at: &Key, now: Timestamp) {
+        let mut known = self.lock();
+        let Some(record) = known.get_mut(at) else { return };
+        let (reason, text) = match record.state(now) {
+            Some("expired") => ("CertificateExpired", "PodCertificate expired"),
+            Some("overdue_for_refresh") => ("CertificateOverdueForRefresh", "PodCertificate refresh overdue"),
+            _ => return,
+        };
+        if !record.told.contains(&reason) {
+            record.told.push(reason);
+            self.notes.put(&at.uid, true, reason, text.to_owned());
+        }
+    }
+
+    /// How many there are by signer and state.
+    pub(crate) fn states(&self, now: Timestamp) -> BTreeMap<(String, &'static str), usize> {
+        let mut out = BTreeMap::new();
+        for record in self.lock().values() {
+            if let Some(state) = record.state(now) {
+                *out.entry((record.signer.clone(), state)).or_default() += 1;
+            }
+        }
+        out
     }
 
     /// Forgets a pod's certificates.

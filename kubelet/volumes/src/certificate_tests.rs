@@ -42,17 +42,26 @@ async fn a_certificate_is_asked_for_once_and_renewed_when_due() {
     answer(&objects, 0, "Issued", json!({"certificateChain": chain("one"), "beginRefreshAt": "2026-01-01T00:00:00Z"}));
     let first = get().await.unwrap();
     assert!(first.key.contains("PRIVATE KEY") && first.chain.starts_with("-----BEGIN"), "{first:?}");
+    let now = Timestamp::now();
+    assert_eq!(all.states(now)[&("s.io/a".to_owned(), "overdue_for_refresh")], 1);
+    assert_eq!(all.states("2026-01-01T00:09:00Z".parse().unwrap()).keys().next().unwrap().1, "fresh");
     // It is due already: asked for anew, and the old one serves meanwhile.
     assert_eq!(get().await.unwrap(), first);
     assert_eq!(objects.requests.lock().unwrap().len(), 2);
     assert_eq!(get().await.unwrap(), first);
-    answer(&objects, 1, "Issued", json!({"certificateChain": chain("two"), "beginRefreshAt": "2999-01-01T00:00:00Z"}));
+    let told: Vec<_> = all.notes.take("u").into_iter().map(|n| n.reason).collect();
+    assert_eq!(told, ["CertificateOverdueForRefresh"], "once");
+    let times = json!({"certificateChain": chain("two"), "beginRefreshAt": "2999-01-01T00:00:00Z", "notAfter": "2999-01-02T00:00:00Z"});
+    answer(&objects, 1, "Issued", times);
     let second = get().await.unwrap();
     assert!(second.key != first.key && second.chain != first.chain);
     assert_eq!(get().await.unwrap(), second);
     assert_eq!(objects.requests.lock().unwrap().len(), 2);
+    assert_eq!(all.states(now).into_keys().map(|(_, s)| s).collect::<Vec<_>>(), ["fresh"]);
+    assert_eq!(all.states("2999-01-03T00:00:00Z".parse().unwrap()).into_keys().next().unwrap().1, "expired");
     all.forget("u");
     assert!(get().await.is_err());
+    assert!(all.states(now).is_empty(), "nothing is issued yet");
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,6 +75,9 @@ async fn a_refusal_is_for_good_and_told() {
             assert!(error.contains(word) && error.contains("reason=\"Because\" message=\"so\""), "{error}");
         }
         assert_eq!(objects.requests.lock().unwrap().len(), 1);
+        let notes = all.notes.take("u");
+        assert!(notes.len() == 1 && notes[0].warning && notes[0].reason == condition, "{notes:?}");
+        assert_eq!(all.states(Timestamp::now()).into_keys().next().unwrap().1, condition.to_lowercase());
     }
 }
 

@@ -300,3 +300,46 @@ fn make_parent(path: &Path) -> io::Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn each_medium_has_its_size() {
+        let of = |empty: Value, limits: &[Value]| {
+            let containers: Vec<Value> =
+                limits.iter().map(|l| json!({"name": "c", "resources": {"limits": l}})).collect();
+            let pod: Pod = serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap();
+            let mut ctx = PodContext::default();
+            ctx.allocatable.memory_bytes = 1 << 30;
+            medium(&pod, &serde_json::from_value(empty).unwrap(), &ctx)
+        };
+        let (small, large) = (json!({"hugepages-2Mi": "4Mi"}), json!({"hugepages-1Gi": "1Gi"}));
+        let memory = json!({"memory": "64Mi"});
+        let size = |mi: u64| Some(mi << 20);
+        for (empty, limits, want) in [
+            (json!({}), vec![], Medium::Disk),
+            (json!({"medium": "Memory"}), vec![], Medium::Memory { size: size(1024) }),
+            (json!({"medium": "Memory"}), vec![memory.clone()], Medium::Memory { size: size(64) }),
+            (json!({"medium": "Memory", "sizeLimit": "8Mi"}), vec![memory.clone()], Medium::Memory { size: size(8) }),
+            (json!({"medium": "HugePages"}), vec![small.clone()], Medium::HugePages { page: 2 << 20, size: None }),
+            (
+                json!({"medium": "HugePages-1Gi", "sizeLimit": "1Gi"}),
+                vec![small.clone(), large.clone()],
+                Medium::HugePages { page: 1 << 30, size: size(1024) },
+            ),
+        ] {
+            assert_eq!(of(empty.clone(), &limits), Ok(want), "{empty}");
+        }
+        for (empty, limits, why) in [
+            (json!({"medium": "HugePages"}), vec![memory], "asks for huge pages"),
+            (json!({"medium": "HugePages"}), vec![small, large], "ambiguous"),
+            (json!({"medium": "HugePages-many"}), vec![], ""),
+            (json!({"medium": "Tape"}), vec![], "unknown storage medium"),
+        ] {
+            assert!(of(empty.clone(), &limits).unwrap_err().contains(why), "{empty}");
+        }
+    }
+}

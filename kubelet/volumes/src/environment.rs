@@ -1,12 +1,17 @@
 //! A container's environment.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, FileKeySelector, Pod, Secret};
 
 use crate::expand::expand_with;
-use crate::{EnvError, Objects, PodContext, downward, service_links};
+use crate::volumes::blocking;
+use crate::{EnvError, Objects, PodContext, downward, env_file, service_links};
+
+/// Where the files of a pod's volume are on the host, by the volume's name.
+pub type Places<'a> = dyn Fn(&str) -> Option<PathBuf> + Sync + 'a;
 
 /// The environment of a container: `env` wins over `envFrom`, both over service links; later entries win over earlier
 /// ones, and each name appears once, in the order of its first definition.
@@ -18,8 +23,10 @@ pub async fn environment(
     container: &Container,
     ctx: &PodContext,
     objects: &dyn Objects,
+    volumes: &Places<'_>,
 ) -> Result<Vec<(String, String)>, EnvError> {
     let mut source = Source {
+        volumes,
         pod,
         namespace: pod.metadata.namespace.as_deref().unwrap_or_default(),
         ctx,
@@ -94,6 +101,7 @@ impl Ordered {
 
 /// Reads each object at most once per container.
 struct Source<'a> {
+    volumes: &'a Places<'a>,
     pod: &'a Pod,
     namespace: &'a str,
     ctx: &'a PodContext,
@@ -171,6 +179,25 @@ impl Source<'_> {
         }
     }
 
+    async fn of_file(&self, reference: &FileKeySelector) -> Result<Option<String>, String> {
+        let (key, path, volume) = (&reference.key, &reference.path, &reference.volume_name);
+        if key.len() > env_file::KEY_MOST {
+            return Err(format!(
+                "the environment variable key {key:?} is longer than {} characters",
+                env_file::KEY_MOST
+            ));
+        }
+        let root = (self.volumes)(volume)
+            .ok_or_else(|| format!("cannot find the volume {volume:?} referenced by FileKeyRef"))?;
+        let (of, name) = (path.clone(), key.clone());
+        match blocking(move || env_file::read(&root, &of, &name)).await.map_err(|e| e.to_string())?? {
+            None if reference.optional != Some(true) => {
+                Err(format!("environment variable key {key:?} not found in file {path:?} of volume {volume:?}"))
+            }
+            found => Ok(found),
+        }
+    }
+
     /// `Ok(None)`: an optional source is missing, the variable is left out.
     async fn value_from(&mut self, var: &EnvVar, container: &Container) -> Result<Option<String>, EnvError> {
         let Some(from) = &var.value_from else { return Ok(None) };
@@ -207,6 +234,9 @@ impl Source<'_> {
                 }
             };
         }
+        if let Some(key) = &from.file_key_ref {
+            return self.of_file(key).await.map_err(EnvError::Field);
+        }
         Err(EnvError::Field(format!("environment variable {:?} has a valueFrom of an unsupported kind", var.name)))
     }
 }
@@ -235,7 +265,10 @@ mod tests {
         .unwrap();
         let container = pod.spec.as_ref().unwrap().containers[0].clone();
         let ctx = PodContext { pod_ips: vec!["10.0.0.4".into()], ..PodContext::default() };
-        environment(&pod, &container, &ctx, &objects()).await
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("env"), "A='from file'\n").unwrap();
+        let places = |volume: &str| (volume == "v").then(|| dir.path().to_owned());
+        environment(&pod, &container, &ctx, &objects(), &places).await
     }
 
     fn own(vars: &[(String, String)]) -> Vec<String> {
@@ -255,6 +288,9 @@ mod tests {
                 {"name": "PW", "valueFrom": {"secretKeyRef": {"name": "sec", "key": "pw"}}},
                 {"name": "OPT", "valueFrom": {"secretKeyRef": {"name": "sec", "key": "none", "optional": true}}},
                 {"name": "OPT2", "valueFrom": {"configMapKeyRef": {"name": "none", "key": "none", "optional": true}}},
+                {"name": "FILE", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "env", "key": "A"}}},
+                {"name": "FILE2", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "env", "key": "B", "optional": true}}},
+                {"name": "FILE3", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "none", "key": "A", "optional": true}}},
                 {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu"}}}]}),
             false,
         )
@@ -271,6 +307,7 @@ mod tests {
                 "IP=10.0.0.4",
                 "KEY=red",
                 "PW=s3cret",
+                "FILE=from file",
                 "CPU=0"
             ]
         );
@@ -304,6 +341,14 @@ mod tests {
             (
                 json!({"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "sec", "key": "k"}}}]}),
                 "couldn't find key k in Secret ns/sec",
+            ),
+            (
+                json!({"env": [{"name": "X", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "env", "key": "B"}}}]}),
+                "environment variable key \"B\" not found in file \"env\" of volume \"v\"",
+            ),
+            (
+                json!({"env": [{"name": "X", "valueFrom": {"fileKeyRef": {"volumeName": "w", "path": "env", "key": "B"}}}]}),
+                "cannot find the volume \"w\" referenced by FileKeyRef",
             ),
             (json!({"envFrom": [{"secretRef": {"name": "x"}}]}), "secret \"x\" not found"),
             (

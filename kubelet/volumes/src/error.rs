@@ -13,6 +13,14 @@ pub enum VolumeError {
         /// What went wrong.
         reason: String,
     },
+    /// A volume that is in use could not grow.
+    #[error("NodeExpandVolume failed for volume {volume:?} : {reason}")]
+    Resize {
+        /// Name of the persistent volume.
+        volume: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// A driver did not take a volume away.
     #[error("UnmountVolume.TearDown failed for volume {volume:?} : {reason}")]
     TearDown {
@@ -57,6 +65,16 @@ pub enum VolumeError {
         /// The uid as given.
         uid: String,
     },
+}
+
+impl VolumeError {
+    /// The reason of the event that tells it of a pod.
+    pub fn event(&self) -> &'static str {
+        match self {
+            Self::Resize { .. } => "VolumeResizeFailed",
+            _ => "FailedMount",
+        }
+    }
 }
 
 /// Why a container's environment could not be made; the text of `CreateContainerConfigError`.

@@ -62,6 +62,15 @@ pub(crate) fn open(volume: &Path, path: &str) -> io::Result<OwnedFd> {
     Ok(parent)
 }
 
+/// Opens `path` below `volume` if it is there, and makes nothing.
+pub(crate) fn open_there(volume: &Path, path: &str) -> io::Result<Option<OwnedFd>> {
+    let root = rustix::fs::open(volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    match open_beneath(root.as_fd(), Path::new(path)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;

@@ -22,6 +22,17 @@ pub struct Usage {
     pub inodes: u64,
     /// Free inodes there.
     pub inodes_free: u64,
+    /// What its driver says of its health, if it does.
+    pub health: Option<Health>,
+}
+
+/// What a driver says of a volume's health.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// It is not as it should be.
+    pub abnormal: bool,
+    /// What is wrong, in the driver's words.
+    pub message: String,
 }
 
 /// Counts what is below `dir`, staying on its file system; files that vanish meanwhile are left out.

@@ -1,5 +1,6 @@
 //! The owner of all volumes on the node.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -13,6 +14,7 @@ use crate::backed::Looked;
 use crate::contents::{self, Issued};
 use crate::csi::Csi;
 use crate::kind::{Kind, kind_of};
+use crate::notes::{Note, Notes};
 use crate::{
     DeviceSpec, Drivers, Layout, MountSpec, Objects, PodContext, Propagation, Recursive, Usage, VolumeError, hosts,
     mounts, teardown, usage,
@@ -26,6 +28,7 @@ pub struct Volumes {
     issued: Issued,
     pub(crate) csi: Csi,
     pub(crate) looked: Looked,
+    pub(crate) notes: Notes,
 }
 
 impl Volumes {
@@ -33,7 +36,8 @@ impl Volumes {
     pub fn new(root: impl Into<PathBuf>, objects: Arc<dyn Objects>) -> Self {
         let (layout, issued) = (Layout::new(root), Issued::default());
         let csi = Csi::new(layout.clone(), objects.clone(), issued.tokens.clone());
-        Self { layout, objects, issued, csi, looked: Looked::default() }
+        let notes = issued.certificates.notes.clone();
+        Self { layout, objects, issued, csi, looked: Looked::default(), notes }
     }
 
     /// Where things are.
@@ -51,6 +55,17 @@ impl Volumes {
         let layout = self.layout.clone();
         blocking(move || pod_dirs(&layout, &uid)).await??;
         self.bring_up_to_date(pod, ctx, true, |_| true).await.map(|_| ())
+    }
+
+    /// What the pod's events shall tell of its volumes since this was asked last.
+    pub fn notes(&self, uid: &str) -> Vec<Note> {
+        self.notes.take(uid)
+    }
+
+    /// How many certificates of pods there are, by signer and by state (`fresh`, `overdue_for_refresh`, `expired`,
+    /// `failed`, `denied`).
+    pub fn certificates(&self) -> BTreeMap<(String, &'static str), usize> {
+        self.issued.certificates.states(jiff::Timestamp::now())
     }
 
     /// The CSI drivers of the node; whoever finds one registers it here.
@@ -82,11 +97,11 @@ impl Volumes {
             let fail = |reason| VolumeError::SetUp { volume: volume.name.clone(), reason };
             if let Ok(kind @ (Kind::Csi(_) | Kind::Claim)) = kind_of(volume) {
                 let done = if first {
-                    self.back(pod, volume, &kind, ctx).await
+                    self.back(pod, volume, &kind, ctx).await.map_err(fail)
                 } else {
                     self.tend(pod, volume, &kind, ctx).await
                 };
-                return done.map(|()| false).map_err(fail);
+                return done.map(|()| false);
             }
             let contents = contents::plan(pod, volume, ctx, &*self.objects, &self.issued).await.map_err(fail)?;
             let layout = self.layout.clone();
@@ -208,6 +223,7 @@ impl Volumes {
         self.issued.tokens.forget(uid);
         self.issued.certificates.forget(uid);
         self.looked.forget(uid);
+        self.notes.take(uid);
         let subpaths = self.layout.subpaths(uid);
         let mut faults = blocking(move || teardown::unmount_below(&subpaths)).await.unwrap_or_else(|e| vec![e]);
         if faults.is_empty() {

@@ -149,6 +149,12 @@ async fn what_a_kubelet_that_died_left_is_taken_away() {
     let usage = b.volumes.backed_usage("u1").await;
     assert_eq!((usage[0].0.volume.as_str(), usage[0].0.used_bytes), ("v", 4096));
     assert_eq!(usage[0].1.as_deref(), Some("data"));
+    assert_eq!(usage[0].0.health, None, "the driver says nothing of it");
+    b.driver.sicken("h1", "a disk is missing").unwrap();
+    let health = b.volumes.backed_usage("u1").await[0].0.health.clone().unwrap();
+    assert!(health.abnormal && health.message == "a disk is missing", "{health:?}");
+    b.driver.sicken("h1", "").unwrap();
+    assert!(!b.volumes.backed_usage("u1").await[0].0.health.as_ref().unwrap().abnormal);
     assert!(b.volumes.usage("u1").iter().all(|u| u.volume != "pv"), "the kubelet does not walk a driver's files");
     b.restart().await;
     // The driver refuses: the pod keeps what it has, and nothing is torn out of the driver's hands.

@@ -64,6 +64,14 @@ impl Driver {
         }
     }
 
+    /// Makes a volume ill, in these words, or well again; without a call nothing is said of its health.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn sicken(&self, id: &str, text: &str) -> io::Result<()> {
+        fs::write(self.folder.join(format!("condition-{id}")), text)
+    }
+
     /// Notes a call, and fails if it shall.
     fn enter(&self, call: &str, words: &[&str]) -> Result<(), Status> {
         let journal = || -> io::Result<()> {

@@ -127,7 +127,9 @@ impl Node for Driver {
         self.enter("NodeGetVolumeStats", &[&r.volume_id])?;
         let usage = |unit: Unit, total, used| VolumeUsage { available: total - used, total, used, unit: unit.into() };
         let usage = vec![usage(Unit::Bytes, 1 << 30, 4096), usage(Unit::Inodes, 1000, 7)];
-        Ok(Response::new(NodeGetVolumeStatsResponse { usage, volume_condition: None }))
+        let told = fs::read_to_string(self.folder.join(format!("condition-{}", r.volume_id))).ok();
+        let volume_condition = told.map(|message| VolumeCondition { abnormal: !message.is_empty(), message });
+        Ok(Response::new(NodeGetVolumeStatsResponse { usage, volume_condition }))
     }
 
     async fn node_expand_volume(

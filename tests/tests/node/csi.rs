@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use gantry_test_csi::Driver;
-use gantry_tests::command::eventually;
+use gantry_tests::command::{eventually, run};
 use gantry_tests::node::Node;
 use gantry_tests::runner::{Case, Verdict};
 
@@ -114,6 +114,7 @@ fn persistent(node: &Node) -> Result<Verdict> {
     shell(node, "one", "echo from one >/v/file")?;
     let seen = shell(node, "two", "cat /v/file; stat -c %g /v")?;
     ensure!(seen == "from one\n4242\n", "{seen:?}");
+    ill(node, driver)?;
     grow(node, driver)?;
     // What a kubelet knows after kill -9 it reads from the disk.
     node.kill_daemon("kubelet")?;
@@ -137,6 +138,39 @@ fn persistent(node: &Node) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
+/// What the driver says of the volume's health reaches those who watch the node.
+fn ill(node: &Node, driver: &Driver) -> Result<()> {
+    driver.sicken("handle-shared", "two disks are missing")?;
+    // The kubelet's socket for tools on its own machine, where root needs no certificate.
+    let socket = node.state().join("kubelet/kubelet.sock");
+    let raw = |path: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sf", "--max-time", "10", "--unix-socket"]).arg(&socket).arg(format!("http://localhost/{path}"));
+        run(&mut curl, "", Duration::from_secs(20))?.ok()
+    };
+    // An older answer of the driver holds for a minute, should somebody have asked before the test.
+    eventually("the metric tells of the volume", Duration::from_secs(90), || {
+        let text = raw("metrics")?;
+        let line =
+            "kubelet_volume_stats_health_status_abnormal{namespace=\"default\",persistentvolumeclaim=\"shared\"} 1";
+        ensure!(text.lines().any(|l| l == line), "{line} is missing");
+        Ok(())
+    })?;
+    let summary = raw("stats/summary")?;
+    ensure!(summary.replace(' ', "").contains("\"volumeHealthStats\":{\"abnormal\":true}"), "{summary}");
+    told(node, &["one", "two"], &["VolumeConditionAbnormal", "Volume v: two disks are missing"])
+}
+
+/// The events of one of the pods come to have all these words.
+fn told(node: &Node, pods: &[&str], words: &[&str]) -> Result<()> {
+    eventually("the events tell it", Duration::from_secs(30), || {
+        let texts: Result<Vec<String>> = pods.iter().map(|pod| node.kubectl(&["describe", "pod", pod])?.ok()).collect();
+        let texts = texts?;
+        ensure!(texts.iter().any(|text| words.iter().all(|w| text.contains(w))), "{words:?} in {texts:?}");
+        Ok(())
+    })
+}
+
 /// The volume grows while pods run; the change of another volume of theirs makes the kubelet look at once.
 fn grow(node: &Node, driver: &Driver) -> Result<()> {
     driver.fail("NodeExpandVolume", Some("no room in the rack"))?;
@@ -156,6 +190,8 @@ fn grow(node: &Node, driver: &Driver) -> Result<()> {
         ensure!(conditions.contains("NodeResizeError") && conditions.contains("no room in the rack"), "{status}");
         Ok(())
     })?;
+    // The claim is both pods'; who looked first is told.
+    told(node, &["one", "two"], &["VolumeResizeFailed", "no room in the rack"])?;
     driver.fail("NodeExpandVolume", None)?;
     poke("2")?;
     node.wait_field(&["pvc", "shared"], ".status.capacity.storage", "3Gi", 150)?;

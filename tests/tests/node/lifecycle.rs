@@ -105,6 +105,25 @@ fn probes(node: &Node) -> Result<Verdict> {
     node.wait_field(&["pod", "probed"], ".status.containerStatuses[0].restartCount", "1", 40)?;
     node.wait_pod("probed", 30)?;
     node.delete(&["pod/probed"])?;
+    ending(node)
+}
+
+/// A pod that ends says when it is ready no longer, and no probe of its life hastens its end.
+fn ending(node: &Node) -> Result<Verdict> {
+    let exec = |file: &str| format!("{{exec: {{command: [test, -e, {file}]}}, periodSeconds: 1, failureThreshold: 2}}");
+    let more = format!("    readinessProbe: {}\n    livenessProbe: {}\n", exec("/tmp/ready"), exec("/tmp/alive"));
+    let command = "touch /tmp/alive /tmp/ready; trap 'rm /tmp/alive /tmp/ready' TERM; while :; do sleep 0.1; done";
+    node.apply(&pod("ending", "Always", command, &more).replace("PeriodSeconds: 2", "PeriodSeconds: 100"))?;
+    node.wait_pod("ending", 30)?;
+    node.kubectl(&["delete", "pod", "ending", "--wait=false"])?.ok()?;
+    node.wait_field(&["pod", "ending"], ".status.containerStatuses[0].ready", "false", 30)?;
+    let running = node.field(&["pod", "ending"], ".status.containerStatuses[0].state.running.startedAt")?;
+    ensure!(!running.is_empty(), "the container has ended: readiness was not what told it");
+    let ready = ".status.conditions[?(@.type==\"Ready\")].status";
+    ensure!(node.field(&["pod", "ending"], ready)? == "False");
+    let events = node.kubectl(&["describe", "pod", "ending"])?.ok()?;
+    ensure!(events.contains("Readiness probe failed") && !events.contains("Liveness probe failed"), "{events}");
+    node.kubectl(&["delete", "pod", "ending", "--grace-period=1"])?.ok()?;
     Ok(Verdict::Passed)
 }
 

@@ -37,7 +37,7 @@ spec:
   - name: first
     image: gantry.local/busybox:latest
     imagePullPolicy: Never
-    command: [sh, -c, "echo from-init > /shared/init"]
+    command: [sh, -c, "echo from-init > /shared/init; echo \"FOUND='by init'\" > /shared/env"]
     volumeMounts: [{name: shared, mountPath: /shared}]
   containers:
   - name: web
@@ -54,6 +54,7 @@ spec:
     env:
     - {name: PLAIN, value: "plain"}
     - {name: COMPOSED, value: "is-$(PLAIN)"}
+    - {name: FOUND, valueFrom: {fileKeyRef: {volumeName: shared, path: env, key: FOUND}}}
     - {name: COLOUR, valueFrom: {configMapKeyRef: {name: full, key: colour}}}
     - {name: PASSWORD, valueFrom: {secretKeyRef: {name: full, key: password}}}
     - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
@@ -120,8 +121,8 @@ fn files(node: &Node) -> Result<Verdict> {
 }
 
 fn environment(node: &Node) -> Result<Verdict> {
-    let got = shell(node, "echo $PLAIN $COMPOSED $COLOUR $PASSWORD $POD_NAME $CPU")?;
-    same(&got, "plain is-plain blue s3cret full 250", "the environment")?;
+    let got = shell(node, "echo $PLAIN $COMPOSED $COLOUR $PASSWORD $POD_NAME $CPU $FOUND")?;
+    same(&got, "plain is-plain blue s3cret full 250 by init", "the environment")?;
     let ip = node.field(&["pod", "full"], ".status.podIP")?;
     same(&shell(node, "echo $POD_IP")?, &ip, "POD_IP")?;
     Ok(Verdict::Passed)

@@ -39,7 +39,9 @@ impl Worker {
                         return Acted::Yes;
                     }
                 }
-                match start::sandbox(&shared, pod, attempt).await {
+                let started = start::sandbox(&shared, pod, attempt).await;
+                self.tell_of_volumes(pod);
+                match started {
                     Ok(()) => {
                         self.waits.succeeded("sandbox");
                         self.errors.clear();

@@ -12,6 +12,8 @@ use crate::sync::stop;
 
 /// How long the volumes of a pod that is over may take before others are told that it has ended.
 const RELEASE: Duration = Duration::from_secs(20);
+/// How long a look at a pod that is being stopped may hold up the stopping.
+const LOOK: Duration = Duration::from_secs(2);
 
 impl Worker {
     /// Frees the volumes of a pod that is over although nobody has deleted it yet: its files in memory and on disk may be
@@ -35,10 +37,6 @@ impl Worker {
 
     /// Stops the pod, reports its end, frees what it holds and has it deleted.
     pub(super) async fn terminate(&mut self) {
-        for task in self.probes.values() {
-            task.abort();
-        }
-        self.probes.clear();
         let begin = Instant::now();
         let mut wait = Duration::from_secs(1);
         loop {
@@ -54,6 +52,7 @@ impl Worker {
                     continue;
                 }
             };
+            self.tend_probes(&pod, &observed, true);
             self.publish(&pod, &observed, false, true, Timestamp::now()).await;
             let spent = i64::try_from(begin.elapsed().as_secs()).unwrap_or(i64::MAX);
             let grace = self.grace(&pod);
@@ -68,14 +67,30 @@ impl Worker {
                     std::future::pending::<()>().await;
                 }
             };
-            let stopped = tokio::select! {
-                stopped = stop::everything(&self.shared, &pod, &observed, left) => stopped,
-                () = shorter => continue,
-                kill = order => {
-                    self.obey(kill);
-                    continue;
+            let work = stop::everything(&shared, &pod, &observed, left);
+            tokio::pin!(work, shorter, order);
+            let stopped = loop {
+                tokio::select! {
+                    stopped = &mut work => break Some(stopped),
+                    () = &mut shorter => break None,
+                    kill = &mut order => {
+                        self.obey(kill);
+                        break None;
+                    }
+                    Some(report) = self.reports.1.recv() => self.note(&report),
+                    // What has ended is not probed any more.
+                    () = self.poke.notified(), if !self.probes.is_empty() => {}
+                }
+                let look = tokio::time::timeout(LOOK, observe(&shared.cri, &uid, &mut self.ended)).await;
+                if let Ok(Ok(now)) = look {
+                    self.tend_probes(&pod, &now, true);
+                    self.publish(&pod, &now, false, true, Timestamp::now()).await;
                 }
             };
+            let Some(stopped) = stopped else { continue };
+            for (_, probe) in self.probes.drain() {
+                probe.abort();
+            }
             let freed = match stopped {
                 Ok(()) => {
                     if let Ok(last) = observe(&self.shared.cri, &uid, &mut self.ended).await {

@@ -12,18 +12,23 @@ use crate::sync::observe::{Observed, Seen, State};
 use crate::sync::results::Verdict;
 
 impl Worker {
-    /// Starts probes of containers that run, and ends those of others.
-    pub(super) fn tend_probes(&mut self, pod: &Arc<Pod>, observed: &Observed) {
+    /// Starts probes of containers that run, and ends those of others. A pod that is `ending` keeps the probes of its
+    /// readiness alone: who sends to it shall know, but nobody restarts it any more.
+    pub(super) fn tend_probes(&mut self, pod: &Arc<Pod>, observed: &Observed, ending: bool) {
         let running: HashMap<&str, &Seen> =
             observed.containers.iter().filter(|c| c.state == State::Running).map(|c| (c.id.as_str(), c)).collect();
-        self.probes.retain(|(id, _), task| {
-            let keep = running.contains_key(id.as_str());
+        self.probes.retain(|(id, kind), task| {
+            let keep = running.contains_key(id.as_str()) && goes_on(*kind, ending);
             if !keep {
                 task.abort();
             }
             keep
         });
         self.results.keep(|id| running.contains_key(id));
+        if ending {
+            self.results.save(&self.shared.volumes.layout().pod(pod::uid(pod)));
+            return;
+        }
         let ip = observed.ready_sandbox().and_then(|s| s.ips.first().cloned());
         let ip = if pod::host_network(pod) { self.shared.node_ips.first().cloned() } else { ip }.unwrap_or_default();
         for seen in running.values() {
@@ -66,5 +71,22 @@ impl Worker {
         }
         let uid = pod::uid(&self.desired.borrow().pod).to_owned();
         self.results.save(&self.shared.volumes.layout().pod(&uid));
+    }
+}
+
+/// Whether probes of a kind go on while their pod ends.
+fn goes_on(kind: Kind, ending: bool) -> bool {
+    !ending || kind == Kind::Readiness
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ending_pod_is_probed_for_its_readiness_only() {
+        let left = |ending: bool| Kind::ALL.into_iter().filter(|k| goes_on(*k, ending)).collect::<Vec<_>>();
+        assert_eq!(left(false), Kind::ALL);
+        assert_eq!(left(true), [Kind::Readiness]);
     }
 }

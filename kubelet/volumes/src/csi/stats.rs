@@ -6,7 +6,7 @@ use proto::csi::volume_usage::Unit;
 use super::Csi;
 use super::driver::{Capability, shown};
 use super::places;
-use crate::Usage;
+use crate::{Health, Usage};
 
 impl Csi {
     /// The room in each of a pod's CSI volumes, under the name of its folder (the persistent volume's name).
@@ -32,14 +32,8 @@ impl Csi {
             staging_target_path: shown(&places::staging(&self.layout, notes)),
         };
         let told = driver.stats(request).await.map_err(|e| e.to_string())?;
-        if let Some(condition) = told.volume_condition.filter(|c| c.abnormal) {
-            tracing::warn!(
-                volume = notes.spec_vol_id,
-                message = condition.message,
-                "the driver finds the volume abnormal"
-            );
-        }
-        let mut usage = Usage { volume: notes.spec_vol_id.clone(), ..Usage::default() };
+        let health = told.volume_condition.map(|c| Health { abnormal: c.abnormal, message: c.message });
+        let mut usage = Usage { volume: notes.spec_vol_id.clone(), health, ..Usage::default() };
         let number = |n: i64| u64::try_from(n).unwrap_or(0);
         for part in told.usage {
             match part.unit() {
