@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gantry_monitor::protocol::Request;
+use futures::StreamExt;
 
 use crate::daemon::Daemon;
 use crate::monitors;
@@ -188,25 +188,35 @@ async fn find(daemon: &Arc<Daemon>) -> anyhow::Result<Vec<Finding>> {
     Ok(first.into_iter().filter(|f| second.contains(f)).collect())
 }
 
+/// Pods that are looked at beside each other: one that is held up does not make all others wait.
+const BESIDE: usize = 4;
+
+/// What is wrong with one pod: its monitor, its network. None while somebody works on it, who decides about it.
+async fn disagreement(daemon: &Daemon, sandbox: &crate::daemon::Sandbox) -> Option<String> {
+    let _turn = sandbox.turn.try_lock().ok()?;
+    let record = sandbox.record();
+    if !record.complete {
+        return Some(format!("sandbox {} is half made", record.id));
+    }
+    if record.stopped {
+        return None;
+    }
+    if !monitors::answers(daemon, &record.id).await {
+        return Some(format!("the monitor of sandbox {} does not answer", record.id));
+    }
+    let (list, result) = (record.cni_config.as_ref()?, record.cni_result.as_ref()?);
+    let netns = daemon.sandbox_dir(&record.id).join("ns/net");
+    let attachment = crate::sandbox::network::attachment(daemon, &record, Some(&netns));
+    let error = crate::cni::check(list, result, &attachment).await.err()?;
+    Some(format!("network of sandbox {}: {error}", record.id))
+}
+
 /// What the daemon knows and the host does not have: monitors of running pods, namespaces.
 async fn disagreements(daemon: &Arc<Daemon>) -> Vec<String> {
-    let mut found = Vec::new();
-    for sandbox in daemon.all_sandboxes() {
-        // Whoever works on it now decides about it.
-        let Ok(_turn) = sandbox.turn.try_lock() else { continue };
-        let record = sandbox.record();
-        if !record.complete {
-            found.push(format!("sandbox {} is half made", record.id));
-        } else if !record.stopped && monitors::call(daemon, &record.id, Request::Ping).await.is_err() {
-            found.push(format!("the monitor of sandbox {} does not answer", record.id));
-        } else if let (false, Some(list), Some(result)) = (record.stopped, &record.cni_config, &record.cni_result) {
-            let netns = daemon.sandbox_dir(&record.id).join("ns/net");
-            let attachment = crate::sandbox::network::attachment(daemon, &record, Some(&netns));
-            if let Err(error) = crate::cni::check(list, result, &attachment).await {
-                found.push(format!("network of sandbox {}: {error}", record.id));
-            }
-        }
-    }
+    let pods = futures::stream::iter(daemon.all_sandboxes())
+        .map(|sandbox| async move { disagreement(daemon, &sandbox).await })
+        .buffered(BESIDE);
+    let mut found: Vec<String> = pods.filter_map(std::future::ready).collect().await;
     for entry in daemon.all_containers() {
         let Ok(_turn) = entry.turn.try_lock() else { continue };
         let record = entry.record();

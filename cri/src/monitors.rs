@@ -78,6 +78,12 @@ pub async fn gone(daemon: &Daemon, sandbox: &str) -> bool {
     tokio::task::spawn_blocking(move || client.is_gone(SILENT)).await.unwrap_or(false)
 }
 
+/// Whether a sandbox's monitor answers, which takes one that is not held up no time.
+pub async fn answers(daemon: &Daemon, sandbox: &str) -> bool {
+    let client = daemon.monitor(sandbox);
+    tokio::task::spawn_blocking(move || client.answers(SILENT)).await.unwrap_or(false)
+}
+
 /// Follows a sandbox's monitor until it goes away: exits become records and events.
 pub fn follow(daemon: &Arc<Daemon>, sandbox: &str) {
     let (daemon, sandbox) = (daemon.clone(), sandbox.to_owned());

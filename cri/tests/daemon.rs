@@ -73,20 +73,49 @@ async fn fsck_finds_and_repairs_what_belongs_to_nothing_with_the_daemon_running_
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_monitor_ends_its_containers_and_leaves_nothing() {
-    let Some(daemon) = Daemon::start() else { return };
-    let mut client = daemon.client().await;
-    let (sandbox, id) = start_pod(&mut client, "lost", "/bin/busybox sleep 1000").await.unwrap();
+/// The pid of a pod's monitor.
+fn monitor(sandbox: &str) -> u32 {
     let socket = format!("/run/gt/cri/m/{}.sock", &sandbox[..13]);
-    let pid = common::until("the monitor", Duration::from_secs(10), || {
+    common::until("the monitor", Duration::from_secs(10), || {
         fs::read_dir("/proc").ok()?.flatten().find_map(|e| {
             let line = fs::read(e.path().join("cmdline")).ok()?;
             String::from_utf8_lossy(&line)
                 .contains(&socket)
                 .then(|| e.file_name().to_string_lossy().parse::<u32>().ok())?
         })
-    });
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fsck_tells_of_monitors_that_do_not_answer_and_does_not_wait_for_them() {
+    let Some(daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    let mut pods = Vec::new();
+    for name in ["one", "two", "three"] {
+        pods.push(start_pod(&mut client, name, "exec /bin/busybox sleep 1000").await.unwrap().0);
+    }
+    let held: Vec<u32> = pods[..2].iter().map(|pod| monitor(pod)).collect();
+    held.iter().for_each(|pid| common::kill(*pid, nix::sys::signal::Signal::SIGSTOP));
+    let begun = std::time::Instant::now();
+    let found = daemon.command(&["fsck"]);
+    let took = begun.elapsed();
+    held.iter().for_each(|pid| common::kill(*pid, nix::sys::signal::Signal::SIGCONT));
+    let text = String::from_utf8_lossy(&found.stdout).into_owned();
+    let wanted: Vec<_> = pods[..2].iter().map(|pod| format!("the monitor of sandbox {pod} does not answer")).collect();
+    assert_eq!(text.lines().collect::<Vec<_>>(), wanted);
+    assert!(took < Duration::from_secs(60), "{took:?}: a call to a monitor may take two minutes");
+    for pod in pods {
+        remove_pod(&mut client, &pod).await.unwrap();
+    }
+    daemon.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_monitor_ends_its_containers_and_leaves_nothing() {
+    let Some(daemon) = Daemon::start() else { return };
+    let mut client = daemon.client().await;
+    let (sandbox, id) = start_pod(&mut client, "lost", "/bin/busybox sleep 1000").await.unwrap();
+    let pid = monitor(&sandbox);
     common::kill(pid, nix::sys::signal::Signal::SIGKILL);
     let mut status = state(&mut client, &id).await;
     for _ in 0..200 {

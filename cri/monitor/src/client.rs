@@ -84,6 +84,15 @@ impl Client {
         }
     }
 
+    /// Whether the monitor answers within `limit`.
+    pub fn answers(&self, limit: Duration) -> bool {
+        let asked = self.send(&Request::Ping, &[]).and_then(|mut connection| {
+            connection.timeout(Some(limit))?;
+            connection.next()
+        });
+        matches!(asked, Ok(Some(_)))
+    }
+
     /// As [`Client::call`], sends descriptors along and keeps the connection.
     ///
     /// # Errors
