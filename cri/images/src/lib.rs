@@ -160,12 +160,22 @@ impl Images {
     /// Makes the writable directory of a container over an image. The same container and image again is fine. Blocking;
     /// short, unless the store makes copies.
     pub fn prepare(&self, container_id: &str, image_id: &str) -> Result<Snapshot> {
-        self.store().prepare(container_id, image_id, false).map_err(|e| e.in_store(self.root()))
+        self.store().prepare(container_id, image_id, false, None).map_err(|e| e.in_store(self.root()))
     }
 
     /// Like [`Images::prepare`] but read-only, without a writable directory (image volumes).
     pub fn prepare_view(&self, id: &str, image_id: &str) -> Result<Snapshot> {
-        self.store().prepare(id, image_id, true).map_err(|e| e.in_store(self.root()))
+        self.store().prepare(id, image_id, true, None).map_err(|e| e.in_store(self.root()))
+    }
+
+    /// Like [`Images::prepare`], for one that is mounted at `target` next: what is written down of it is written once.
+    pub fn prepare_at(&self, container_id: &str, image_id: &str, target: &Path) -> Result<Snapshot> {
+        self.store().prepare(container_id, image_id, false, Some(target)).map_err(|e| e.in_store(self.root()))
+    }
+
+    /// Like [`Images::prepare_view`], for one that is mounted at `target` next.
+    pub fn prepare_view_at(&self, id: &str, image_id: &str, target: &Path) -> Result<Snapshot> {
+        self.store().prepare(id, image_id, true, Some(target)).map_err(|e| e.in_store(self.root()))
     }
 
     /// Mounts the snapshot at `target` (created when missing). Mounted there already is fine. Blocking, but short.

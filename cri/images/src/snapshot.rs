@@ -22,6 +22,9 @@ pub struct Snapshot {
     pub created: i64,
     /// Where it is (or is about to be) mounted.
     pub targets: Vec<PathBuf>,
+    /// It was made for its target just now, and nobody has tried to mount it yet.
+    #[serde(skip)]
+    pub(crate) fresh: bool,
 }
 
 /// How to mount a snapshot.

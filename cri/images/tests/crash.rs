@@ -43,7 +43,7 @@ async fn child_works_until_it_is_killed() {
         let archive = dir.join(format!("{}.tar", n % 2));
         let image = images.import(&archive, None, None).await.unwrap().remove(0);
         let id = format!("gantry-crash-{}-{}", std::process::id(), n % 3);
-        images.prepare(&id, &image.id).unwrap();
+        images.prepare_at(&id, &image.id, &dir.join("m").join(&id)).unwrap();
         images.mount(&id, &dir.join("m").join(&id), &MountOptions::default()).unwrap();
         let view = format!("{id}-v");
         images.prepare_view(&view, &image.id).unwrap();

@@ -420,6 +420,40 @@ async fn a_start_removes_what_a_crash_left() {
 }
 
 #[tokio::test]
+async fn a_snapshot_whose_target_is_known_is_written_down_once() {
+    if !root() {
+        return;
+    }
+    let t = tempfile::tempdir().unwrap();
+    let images = open(t.path());
+    let image = import_layers(&images, t.path(), "t/a:1", &[layer(&[("a", F, "1")])]).await.unwrap();
+    let m = t.path().join("m");
+    images.prepare_at("gantry-once", &image.id, &m).unwrap();
+    // Each writing gives the file another inode.
+    let written = || {
+        std::os::unix::fs::MetadataExt::ino(
+            &t.path().join("store/snapshots/gantry-once/snapshot.json").metadata().unwrap(),
+        )
+    };
+    let once = written();
+    images.mount("gantry-once", &m, &MountOptions::default()).unwrap();
+    assert_eq!(fs::read_to_string(m.join("a")).unwrap(), "1");
+    assert_eq!(written(), once);
+    // Whoever opens the store next knows where it is, and mounts it no second time.
+    drop(images);
+    let images = open(t.path());
+    assert_eq!(images.snapshots()[0].targets, [m.canonicalize().unwrap()]);
+    images.mount("gantry-once", &m, &MountOptions::default()).unwrap();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert_eq!(mounts.lines().filter(|l| l.contains("gantry-once")).count(), 1);
+    images.remove_snapshot("gantry-once").unwrap();
+    assert!(!m.join("a").exists());
+    images.remove(&image.id).await.unwrap();
+    assert!(images.settled(std::time::Duration::from_secs(60)));
+    assert_eq!(leftovers(&t.path().join("store")), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
 async fn a_full_disk_is_told_and_leaves_nothing() {
     if !root() {
         return;

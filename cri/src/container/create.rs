@@ -185,7 +185,7 @@ fn prepare(
     if let Some(folder) = Path::new(&record.log_path).parent() {
         fs::create_dir_all(folder).map_err(Error::failed(format!("create folder of log {}", record.log_path)))?;
     }
-    daemon.images.prepare(&record.id, &record.image_id)?;
+    daemon.images.prepare_at(&record.id, &record.image_id, &rootfs)?;
     if let Some(archive) = &record.restore {
         restore::unpack(daemon, &record.id, archive)?;
     }
@@ -219,7 +219,7 @@ fn prepare(
                 daemon.images.get(&wanted.image).ok_or_else(|| Error::NotFound(format!("image {}", wanted.image)))?;
             let view = format!("{}-v{index}", record.id);
             let folder = bundle.join(format!("volume-{index}"));
-            daemon.images.prepare_view(&view, &volume.id)?;
+            daemon.images.prepare_view_at(&view, &volume.id, &folder)?;
             views.push(view.clone());
             container.change(&daemon.ledger, |r| r.views = views.clone())?;
             daemon.images.mount(&view, &folder, &cri_images::MountOptions { read_only: true, ..mapped.clone() })?;

@@ -71,16 +71,25 @@ impl Snapshots {
 }
 
 impl Store {
-    /// Makes a snapshot over an image, or finds the same one again.
-    pub(crate) fn prepare(self: &Arc<Self>, id: &str, image: &str, view: bool) -> Result<Snapshot> {
+    /// Makes a snapshot over an image, or finds the same one again. One whose target is known is written down once.
+    pub(crate) fn prepare(
+        self: &Arc<Self>,
+        id: &str,
+        image: &str,
+        view: bool,
+        target: Option<&Path>,
+    ) -> Result<Snapshot> {
         check_id(id)?;
+        let target = target.map(place).transpose()?;
         // Outlives the lock, which its end takes.
         let lease = (self.form == Form::Plain).then(|| self.lease());
         let mut state = self.state();
-        let (snapshot, diff_ids) = match self.plan(&state, id, image, view)? {
+        let (mut snapshot, diff_ids) = match self.plan(&state, id, image, view)? {
             Plan::There(old) => return Ok(old),
             Plan::New(snapshot, diff_ids) => (snapshot, diff_ids),
         };
+        snapshot.fresh = target.is_some();
+        snapshot.targets.extend(target);
         let mut copy = None;
         if let Some(lease) = &lease
             && !(view && state.views.keys().any(|image| image.to_string() == snapshot.image_id))
@@ -118,6 +127,7 @@ impl Store {
             native: self.form == Form::Plain,
             created,
             targets: Vec::new(),
+            fresh: false,
         };
         Ok(match same(state, &snapshot)? {
             Some(old) => Plan::There(old),
@@ -145,11 +155,11 @@ impl Store {
 
     /// Mounts a snapshot at `target`; there already is fine.
     pub(crate) fn mount(&self, id: &str, target: &Path, options: &MountOptions) -> Result<()> {
-        fs::create_dir_all(target).map_err(|e| Error::io("create", target, e))?;
-        let target = fs::canonicalize(target).map_err(|e| Error::io("resolve", target, e))?;
+        let target = place(target)?;
         let (snapshot, known) = {
             let mut state = self.state();
             let snapshot = get_mut(&mut state, id)?;
+            let fresh = std::mem::take(&mut snapshot.fresh);
             let known = snapshot.targets.contains(&target);
             if !known {
                 let mut next = snapshot.clone();
@@ -157,7 +167,7 @@ impl Store {
                 self.snapshots.save(&next)?;
                 *snapshot = next;
             }
-            (snapshot.clone(), known)
+            (snapshot.clone(), known && !fresh)
         };
         // The table of mounts is long on a busy node: it is read only where an earlier attempt may have come so far.
         if snapshot.native {
@@ -296,6 +306,12 @@ enum Plan {
     There(Snapshot),
     /// With the digests of its layers.
     New(Snapshot, Vec<Digest>),
+}
+
+/// A mount point, made when it is missing, by the name that the kernel knows it by.
+fn place(target: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(target).map_err(|e| Error::io("create", target, e))?;
+    fs::canonicalize(target).map_err(|e| Error::io("resolve", target, e))
 }
 
 /// The snapshot that has this id already, unless it is another one.

@@ -220,6 +220,7 @@ mod tests {
             native: false,
             created: 0,
             targets: vec![],
+            fresh: false,
         };
         s.snapshots.insert("c".into(), snapshot);
         assert_eq!(s.garbage(), Garbage { blobs: sorted(&[14, 15]), layers: sorted(&[25]), views: vec![] });
