@@ -3,7 +3,8 @@
 //!
 //! usage: nri-plugin SOCKET INDEX NAME LOG [WORD...], or from the plugin folder, with LOG and words in its configuration.
 //! Words: `env=NAME` sets NAME=INDEX-NAME, `shares=N` CPU shares, `mount=DIR` binds DIR to /nri, `refuse=NAME` refuses a
-//! container, `reject` validates and rejects, `slow` sleeps in CreateContainer, `update=N` gives each container that starts N shares.
+//! container, `reject` validates and rejects, `slow` sleeps in CreateContainer, `update=N` gives each container that starts N shares,
+//! `evict` wants the end of each that is about to start, and other shares, and waits for the answer before it gives its own.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,6 +19,8 @@ struct Plugin {
     log: String,
     words: Vec<String>,
     next: u32,
+    /// What has come on the two connections and is not read yet: requests, and answers to ours.
+    buffers: [Vec<u8>; 2],
 }
 
 fn take<const N: usize>(stream: &mut UnixStream) -> std::io::Result<[u8; N]> {
@@ -142,6 +145,19 @@ impl Plugin {
                 }
                 Ok(Vec::new())
             }
+            "StartContainer" if self.words.iter().any(|w| w == "evict") => {
+                let r: nri::StartContainerRequest = read(payload)?;
+                let id = r.container.unwrap_or_default().id;
+                let linux = nri::LinuxContainerUpdate { resources: Some(with_shares(555)) };
+                let update =
+                    nri::ContainerUpdate { container_id: id.clone(), linux: Some(linux), ignore_failure: false };
+                let evict = vec![nri::ContainerEviction { container_id: id, reason: "not wanted".to_owned() }];
+                self.call("UpdateContainers", &nri::UpdateContainersRequest { update: vec![update], evict })
+                    .and_then(|()| self.wait())
+                    .map_err(|e| e.to_string())?;
+                self.say("StartContainer goes on");
+                Ok(Vec::new())
+            }
             "StateChange" => Ok(Vec::new()),
             _ => {
                 // The first two fields of every other request are the pod and, for containers, the container.
@@ -158,27 +174,44 @@ impl Plugin {
         }
     }
 
-    fn serve(&mut self) -> std::io::Result<()> {
-        let mut buffers = [Vec::new(), Vec::new()];
+    /// Reads one piece of whatever comes next.
+    fn fill(&mut self) -> std::io::Result<()> {
+        let connection = u32::from_be_bytes(take(&mut self.stream)?);
+        let mut bytes = vec![0; u32::from_be_bytes(take(&mut self.stream)?) as usize];
+        self.stream.read_exact(&mut bytes)?;
+        self.buffers[usize::from(connection != 1)].extend(bytes);
+        Ok(())
+    }
+
+    /// The next whole message among requests or answers, with its stream.
+    fn message(&mut self, of: usize) -> Option<(u32, Vec<u8>)> {
+        let buffer = &mut self.buffers[of];
+        let number = |at: usize| Some(u32::from_be_bytes(buffer.get(at..at + 4)?.try_into().ok()?));
+        let (length, stream) = (number(0)? as usize, number(4)?);
+        let body = buffer.get(10..10 + length)?.to_vec();
+        buffer.drain(..10 + length);
+        Some((stream, body))
+    }
+
+    /// Waits for the answer to a request of its own, whatever else comes meanwhile.
+    fn wait(&mut self) -> std::io::Result<()> {
         loop {
-            let connection = u32::from_be_bytes(take(&mut self.stream)?);
-            let mut bytes = vec![0; u32::from_be_bytes(take(&mut self.stream)?) as usize];
-            self.stream.read_exact(&mut bytes)?;
-            let buffer = &mut buffers[usize::from(connection != 1)];
-            buffer.extend(bytes);
-            while buffer.len() >= 10 {
-                let length = u32::from_be_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as usize;
-                let stream = u32::from_be_bytes([buffer[4], buffer[5], buffer[6], buffer[7]]);
-                if buffer.len() < 10 + length {
-                    break;
-                }
-                let body = buffer[10..10 + length].to_vec();
-                buffer.drain(..10 + length);
-                if connection != 1 {
-                    let answer = ttrpc::Response::decode(&*body).unwrap_or_default();
-                    self.say(&format!("answered {}", answer.status.unwrap_or_default().code));
-                    continue;
-                }
+            if let Some((_, body)) = self.message(1) {
+                let answer = ttrpc::Response::decode(&*body).unwrap_or_default();
+                self.say(&format!("answered {}", answer.status.unwrap_or_default().code));
+                return Ok(());
+            }
+            self.fill()?;
+        }
+    }
+
+    fn serve(&mut self) -> std::io::Result<()> {
+        loop {
+            self.fill()?;
+            if !self.buffers[1].is_empty() {
+                self.wait()?;
+            }
+            while let Some((stream, body)) = self.message(0) {
                 let request = ttrpc::Request::decode(&*body).unwrap_or_default();
                 let response = match self.answer(&request.method, &request.payload) {
                     Ok(payload) => ttrpc::Response { status: None, payload },
@@ -206,12 +239,20 @@ fn main() -> std::io::Result<()> {
             log: log.clone(),
             words: words.to_vec(),
             next: 1,
+            buffers: Default::default(),
         },
         _ => {
             let var = |name: &str| std::env::var(name).unwrap_or_default();
             let stream = UnixStream::from(gantry_sys::fd::inherited(3)?);
             let name = format!("{}-{}", var("NRI_PLUGIN_IDX"), var("NRI_PLUGIN_NAME"));
-            Plugin { stream, name, log: "/dev/null".to_owned(), words: Vec::new(), next: 1 }
+            Plugin {
+                stream,
+                name,
+                log: "/dev/null".to_owned(),
+                words: Vec::new(),
+                next: 1,
+                buffers: Default::default(),
+            }
         }
     };
     let (index, name) = plugin.name.split_once('-').unwrap_or(("00", "none"));

@@ -217,7 +217,7 @@ async fn connect(daemon: &Arc<Daemon>, stream: UnixStream, launched: Option<Laun
         let (daemon, plugin) = (daemon.clone(), plugin.clone());
         tokio::spawn(async move {
             while let Some(request) = incoming.recv().await {
-                let answer = updates::serve(&daemon, &request).await;
+                let answer = updates::serve(&daemon, &plugin, &request).await;
                 plugin.answer(&request, answer).await;
             }
         })

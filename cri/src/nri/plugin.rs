@@ -1,6 +1,7 @@
 //! One plugin: registered, configured, synchronised, then asked about what happens.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prost::Message;
@@ -33,6 +34,8 @@ pub(super) struct Plugin {
     connection: Arc<Connection>,
     /// It has been told what there is.
     ready: watch::Sender<bool>,
+    /// Events that it is being asked about.
+    asked: AtomicUsize,
 }
 
 /// Who a plugin says it is. Pure.
@@ -53,6 +56,22 @@ pub(super) fn file_identity(name: &str) -> Option<(String, String)> {
     let request =
         nri::RegisterPluginRequest { plugin_idx: index.to_owned(), plugin_name: base.to_owned(), ..Default::default() };
     identity(&request).ok()
+}
+
+/// An answer that is expected, counted as long as this lives.
+struct Expected<'a>(&'a AtomicUsize);
+
+impl<'a> Expected<'a> {
+    fn of(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Plugin {
@@ -115,7 +134,14 @@ impl Plugin {
         if events & !ALL != 0 {
             return Err(format!("plugin {index}-{base} wants events that do not exist: {events:#x}"));
         }
-        Ok(Self { index, base, events, connection: connection.clone(), ready: watch::Sender::new(false) })
+        Ok(Self {
+            index,
+            base,
+            events,
+            connection: connection.clone(),
+            ready: watch::Sender::new(false),
+            asked: AtomicUsize::new(0),
+        })
     }
 
     /// Its name for people, and for what it owns.
@@ -126,6 +152,11 @@ impl Plugin {
     /// Whether it wants to hear of this.
     pub(super) fn wants(&self, event: nri::Event) -> bool {
         self.events & (1 << (event as i32 - 1)) != 0
+    }
+
+    /// Whether an answer about an event is expected of it.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) > 0
     }
 
     /// Whether its connection is gone.
@@ -213,12 +244,14 @@ impl Plugin {
         }
         // One that connects just now is told what there is first.
         let _ = tokio::time::timeout(REQUEST * 4, self.ready.subscribe().wait_for(|r| *r)).await;
+        let expected = Expected::of(&self.asked);
         let mut answer = self.connection.call(PLUGIN, method, request, REQUEST).await;
         // Plugins of older API versions hear of events without an answer by one call for all.
         if let (Err(CallError::Refused { code: UNIMPLEMENTED, .. }), Some(change)) = (&answer, change) {
             let told: Result<nri::Empty, _> = self.connection.call(PLUGIN, "StateChange", &change, REQUEST).await;
             answer = told.map(|_| T::default());
         }
+        drop(expected);
         match answer {
             Ok(answer) => Ok(Some(answer)),
             Err(CallError::Refused { code: UNIMPLEMENTED, .. }) => Ok(None),
