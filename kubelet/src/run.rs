@@ -27,6 +27,7 @@ use crate::objects::{FromApi, Nowhere, Projections, Strategy};
 use crate::pleg::Health;
 use crate::pod::{Changed, NodeDns, NodeFacts, NodeResolv};
 use crate::resources::cgroups::{Cgroups, Driver};
+use crate::resources::memory::MemoryQos;
 use crate::resources::pages::{PageSizes, Swap};
 use crate::resources::users::Users;
 use crate::resources::{allocatable, managers};
@@ -120,12 +121,14 @@ async fn shared(
     let period_us =
         config.cpu_cfs_quota.then(|| i64::try_from(config.cpu_cfs_quota_period.0.as_micros()).unwrap_or(100_000));
     let driver = cgroup_driver(&cri, &config).await;
-    let cgroups = Cgroups::new(driver, &config.cgroup_root, config.cgroups_per_qos, period_us, config.pod_pids_limit);
+    let (_, allocatable_now) = facts::resources(&config, &flags.root_dir);
+    let memory_qos = MemoryQos::here(&config, facts::value(&allocatable_now, "memory", false));
+    let cgroups = Cgroups::new(driver, &config.cgroup_root, config.cgroups_per_qos, period_us, config.pod_pids_limit)
+        .keeping(memory_qos);
     allocatable::hold_daemons(&config);
     if let Err(e) = cgroups.prepare(&allocatable::here(&config)) {
         tracing::warn!(error = %e, "the parents of pods' control groups are not as they should be");
     }
-    let (_, allocatable_now) = facts::resources(&config, &flags.root_dir);
     let objects: Arc<dyn Objects> = match &client {
         Some(client) => {
             let strategy = Strategy::named(&config.config_map_and_secret_change_detection_strategy);
@@ -159,6 +162,7 @@ async fn shared(
             period_us,
             memory: i64::try_from(crate::metrics::meminfo("MemTotal")).unwrap_or(i64::MAX),
             pages: PageSizes::here(),
+            memory_qos,
             swap: Swap::here(&config.memory_swap.swap_behavior),
             oom_group: config.single_process_oom_kill != Some(true)
                 && gantry_cgroup::Host::detect().is_ok_and(|h| h.version() == gantry_cgroup::Version::V2),
@@ -417,6 +421,7 @@ async fn start_servers(
         token_ttl: config.authentication.webhook.cache_ttl.0,
         authorization,
         debugging_handlers: config.enable_debugging_handlers,
+        profiling: config.enable_profiling_handler,
         tls: tls_policy(config),
         streaming_idle: config.streaming_connection_idle_timeout.0,
         log_query: config.enable_system_log_query,

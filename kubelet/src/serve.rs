@@ -541,7 +541,8 @@ impl Node for Served {
         let up = self.shared.started.elapsed().as_secs();
         format!(
             "\nkubelet statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\n\
-             Up: {} hr {:02} min {:02} sec\nBinary version: {}\n\nPaths: /healthz /configz /flagz /metrics /pods /runningpods /stats/summary /logs\n",
+             Started: {}\nUp: {} hr {:02} min {:02} sec\nBinary version: {}\n\nPaths: /healthz /configz /flagz /metrics /pods /runningpods /stats/summary /logs /debug/pprof /debug/flags/v\n",
+            (jiff::Timestamp::now() - self.shared.started.elapsed()).strftime("%a %b %e %H:%M:%S UTC %Y"),
             up / 3600,
             up / 60 % 60,
             up % 60,

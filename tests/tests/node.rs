@@ -35,6 +35,8 @@ mod pod;
 mod projected;
 #[path = "node/resize.rs"]
 mod resize;
+#[path = "node/server.rs"]
+mod server;
 #[path = "node/users.rs"]
 mod users;
 #[path = "node/wrong.rs"]
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         debug::cases(),
         csi::cases(),
         resize::cases(),
+        server::cases(),
         kubectl::cases(),
         images::cases(),
         projected::cases(),

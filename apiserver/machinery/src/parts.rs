@@ -132,7 +132,8 @@ pub fn with_ephemeral_containers(resource: &Resource, old: &Value, new: &Value) 
     Ok(out)
 }
 
-/// What `pods/resize` stores: cpu and memory of containers may change, and nothing else.
+/// What `pods/resize` stores: cpu and memory of containers, and of the pod as a whole where it has some, may change, and nothing
+/// else.
 pub fn with_resources(resource: &Resource, old: &Value, new: &Value) -> Result<Value, Status> {
     let name = old["metadata"]["name"].as_str().unwrap_or_default();
     let mut out = old.clone();
@@ -156,6 +157,14 @@ pub fn with_resources(resource: &Resource, old: &Value, new: &Value) -> Result<V
                 }
             }
         }
+    }
+    if let Some(wanted) = new["spec"].get("resources").filter(|r| !r.is_null() && **r != old["spec"]["resources"]) {
+        if old["spec"]["resources"].as_object().is_none_or(|own| own.is_empty()) {
+            let error =
+                FieldError::forbidden("spec.resources", "pod-level resources may not be added to a pod that has none");
+            return Err(status::invalid(resource, name, &[error]));
+        }
+        out["spec"]["resources"] = wanted.clone();
     }
     if crate::strategy::qos_class(&old["spec"]) != crate::strategy::qos_class(&out["spec"]) {
         let class = crate::strategy::qos_class(&out["spec"]);
@@ -252,6 +261,14 @@ mod tests {
         resized["spec"]["containers"][0]["resources"]["requests"]["cpu"] = json!("2");
         let out = with_resources(pods(), &old, &resized).unwrap();
         assert_eq!(out["spec"]["containers"][0]["resources"]["requests"]["cpu"], "2");
+        resized["spec"]["resources"] = json!({"limits": {"cpu": "3"}});
+        assert_eq!(with_resources(pods(), &old, &resized).unwrap_err().code, 422, "it had none as a whole");
+        let mut whole = old.clone();
+        whole["spec"]["resources"] = json!({"limits": {"cpu": "2"}});
+        let out = with_resources(pods(), &whole, &resized).unwrap();
+        assert_eq!(out["spec"]["resources"]["limits"]["cpu"], "3");
+        resized["spec"].as_object_mut().unwrap().remove("resources");
+        assert_eq!(with_resources(pods(), &whole, &resized).unwrap()["spec"]["resources"]["limits"]["cpu"], "2");
         resized["spec"]["containers"][0]["resources"] = json!({});
         assert_eq!(with_resources(pods(), &old, &resized).unwrap_err().code, 422);
     }

@@ -25,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) node: Arc<dyn Node>,
     pub(crate) access: Access,
     pub(crate) debugging_handlers: bool,
+    pub(crate) profiling: bool,
     pub(crate) system_logs: Option<PathBuf>,
     /// Whether `/logs/?query=` asks the journal.
     pub(crate) log_query: bool,
@@ -143,6 +144,10 @@ async fn serve(shared: &Shared, route: Route, request: Request<Incoming>) -> Rep
         Route::Flagz => text(StatusCode::OK, node.flagz()),
         Route::Statusz => text(StatusCode::OK, node.statusz()),
         Route::Verbosity => set_verbosity(shared, request).await,
+        Route::Profile(_) if !shared.profiling => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "profiling endpoint is disabled.\n")
+        }
+        Route::Profile(name) => profile(&name),
         Route::SystemLogs(path) if path.is_empty() && shared.log_query => match LogQuery::from_query(&query) {
             Ok(Some(asked)) => {
                 log_query::serve(shared.system_logs.as_deref().unwrap_or(Path::new("/var/log")), asked).await
@@ -191,6 +196,24 @@ async fn set_verbosity(shared: &Shared, request: Request<Incoming>) -> Reply {
     match shared.node.set_verbosity(number) {
         Ok(()) => text(StatusCode::OK, format!("successfully set klog.logging.verbosity to {number}")),
         Err(e) => failure(&e),
+    }
+}
+
+/// The list of profiles, or one of them. There is no Go runtime that could tell what most of them hold.
+fn profile(name: &str) -> Reply {
+    match name {
+        "" => text(StatusCode::OK, "/debug/pprof/\n\ncmdline: the command line of this process\n"),
+        "cmdline" => match std::fs::read("/proc/self/cmdline") {
+            // Words are separated by NUL; there is none behind the last.
+            Ok(line) => text(StatusCode::OK, line.strip_suffix(b"\0").unwrap_or(&line).to_vec()),
+            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("read /proc/self/cmdline: {e}\n")),
+        },
+        "allocs" | "block" | "goroutine" | "heap" | "mutex" | "profile" | "symbol" | "threadcreate" | "trace" => {
+            let pid = std::process::id();
+            let why = format!("this kubelet has no Go runtime to profile; try: perf record -g -p {pid}\n");
+            text(StatusCode::NOT_IMPLEMENTED, why)
+        }
+        _ => text(StatusCode::NOT_FOUND, "Unknown profile\n"),
     }
 }
 
@@ -303,6 +326,13 @@ mod tests {
         assert_eq!(of("stdin=true&stdout=true&tty=true&stderr=true"), Ok((true, true, false, true)));
         assert!(of("tty=1&error=1").is_err());
         assert!(of("output=0").is_err());
+    }
+
+    #[test]
+    fn profiles_that_there_are_not_say_so() {
+        for (name, status) in [("", 200), ("cmdline", 200), ("heap", 501), ("no-such", 404)] {
+            assert_eq!(profile(name).status().as_u16(), status, "{name}");
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) enum Route {
     Statusz,
     /// Sets the verbosity of the log.
     Verbosity,
+    /// A profile of the process by name; empty for the list of them.
+    Profile(String),
     /// A path below the system's logs, decoded; ends in `/` or is empty for a folder.
     SystemLogs(String),
 }
@@ -61,6 +63,7 @@ impl Route {
             Self::Flagz => ("flagz", false),
             Self::Statusz => ("statusz", false),
             Self::Verbosity => ("debug", false),
+            Self::Profile(_) => ("pprof", false),
             Self::SystemLogs(_) => ("logs", false),
         }
     }
@@ -87,6 +90,8 @@ impl Route {
                 | Self::Configz
                 | Self::Flagz
                 | Self::Verbosity
+                | Self::Profile(_)
+                | Self::SystemLogs(_)
         )
     }
 }
@@ -144,8 +149,8 @@ pub(crate) fn find(method: &Method, path: &str) -> Result<Route, NoRoute> {
             let slash = if path.ends_with('/') && !rest.is_empty() { "/" } else { "" };
             (Route::SystemLogs(format!("{}{slash}", rest.join("/"))), get)
         }
-        // Profiles of the Go runtime, as where they are switched off.
-        ["debug", "pprof", ..] => return Err(NoRoute::MethodNotAllowed),
+        ["debug", "pprof"] => (Route::Profile(String::new()), get),
+        ["debug", "pprof", name] => (Route::Profile(name.to_owned()), get),
         _ => return Err(NoRoute::NotFound),
     };
     let allowed = methods.contains(method) || (*method == Method::HEAD && methods.contains(&Method::GET));
@@ -238,7 +243,9 @@ mod tests {
             ("GET", "/checkpoint/ns/p/c", Err(NoRoute::MethodNotAllowed)),
             ("POST", "/checkpoint/ns/p/c", Ok(Route::Checkpoint(c(None)))),
             ("PUT", "/debug/flags/v", Ok(Route::Verbosity)),
-            ("GET", "/debug/pprof/heap", Err(NoRoute::MethodNotAllowed)),
+            ("GET", "/debug/pprof/", Ok(Route::Profile(String::new()))),
+            ("GET", "/debug/pprof/heap", Ok(Route::Profile("heap".into()))),
+            ("POST", "/debug/pprof/heap", Err(NoRoute::MethodNotAllowed)),
             ("GET", "/metrics/slis", Ok(Route::Metrics(Metrics::Slis))),
             ("GET", "/statusz", Ok(Route::Statusz)),
         ] {

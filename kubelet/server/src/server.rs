@@ -69,8 +69,10 @@ pub struct ServerConfig {
     pub token_ttl: Duration,
     /// Who decides.
     pub authorization: Authorization,
-    /// exec, attach, portForward, run, containerLogs; off answers 405.
+    /// exec, attach, portForward, run, containerLogs, runningpods, configz, flagz, logs and all below /debug; off answers 405.
     pub debugging_handlers: bool,
+    /// `/debug/pprof/`; off answers 405.
+    pub profiling: bool,
     /// Versions, cipher suites and key exchanges.
     pub tls: TlsPolicy,
     /// A stream over which nothing has come for so long is closed (4 h); zero: never.
@@ -142,6 +144,7 @@ impl Server {
             node,
             access: Access::new(&config),
             debugging_handlers: config.debugging_handlers,
+            profiling: config.profiling,
             system_logs: config.system_logs.clone(),
             log_query: config.log_query,
             streaming_idle: config.streaming_idle,

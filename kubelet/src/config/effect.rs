@@ -2,13 +2,16 @@
 //!
 //! A line goes when its field begins to work; the tests see to it that every line names a field.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
+
+use super::gates;
 
 /// Fields and why they change nothing.
 pub(crate) const NONE: &[(&str, &str)] = &[
     ("readOnlyPort", "nothing is served without authentication"),
     ("enableContentionProfiling", "it is about the Go runtime"),
-    ("enableProfilingHandler", "it is about the Go runtime"),
     ("kubeletCgroups", "the kubelet stays where the service manager put it"),
     ("systemCgroups", "processes outside of pods stay where they are"),
     ("qosReserved", "requests of one class are not kept from another"),
@@ -25,8 +28,8 @@ pub(crate) const NONE: &[(&str, &str)] = &[
     ("defaultPodSysctls", "sysctls of pods are left to the runtime"),
     ("volumePluginDir", "flex volumes are not supported"),
     ("kernelMemcgNotification", "the kernel's events are always used"),
-    ("memoryThrottlingFactor", "memory is limited, not throttled"),
-    ("memoryReservationPolicy", "memory is limited, not throttled"),
+    ("memoryThrottlingFactor", "memory is throttled with feature gate MemoryQoS only"),
+    ("memoryReservationPolicy", "memory is kept with feature gate MemoryQoS only"),
     ("tracing", "spans are not exported"),
     ("logging.flushFrequency", "log lines are written at once"),
     ("logging.options", "log lines are written at once, to one stream"),
@@ -47,4 +50,13 @@ pub(super) fn is_empty(value: &Value) -> bool {
         Value::Bool(on) => !on,
         Value::Null => true,
     }
+}
+
+/// Fields that change something where feature gate MemoryQoS is on.
+const MEMORY: &[&str] = &["memoryThrottlingFactor", "memoryReservationPolicy"];
+
+/// Fields that change nothing with these gates, and why.
+pub(super) fn none(set: &BTreeMap<String, bool>) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let memory = gates::is_set(gates::MEMORY_QOS, set);
+    NONE.iter().copied().filter(move |(field, _)| !(memory && MEMORY.contains(field)))
 }

@@ -247,11 +247,11 @@ fn finish(mut fields: Map<String, Value>) -> Result<Loaded> {
     let now = serde_json::to_value(&config).context("encode the configuration")?;
     let mut idle: Vec<(String, String)> = Vec::new();
     let set = Value::Object(set);
-    for (field, why) in effect::NONE {
+    for (field, why) in effect::none(&config.feature_gates) {
         let own = |of| effect::at(of, field);
         let parts = field.contains('.') && own(&set).is_some_and(effect::is_empty);
         if own(&set).is_some() && !parts && own(&now) != own(&defaults) {
-            idle.push(((*field).to_owned(), (*why).to_owned()));
+            idle.push((field.to_owned(), why.to_owned()));
         }
     }
     for gate in gates::check(&config.feature_gates)? {

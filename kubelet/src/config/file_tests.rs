@@ -265,6 +265,8 @@ fn fields_without_effect_are_reported_when_they_say_something_else() {
     assert_eq!(idle("hairpinMode: hairpin-veth\nport: 1"), ["hairpinMode"]);
     assert_eq!(idle("hairpinMode: promiscuous-bridge\nkubeAPIQPS: 50"), [""; 0]);
     assert_eq!(idle("featureGates: {CRIListStreaming: true}"), ["featureGates.CRIListStreaming"]);
+    assert_eq!(idle("memoryThrottlingFactor: 0.8"), ["memoryThrottlingFactor"]);
+    assert_eq!(idle("memoryThrottlingFactor: 0.8\nfeatureGates: {MemoryQoS: true}"), [""; 0]);
 }
 
 #[test]

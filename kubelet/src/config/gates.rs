@@ -21,8 +21,10 @@ pub(crate) const CERTIFICATES: &str = "PodCertificateRequest";
 pub(crate) const PROVIDER_TOKENS: &str = "KubeletServiceAccountTokenForCredentialProviders";
 /// Lets static pods name objects of the apiserver when it is off.
 const STATIC_REFERENCES: &str = "PreventStaticPodAPIReferences";
+/// Throttles and keeps memory by what pods request.
+pub(crate) const MEMORY_QOS: &str = "MemoryQoS";
 /// What gates switch here.
-const SWITCHES: &[&str] = &[TRUST_BUNDLES, CERTIFICATES, PROVIDER_TOKENS, STATIC_REFERENCES];
+const SWITCHES: &[&str] = &[TRUST_BUNDLES, CERTIFICATES, PROVIDER_TOKENS, STATIC_REFERENCES, MEMORY_QOS];
 
 /// A feature gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

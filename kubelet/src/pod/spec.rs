@@ -11,6 +11,7 @@ use proto::cri;
 use super::dns::{NodeDns, dns_config};
 use super::{host_network, name, namespace, spec, uid};
 use crate::cri::{CONTAINER_LABEL, NAME_LABEL, NAMESPACE_LABEL, UID_LABEL, image_spec};
+use crate::resources::memory::{HIGH, MemoryQos};
 use crate::resources::pages::{PageSizes, Swap};
 use crate::resources::qos;
 
@@ -62,6 +63,8 @@ pub(crate) struct NodeFacts {
     pub(crate) pages: PageSizes,
     /// How containers may swap.
     pub(crate) swap: Swap,
+    /// How memory is throttled and kept; nothing where it is only limited.
+    pub(crate) memory_qos: Option<MemoryQos>,
     /// Out of memory ends a whole container, not one of its processes (needs cgroup v2; `singleProcessOOMKill: false`).
     pub(crate) oom_group: bool,
 }
@@ -334,6 +337,10 @@ pub(crate) fn updated_resources(pod: &Pod, container: &Container, node: &NodeFac
         // It has no limit any more; leaving the quota out would leave it as it is.
         out.cpu_quota = -1;
     }
+    if node.memory_qos.is_some() {
+        // So is what is no longer there.
+        out.unified.entry(HIGH.to_owned()).or_insert_with(|| "max".to_owned());
+    }
     // Pages and the score of the out-of-memory killer are set once, when a container begins.
     out.hugepage_limits.clear();
     out.oom_score_adj = 0;
@@ -347,6 +354,8 @@ fn resources(pod: &Pod, container: &Container, node: &NodeFacts) -> cri::LinuxCo
     let mut unified: HashMap<String, String> =
         node.oom_group.then(|| ("memory.oom.group".to_owned(), "1".to_owned())).into_iter().collect();
     unified.extend(swap.map(|bytes| ("memory.swap.max".to_owned(), bytes.to_string())));
+    let files = node.memory_qos.iter().flat_map(|qos| qos.of_container(pod, container));
+    unified.extend(files.map(|(file, bytes)| (file.to_owned(), bytes.to_string())));
     let pages = node.pages.of_container(container).into_iter();
     cri::LinuxContainerResources {
         cpu_period: period.unwrap_or(0),
@@ -466,3 +475,7 @@ fn profile(kind: &str, local: Option<&str>, node: &NodeFacts) -> cri::SecurityPr
     };
     cri::SecurityProfile { profile_type: kind as i32, localhost_ref: reference }
 }
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;

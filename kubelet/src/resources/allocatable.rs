@@ -95,19 +95,31 @@ pub(crate) fn here(config: &KubeletConfiguration) -> Resources {
     of_pods(config, facts::cpus(), memory, pids.unwrap_or(0))
 }
 
-/// Gives the class of burstable pods the share of CPU time that its pods request together, for ever.
+/// Gives the class of burstable pods the share of CPU time that its pods request together, and the groups above pods the memory
+/// that is kept for these, for ever.
 pub(crate) async fn keep_shares(shared: Arc<Shared>, pods: Pods) {
     if !shared.config.cgroups_per_qos {
         return;
     }
-    let mut known = None;
+    let (mut known, mut kept) = (None, None);
     loop {
         let over = |uid: &str| {
             let status = shared.statuses.get(uid);
             status.and_then(|s| s.phase).is_some_and(|p| p == "Failed" || p == "Succeeded")
         };
-        let burstable = pods.list().into_iter().filter(|p| qos::class(p) == Qos::Burstable && !over(pod::uid(p)));
-        let milli: i64 = burstable.filter_map(|p| qos::of_pod(&p).cpu_request).sum();
+        let alive: Vec<_> = pods.list().into_iter().filter(|p| !over(pod::uid(p))).collect();
+        let of = |class: Qos| alive.iter().filter(move |p| qos::class(p) == class).map(|p| qos::of_pod(p));
+        let milli: i64 = of(Qos::Burstable).filter_map(|a| a.cpu_request).sum();
+        let memory = |class: Qos| of(class).filter_map(|a| a.memory_request).sum::<i64>();
+        let bytes = (memory(Qos::Guaranteed), memory(Qos::Burstable));
+        if shared.facts.memory_qos.is_some() && kept != Some(bytes) {
+            let groups = shared.cgroups.clone();
+            let done = tokio::task::spawn_blocking(move || groups.keep_memory(bytes.0, bytes.1)).await;
+            match done.map_err(|e| e.to_string()).and_then(|d| d.map_err(|e| e.to_string())) {
+                Ok(()) => kept = Some(bytes),
+                Err(e) => tracing::warn!(error = %e, "memory is not kept for pods"),
+            }
+        }
         let shares = qos::shares(Some(milli));
         if known != Some(shares) {
             let groups = shared.cgroups.clone();

@@ -1,10 +1,12 @@
 //! The tree of pods' control groups: `kubepods`, one group per class below it, one per pod below that.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gantry_cgroup::{Host, HugepageLimit, Resources, Systemd, Unit};
 use k8s_openapi::api::core::v1::Pod;
 
+use super::memory::MemoryQos;
 use super::pages::PageSizes;
 use super::qos::{self, Qos};
 use crate::pod;
@@ -27,6 +29,7 @@ pub(crate) struct Cgroups {
     period_us: Option<i64>,
     pids: i64,
     pages: PageSizes,
+    memory: Option<MemoryQos>,
 }
 
 impl Cgroups {
@@ -34,7 +37,12 @@ impl Cgroups {
     /// for no limit.
     pub(crate) fn new(driver: Driver, root: &str, per_qos: bool, period_us: Option<i64>, pids: i64) -> Self {
         let pages = PageSizes::here();
-        Self { driver, root: Path::new("/").join(root), per_qos, period_us, pids, pages }
+        Self { driver, root: Path::new("/").join(root), per_qos, period_us, pids, pages, memory: None }
+    }
+
+    /// These, with memory kept for pods.
+    pub(crate) fn keeping(self, memory: Option<MemoryQos>) -> Self {
+        Self { memory, ..self }
     }
 
     /// The group of a pod.
@@ -104,6 +112,22 @@ impl Cgroups {
         group.apply(&limits)
     }
 
+    /// Keeps memory for all pods of a class together, by what they request in bytes.
+    ///
+    /// # Errors
+    /// The kernel or systemd refuses.
+    pub(crate) fn keep_memory(&self, guaranteed: i64, burstable: i64) -> gantry_cgroup::Result<()> {
+        for (class, files) in self.memory.iter().flat_map(|qos| qos.above(guaranteed, burstable)) {
+            let limits = Resources { unified: texts(files), ..Default::default() };
+            let group = Host::detect()?.cgroup(self.of(class, None))?;
+            if let Some(unit) = self.unit(&group.path())? {
+                Systemd::connect(false)?.set(&unit, &limits, group.version())?;
+            }
+            group.apply(&limits)?;
+        }
+        Ok(())
+    }
+
     /// Makes a pod's group with its limits. One with CPUs of its own has no quota: it could only take from what is its own.
     ///
     /// # Errors
@@ -142,6 +166,7 @@ impl Cgroups {
             cpu_quota: period.zip(amounts.cpu_limit).map(|(period, limit)| qos::quota(limit, period)),
             memory_limit: amounts.memory_limit,
             pids_limit: (self.pids > 0).then_some(self.pids),
+            unified: texts(self.memory.iter().flat_map(|qos| qos.of_pod(pod))),
             hugepages: self
                 .pages
                 .of_pod(pod)
@@ -209,6 +234,10 @@ impl Cgroups {
             }
         }
     }
+}
+
+fn texts(files: impl IntoIterator<Item = (&'static str, i64)>) -> BTreeMap<String, String> {
+    files.into_iter().map(|(file, bytes)| (file.to_owned(), bytes.to_string())).collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub(crate) mod allocatable;
 pub(crate) mod cgroups;
 pub(crate) mod managers;
+pub(crate) mod memory;
 pub(crate) mod pages;
 pub(crate) mod qos;
 pub(crate) mod users;

@@ -2,14 +2,14 @@
 //!
 //! Workers only leave the newest status here and go on; a slow apiserver delays no pod.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::metrics::own;
@@ -25,6 +25,8 @@ struct Entry {
     /// Counts changes, so that one made while a patch is under way is not lost.
     version: u64,
     sent: u64,
+    /// Conditions that come and go and that it once had: the apiserver may have them still.
+    told: BTreeSet<&'static str>,
     /// Since when something is not sent.
     since: Option<Instant>,
     /// The pod is stopped and freed: delete it once its status has arrived.
@@ -58,6 +60,7 @@ impl Statuses {
             status: pod.status.clone().unwrap_or_default(),
             version: 0,
             sent: 0,
+            told: BTreeSet::new(),
             since: None,
             delete: false,
         });
@@ -66,6 +69,7 @@ impl Statuses {
             return false;
         }
         own::pod_changed(pod, (entry.version > 0).then_some(&entry.status), &status);
+        entry.told.extend(PASSING.into_iter().filter(|type_| has(&status, type_)));
         entry.status = status;
         entry.version += 1;
         entry.since.get_or_insert_with(Instant::now);
@@ -169,29 +173,46 @@ impl Statuses {
     }
 }
 
+/// Conditions that a pod has while it is resized.
+const PASSING: [&str; 2] = [PENDING, IN_PROGRESS];
+
+fn has(status: &PodStatus, type_: &str) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == type_)
+}
+
+/// The patch that brings the apiserver's status to the newest. What a merge would leave standing is taken out by name (pure).
+fn patch_of(entry: &Entry) -> Value {
+    let mut status = json!(entry.status);
+    let own = ["reason", "message", "containerStatuses", "initContainerStatuses", "resources", "allocatedResources"];
+    for cleared in own {
+        if status.get(cleared).is_none() {
+            status[cleared] = Value::Null;
+        }
+    }
+    let before = entry.pod.status.as_ref();
+    let over = |type_: &str| {
+        (entry.told.contains(type_) || before.is_some_and(|s| has(s, type_))) && !has(&entry.status, type_)
+    };
+    if let Some(list) = status["conditions"].as_array_mut() {
+        for condition in list.iter_mut().filter_map(Value::as_object_mut) {
+            for cleared in ["reason", "message"] {
+                condition.entry(cleared).or_insert(Value::Null);
+            }
+        }
+        list.extend(
+            PASSING.into_iter().filter(|type_| over(type_)).map(|type_| json!({"$patch": "delete", "type": type_})),
+        );
+    }
+    json!({"status": status})
+}
+
 /// Patches, and deletes if asked to; tells whether the pod is gone.
 async fn send(client: &kube::Client, entry: &Entry) -> Result<bool, kube::Error> {
     let api: Api<Pod> = Api::namespaced(client.clone(), pod::namespace(&entry.pod));
     let name = pod::name(&entry.pod);
     // A mirror pod has a uid of its own.
     let uid = if pod::is_static(&entry.pod) { None } else { entry.pod.metadata.uid.clone() };
-    let mut patch = json!({"status": entry.status});
-    for cleared in ["reason", "message", "containerStatuses", "initContainerStatuses"] {
-        if patch["status"].get(cleared).is_none() {
-            patch["status"][cleared] = serde_json::Value::Null;
-        }
-    }
-    // A condition that is over has to be taken out of the list by name.
-    let told =
-        |s: Option<&PodStatus>, type_: &str| s.is_some_and(|s| s.conditions.iter().flatten().any(|c| c.type_ == type_));
-    for type_ in [PENDING, IN_PROGRESS] {
-        if told(entry.pod.status.as_ref(), type_)
-            && !told(Some(&entry.status), type_)
-            && let Some(list) = patch["status"]["conditions"].as_array_mut()
-        {
-            list.push(json!({"$patch": "delete", "type": type_}));
-        }
-    }
+    let mut patch = patch_of(entry);
     if let Some(uid) = &uid {
         patch["metadata"] = json!({"uid": uid});
     }
@@ -213,5 +234,26 @@ async fn send(client: &kube::Client, entry: &Entry) -> Result<bool, kube::Error>
         Ok(_) => Ok(true),
         Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(true),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_over_is_taken_out_by_name() {
+        let statuses = Statuses::new(None);
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(json!({"metadata": {"uid": "u", "name": "p"}})).unwrap());
+        let with = |value: Value| -> PodStatus { serde_json::from_value(json!({"conditions": value})).unwrap() };
+        let ready = json!({"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "c"});
+        statuses.set(&pod, with(json!([ready, {"type": IN_PROGRESS, "status": "True"}])));
+        // Before anybody has read the former back.
+        statuses.set(&pod, with(json!([{"type": "Ready", "status": "True"}])));
+        let patch = patch_of(&statuses.entries()["u"]);
+        let conditions = patch["status"]["conditions"].as_array().unwrap();
+        assert_eq!(conditions[0], json!({"type": "Ready", "status": "True", "reason": null, "message": null}));
+        assert_eq!(conditions[1..], [json!({"$patch": "delete", "type": IN_PROGRESS})]);
+        assert!(patch["status"]["resources"].is_null() && patch["status"]["containerStatuses"].is_null());
     }
 }

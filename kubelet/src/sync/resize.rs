@@ -30,6 +30,17 @@ pub(crate) struct Given {
     pub(crate) containers: BTreeMap<String, ResourceRequirements>,
     /// What containers run with that were changed since they were made, by id.
     pub(crate) applied: BTreeMap<String, ResourceRequirements>,
+    /// For the pod as a whole; `None` in what an older kubelet wrote.
+    #[serde(default)]
+    pub(crate) pod: Option<ResourceRequirements>,
+    /// What the pod's control group was last set to of that.
+    #[serde(default)]
+    pub(crate) pod_applied: Option<ResourceRequirements>,
+}
+
+/// What a pod asks for as a whole.
+fn whole(pod: &Pod) -> ResourceRequirements {
+    pod.spec.as_ref().and_then(|s| s.resources.clone()).unwrap_or_default()
 }
 
 /// Why a pod does not get what it asks for.
@@ -55,7 +66,12 @@ impl Given {
     /// All that the pod asks for.
     pub(crate) fn all_of(pod: &Pod) -> Self {
         let own = |c: &Container| (c.name.clone(), c.resources.clone().unwrap_or_default());
-        Self { containers: pod::all_containers(pod).map(own).collect(), applied: BTreeMap::new() }
+        Self {
+            containers: pod::all_containers(pod).map(own).collect(),
+            applied: BTreeMap::new(),
+            pod: Some(whole(pod)),
+            pod_applied: Some(whole(pod)),
+        }
     }
 
     /// Writes it whole or not at all.
@@ -74,6 +90,9 @@ impl Given {
         }
         let mut out = (**pod).clone();
         if let Some(spec) = &mut out.spec {
+            if let Some(given) = &self.pod {
+                spec.resources = Some(given.clone()).filter(|r| *r != ResourceRequirements::default());
+            }
             for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
                 if let Some(given) = self.containers.get(&container.name) {
                     container.resources = Some(given.clone());
@@ -85,10 +104,16 @@ impl Given {
 
     /// Whether the pod asks for something else.
     pub(crate) fn differs(&self, pod: &Pod) -> bool {
-        pod::all_containers(pod).any(|c| {
-            let empty = ResourceRequirements::default();
-            self.containers.get(&c.name).is_some_and(|g| g != c.resources.as_ref().unwrap_or(&empty))
-        })
+        self.pod.as_ref().is_some_and(|given| *given != whole(pod))
+            || pod::all_containers(pod).any(|c| {
+                let empty = ResourceRequirements::default();
+                self.containers.get(&c.name).is_some_and(|g| g != c.resources.as_ref().unwrap_or(&empty))
+            })
+    }
+
+    /// Whether the pod's control group is not yet what the pod was given as a whole.
+    pub(crate) fn group_behind(&self) -> bool {
+        self.pod != self.pod_applied
     }
 }
 
@@ -192,6 +217,10 @@ pub(crate) fn tell(
         let given = pod::all_containers(pod).find(|c| c.name == own.name).and_then(|c| c.resources.as_ref());
         own.allocated_resources = given.and_then(|r| r.requests.clone()).filter(|r| !r.is_empty());
     }
+    // Told of the pod as a whole where it asks for something as a whole.
+    let own = pod.spec.as_ref().and_then(|s| s.resources.clone());
+    status.allocated_resources = own.as_ref().and_then(|r| r.requests.clone()).filter(|r| !r.is_empty());
+    status.resources = own.filter(|_| !status.container_statuses.iter().flatten().all(|s| s.container_id.is_none()));
     let conditions = status.conditions.get_or_insert_default();
     let refusal = refused.map(|r| (PENDING, Some(r.reason.to_owned()), Some(r.message.clone())));
     let progress = under_way.map(|why| {
@@ -271,6 +300,34 @@ mod tests {
         let wanted = pod("a", "1");
         assert!(given.differs(&wanted) && !given.differs(&pod("a", "500m")));
         assert_eq!(requests(&given.instead(&wanted))["cpu"], 500);
+        // What an older kubelet wrote says nothing of the pod as a whole.
+        std::fs::write(dir.path().join(FILE), r#"{"containers": {}, "applied": {}}"#).unwrap();
+        let old = Given::load(dir.path()).unwrap();
+        assert!(!old.differs(&wanted) && !old.group_behind());
+    }
+
+    #[test]
+    fn a_pod_as_a_whole_is_given_and_told_what_it_asks_for() {
+        let with = |cpu: &str| {
+            let mut pod = (*pod("a", "500m")).clone();
+            pod.spec.as_mut().unwrap().resources =
+                Some(serde_json::from_value(json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu}})).unwrap());
+            Arc::new(pod)
+        };
+        let mut given = Given::all_of(&with("1"));
+        assert!(given.differs(&with("2")) && !given.differs(&with("1")) && !given.group_behind());
+        assert_eq!(requests(&given.instead(&with("2")))["cpu"], 1000);
+        given = Given { pod_applied: given.pod_applied, ..Given::all_of(&with("2")) };
+        assert!(given.group_behind());
+        let id =
+            json!({"name": "c", "containerID": "x://i", "image": "", "imageID": "", "ready": true, "restartCount": 0});
+        let mut status: PodStatus = serde_json::from_value(json!({"containerStatuses": [id]})).unwrap();
+        tell(&mut status, &with("2"), |_| None, None, None, Timestamp::UNIX_EPOCH);
+        let told = |s: &PodStatus| serde_json::to_value(s).unwrap();
+        assert_eq!(told(&status)["resources"]["limits"]["cpu"], "2");
+        assert_eq!(told(&status)["allocatedResources"]["cpu"], "2");
+        tell(&mut status, &pod("a", "1"), |_| None, None, None, Timestamp::UNIX_EPOCH);
+        assert!(status.resources.is_none() && status.allocated_resources.is_none());
     }
 
     #[test]

@@ -41,6 +41,15 @@ pub(crate) async fn sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<
         event("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"));
         return Err(fail(e));
     }
+    if let Some(claim) = pod::spec(pod).resource_claims.iter().flatten().next() {
+        // Without its devices it would run, and not do what it is for.
+        let message = format!(
+            "Failed to prepare dynamic resources: claim {:?}: this kubelet has no plugins for claims",
+            claim.name
+        );
+        event("FailedPrepareDynamicResources", message.clone());
+        return Err(fail(message));
+    }
     for (reason, message) in pod::dns_warnings(pod, &shared.facts.dns) {
         event(reason, message);
     }

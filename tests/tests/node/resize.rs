@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 pub(crate) fn cases() -> Vec<Case<Node>> {
     vec![
         Case { name: "resize::a_pod_that_runs_gets_other_limits", run: resize },
+        Case { name: "resize::a_pod_as_a_whole_gets_other_limits", run: whole },
         Case { name: "resize::exit_codes_decide_on_restarts", run: rules },
     ]
 }
@@ -109,5 +110,42 @@ fn rules(node: &Node) -> Result<Verdict> {
     let status = node.get(&["pod", "ruled"])?["status"]["containerStatuses"][0].clone();
     ensure!(status["restartCount"] == 1 && status["state"]["terminated"]["exitCode"] == 7, "{status}");
     node.delete(&["pod/ruled"])?;
+    Ok(Verdict::Passed)
+}
+
+/// The quota of the pod's own group, on either version of control groups.
+fn pod_quota(pod: &Value) -> Result<String> {
+    let uid = pod["metadata"]["uid"].as_str().context("uid")?;
+    let unified = fs::metadata("/sys/fs/cgroup/cgroup.controllers").is_ok();
+    let (top, file) = if unified { ("", "cpu.max") } else { ("cpu", "cpu.cfs_quota_us") };
+    let path = PathBuf::from("/sys/fs/cgroup").join(top).join(format!("kubepods/burstable/pod{uid}/{file}"));
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
+}
+
+fn whole(node: &Node) -> Result<Verdict> {
+    node.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: whole}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
+         resources: {requests: {cpu: 50m, memory: 32Mi}, limits: {cpu: 200m, memory: 64Mi}}\n  containers:\n  \
+         - {name: c, image: 'gantry.local/busybox:latest', imagePullPolicy: Never, command: [sleep, '1000']}\n",
+    )?;
+    node.wait_pod("whole", 60)?;
+    let get = || node.get(&["pod", "whole"]);
+    let begun = get()?;
+    ensure!(pod_quota(&begun)? == "20000", "quota {}", pod_quota(&begun)?);
+    let patch = json!({"spec": {"resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "400m"}}}});
+    node.kubectl(&["patch", "pod", "whole", "--subresource=resize", "-p", &patch.to_string()])?.ok()?;
+    eventually("more CPU for the whole pod", Duration::from_secs(60), || {
+        let pod = get()?;
+        ensure!(pod_quota(&pod)? == "40000", "quota {}", pod_quota(&pod)?);
+        let status = &pod["status"];
+        ensure!(status["resources"]["limits"]["cpu"] == "400m", "{status}");
+        ensure!(status["allocatedResources"]["cpu"] == "100m", "{status}");
+        ensure!(condition(&pod, "PodResizeInProgress").is_null(), "{status}");
+        let (now, before) = (&status["containerStatuses"][0], &begun["status"]["containerStatuses"][0]);
+        ensure!(now["containerID"] == before["containerID"], "it was restarted: {status}");
+        Ok(())
+    })?;
+    node.delete(&["pod/whole"])?;
     Ok(Verdict::Passed)
 }

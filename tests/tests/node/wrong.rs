@@ -18,7 +18,7 @@ pub(crate) fn cases() -> Vec<Case<Node>> {
 const CLASS: &str = "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: odd}\nhandler: no-such-handler\n";
 
 /// What is added to the container and to the pod's spec, and what people must be able to read.
-const PODS: [(&str, &str, &str, &[&str]); 17] = [
+const PODS: [(&str, &str, &str, &[&str]); 18] = [
     ("image-name", "image: 'Not/An:Image!'", "", &["InvalidImageName", "Not/An:Image!"]),
     ("image-absent", "image: 'gantry.local/absent:1'", "", &["ErrImageNeverPull", "gantry.local/absent:1"]),
     ("non-root", "securityContext: {runAsNonRoot: true}", "", &["CreateContainerConfigError", "runAsNonRoot"]),
@@ -63,6 +63,12 @@ const PODS: [(&str, &str, &str, &[&str]); 17] = [
         "volumeMounts: [{name: v, mountPath: /v, subPathExpr: a/$(NOPE)}]",
         "volumes: [{name: v, emptyDir: {}}]",
         &["subPathExpr", "\"NOPE\" is not set"],
+    ),
+    (
+        "devices",
+        "resources: {claims: [{name: gpu}]}",
+        "resourceClaims: [{name: gpu, resourceClaimName: absent}]",
+        &["FailedPrepareDynamicResources", "\"gpu\""],
     ),
     ("handler", "", "runtimeClassName: odd", &["FailedCreatePodSandBox", "no-such-handler"]),
     (

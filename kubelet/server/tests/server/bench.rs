@@ -169,6 +169,7 @@ pub(crate) async fn bench(change: impl FnOnce(&mut ServerConfig)) -> Bench {
         token_ttl: Duration::from_secs(120),
         authorization: Authorization::AlwaysAllow,
         debugging_handlers: true,
+        profiling: true,
         tls: TlsPolicy::default(),
         streaming_idle: Duration::from_secs(3600),
         log_query: true,

@@ -151,14 +151,18 @@ async fn every_path_answers() {
     assert!(b.get(ADMIN, "/logs/").await.1.contains("<a href=\"syslog\">syslog</a>"));
     *b.node.sick.lock().unwrap() = true;
     assert_eq!(b.get(ADMIN, "/healthz").await.0, 500);
-    let closed = bench(|config| {
-        config.debugging_handlers = false;
+    let closed = bench(|config| config.debugging_handlers = false).await;
+    for path in ["/containerLogs/ns/web/app", "/runningpods/", "/logs/", "/debug/pprof/heap", "/configz", "/flagz"] {
+        assert_eq!(closed.get(ADMIN, path).await, (405, "Debug endpoints are disabled.\n".into()), "{path}");
+    }
+    assert_eq!(closed.get(ADMIN, "/pods").await.0, 200);
+    let half = bench(|config| {
         config.system_logs = None;
+        config.profiling = false;
     })
     .await;
-    assert_eq!(closed.get(ADMIN, "/containerLogs/ns/web/app").await, (405, "Debug endpoints are disabled.\n".into()));
-    assert_eq!(closed.get(ADMIN, "/logs/").await, (405, "logs endpoint is disabled.\n".into()));
-    assert_eq!(closed.get(ADMIN, "/pods").await.0, 200);
+    assert_eq!(half.get(ADMIN, "/logs/").await, (405, "logs endpoint is disabled.\n".into()));
+    assert_eq!(half.get(ADMIN, "/debug/pprof/cmdline").await, (405, "profiling endpoint is disabled.\n".into()));
 }
 
 #[tokio::test]
@@ -312,6 +316,7 @@ async fn bad_files_stop_the_start() {
         token_ttl: Duration::ZERO,
         authorization: Authorization::AlwaysAllow,
         debugging_handlers: true,
+        profiling: true,
         tls: TlsPolicy::default(),
         streaming_idle: Duration::from_secs(3600),
         log_query: false,

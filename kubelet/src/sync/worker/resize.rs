@@ -37,7 +37,7 @@ impl Worker {
             self.shared.allocations.set(pod);
             return pod.clone();
         }
-        let (all, applied) = (Given::all_of(pod), given.applied.clone());
+        let (all, applied, pod_applied) = (Given::all_of(pod), given.applied.clone(), given.pod_applied.clone());
         let answer = self.may_have(pod);
         let key = pod::key(pod);
         if let Err(refused) = answer {
@@ -51,7 +51,7 @@ impl Worker {
             self.shared.allocations.set(&old);
             return old;
         }
-        let new = Given { applied, ..all };
+        let new = Given { applied, pod_applied, ..all };
         if let Err(e) = new.save(&folder) {
             tracing::warn!(pod = %key, error = %e, "the pod is not resized: what it is given cannot be written");
             return given.instead(pod);
@@ -94,6 +94,16 @@ impl Worker {
             .map(|(id, container, now)| (id.to_owned(), container.clone(), now))
             .collect();
         if late.is_empty() {
+            if self.given.as_ref().is_some_and(Given::group_behind)
+                && let Err(e) = self.resize_whole(pod).await
+            {
+                let failed = format!("the pod's control group: {e}");
+                if self.resizing.as_ref() != Some(&failed) {
+                    self.shared.events.pod(pod, None, true, "ResizeError", failed.clone());
+                }
+                self.resizing = Some(failed);
+                return false;
+            }
             if self.resizing.take().is_some() {
                 let text = "resize of the pod is complete".to_owned();
                 self.shared.events.pod(pod, None, false, "ResizeCompleted", text);
@@ -131,7 +141,7 @@ impl Worker {
                 Err(e) => failed = format!("container {}: {e}", container.name),
             }
         }
-        if let Err(e) = self.resize_group(pod).await {
+        if let Err(e) = self.resize_whole(pod).await {
             failed = format!("the pod's control group: {e}");
         }
         if !failed.is_empty() && self.resizing.as_ref() != Some(&failed) {
@@ -139,6 +149,17 @@ impl Worker {
         }
         self.resizing = Some(failed);
         stopped
+    }
+
+    /// Brings the pod's control group to what the pod was given, and notes that.
+    async fn resize_whole(&mut self, pod: &Arc<Pod>) -> Result<(), String> {
+        self.resize_group(pod).await?;
+        let folder = self.own_folder(pod);
+        if let Some(given) = self.given.as_mut().filter(|g| g.group_behind()) {
+            given.pod_applied.clone_from(&given.pod);
+            given.save(&folder).map_err(|e| format!("note it in {}: {e}", folder.display()))?;
+        }
+        Ok(())
     }
 
     async fn resize_group(&self, pod: &Arc<Pod>) -> Result<(), String> {
