@@ -213,13 +213,6 @@ async fn run(flags: Serve) -> Result<()> {
     });
     tracing::info!(%address, "serving");
     let _ = gantry_telemetry::notify::ready();
-    if let Some(every) = gantry_telemetry::notify::watchdog_interval() {
-        tokio::spawn(async move {
-            loop {
-                let _ = gantry_telemetry::notify::watchdog();
-                tokio::time::sleep(every).await;
-            }
-        });
-    }
+    tokio::spawn(gantry_telemetry::notify::feed_watchdog());
     server::serve(api, &pki, listener).await
 }

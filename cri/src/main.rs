@@ -309,14 +309,7 @@ async fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
         None => (own_socket(&socket)?, false),
     };
     let _ = gantry_telemetry::notify::ready();
-    if let Some(every) = gantry_telemetry::notify::watchdog_interval() {
-        tokio::spawn(async move {
-            loop {
-                let _ = gantry_telemetry::notify::watchdog();
-                tokio::time::sleep(every).await;
-            }
-        });
-    }
+    tokio::spawn(gantry_telemetry::notify::feed_watchdog());
     tracing::info!(socket = %socket.display(), "serving");
     cri::hangup::follow(&daemon, hangups, move || flags.settings());
     let imports = cri::admin::serve(&daemon, &socket.with_extension("admin")).context("serve imports")?;

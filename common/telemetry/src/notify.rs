@@ -41,6 +41,15 @@ pub fn watchdog() -> io::Result<()> {
     send("WATCHDOG=1")
 }
 
+/// Feeds the watchdog for as long as tasks get their turn; where the service manager does not watch us, it is over at once.
+pub async fn feed_watchdog() {
+    let Some(every) = watchdog_interval() else { return };
+    loop {
+        let _ = watchdog();
+        tokio::time::sleep(every).await;
+    }
+}
+
 /// How often to feed the watchdog: half of what the service manager allows, or nothing where it does not watch us.
 pub fn watchdog_interval() -> Option<Duration> {
     interval(
