@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use gantry_sys::mountinfo;
+
 use crate::error::{Error, Result};
 use crate::group::Cgroup;
 
@@ -77,35 +79,21 @@ impl Host {
     }
 
     fn mounted() -> Result<Self> {
-        let path = Path::new("/proc/self/mountinfo");
-        // Read with room for a usual table: procfs tells no size, and growing from nothing would read it in many pieces.
-        let mut text = String::with_capacity(16 * 1024);
-        let read = fs::File::open(path).and_then(|mut f| f.read_to_string(&mut text));
-        read.map_err(Error::io("read", path))?;
-        Self::parse(&text)
+        let table = mountinfo::read().map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
+        Self::parse(&table)
     }
 
-    /// As [`Host::detect`] from the text of a mountinfo file (proc(5)); controllers of version 2 are left empty.
-    ///
-    /// # Errors
-    /// No cgroup file system is in it.
-    pub fn parse(mountinfo: &str) -> Result<Self> {
+    /// From a table of mounts; controllers of version 2 are left empty.
+    fn parse(table: &[u8]) -> Result<Self> {
         let mut host = Self { v1: BTreeMap::new(), unified: None, unified_controllers: Vec::new() };
-        for line in mountinfo.lines() {
-            let Some((before, after)) = line.split_once(" - ") else { continue };
-            let fields: Vec<&str> = before.split(' ').collect();
-            let mut after = after.split(' ');
-            let (Some(kind), _, options) = (after.next(), after.next(), after.next().unwrap_or_default()) else {
-                continue;
-            };
-            let Some(point) = fields.get(4).map(|p| unescape(p)) else { continue };
-            match kind {
+        for mount in mountinfo::parse(table) {
+            match mount.kind {
                 // The first mount of a hierarchy counts: later ones are copies inside container roots.
-                "cgroup2" if host.unified.is_none() => host.unified = Some(point),
+                "cgroup2" if host.unified.is_none() => host.unified = Some(mount.path().to_owned()),
                 "cgroup" => {
                     let plain = ["rw", "ro", "xattr", "clone_children", "noprefix", "release_agent"];
-                    for option in options.split(',').filter(|o| !plain.iter().any(|p| o.starts_with(p))) {
-                        host.v1.entry(option.to_owned()).or_insert_with(|| point.clone());
+                    for option in mount.options.split(',').filter(|o| !plain.iter().any(|p| o.starts_with(p))) {
+                        host.v1.entry(option.to_owned()).or_insert_with(|| mount.path().to_owned());
                     }
                 }
                 _ => {}
@@ -176,28 +164,6 @@ pub(crate) fn small(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Undoes the octal escapes of proc files (`\040` is a space).
-fn unescape(text: &str) -> PathBuf {
-    let mut out = Vec::with_capacity(text.len());
-    let bytes = text.as_bytes();
-    let mut i = 0;
-    while i < bytes.len() {
-        let code = (bytes[i] == b'\\').then(|| text.get(i + 1..i + 4)).flatten();
-        match code.and_then(|c| u8::from_str_radix(c, 8).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                i += 4;
-            }
-            None => {
-                out.push(bytes[i]);
-                i += 1;
-            }
-        }
-    }
-    use std::os::unix::ffi::OsStringExt;
-    PathBuf::from(std::ffi::OsString::from_vec(out))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,13 +197,13 @@ mod tests {
 
     #[test]
     fn layouts_are_told_apart() {
-        let hybrid = Host::parse(HYBRID).unwrap();
+        let hybrid = Host::parse(HYBRID.as_bytes()).unwrap();
         assert_eq!(hybrid.version(), Version::Hybrid);
         assert_eq!(hybrid.v1["cpuacct"], Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(hybrid.v1["memory"], Path::new("/sys/fs/cgroup/memory"));
         assert!(hybrid.has("memory") && !hybrid.has("pids") && !hybrid.has("name=systemd"));
-        let v2 = Host::parse("30 24 0:26 / /sys/fs/cgr\\040oup rw - cgroup2 cgroup2 rw\n").unwrap();
+        let v2 = Host::parse(b"30 24 0:26 / /sys/fs/cgr\\040oup rw - cgroup2 cgroup2 rw\n").unwrap();
         assert_eq!((v2.version(), v2.unified.unwrap()), (Version::V2, PathBuf::from("/sys/fs/cgr oup")));
-        assert!(Host::parse("1 1 0:1 / / rw - ext4 /dev/sda rw\n").is_err());
+        assert!(Host::parse(b"1 1 0:1 / / rw - ext4 /dev/sda rw\n").is_err());
     }
 }

@@ -11,6 +11,7 @@ pub mod fd;
 pub mod kernel;
 pub mod memory;
 pub mod mount;
+pub mod mountinfo;
 pub mod namespaces;
 pub mod netlink;
 pub mod process;

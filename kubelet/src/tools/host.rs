@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use gantry_sys::mountinfo;
 use serde_json::{Value, json};
 
 /// A log file and its size.
@@ -16,13 +17,9 @@ pub(crate) fn log(path: &Path) -> Value {
 
 /// Mount points below a folder with their file systems.
 fn mounts_below(folder: &Path) -> HashMap<PathBuf, String> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let line = |line: &str| {
-        let (left, right) = line.split_once(" - ")?;
-        let path = PathBuf::from(left.split(' ').nth(4)?.replace("\\040", " "));
-        path.starts_with(folder).then(|| (path, right.split(' ').next().unwrap_or_default().to_owned()))
-    };
-    text.lines().filter_map(line).collect()
+    let table = mountinfo::read().unwrap_or_default();
+    let below = mountinfo::parse(&table).filter(|m| m.path().starts_with(folder));
+    below.map(|m| (m.path().to_owned(), m.kind.to_owned())).collect()
 }
 
 fn folders(path: &Path) -> Vec<PathBuf> {

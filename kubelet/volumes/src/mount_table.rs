@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use gantry_sys::mountinfo;
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 
 /// All mount points, in the order they were made (a path can appear more than once).
 pub(crate) fn mount_points() -> io::Result<Vec<PathBuf>> {
-    Ok(parse(&fs::read("/proc/self/mountinfo")?))
+    Ok(mountinfo::parse(&mountinfo::read()?).map(|m| m.path().to_owned()).collect())
 }
 
 /// Whether something is mounted exactly on `path`, which is not followed if it is a symlink and may be missing.
@@ -36,44 +36,9 @@ pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-fn parse(table: &[u8]) -> Vec<PathBuf> {
-    table
-        .split(|b| *b == b'\n')
-        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
-        .map(|field| PathBuf::from(std::ffi::OsString::from_vec(unescape(field))))
-        .collect()
-}
-
-/// Undoes `\040` and its like.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut at = 0;
-    while at < field.len() {
-        let octal =
-            field.get(at + 1..at + 4).filter(|d| field[at] == b'\\' && d.iter().all(|b| (b'0'..=b'7').contains(b)));
-        match octal {
-            Some(d) => {
-                out.push(d.iter().fold(0_u8, |n, b| n.wrapping_mul(8).wrapping_add(b - b'0')));
-                at += 4;
-            }
-            None => {
-                out.push(field[at]);
-                at += 1;
-            }
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn escaped_paths_are_read() {
-        let table = b"1 2 0:3 / /a\\040b rw - tmpfs tmpfs rw\n3 2 0:4 / /c\\134d rw shared:1 - x y z\n";
-        assert_eq!(parse(table), [PathBuf::from("/a b"), PathBuf::from("/c\\d")]);
-    }
 
     #[test]
     fn proc_is_a_mount_point_and_its_files_are_not() {

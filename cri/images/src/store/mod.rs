@@ -6,7 +6,7 @@ pub(crate) mod content;
 mod differences;
 pub(crate) mod layers;
 mod lease;
-pub(crate) mod mountinfo;
+pub(crate) mod mounts;
 mod native;
 pub(crate) mod overlay;
 pub(crate) mod snapshots;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::content::write_renamed;
-use super::mountinfo::overlays;
+use super::mounts::overlays;
 use super::overlay::{Overlay, detach};
 use super::trash::Trash;
 use super::{Store, state::State};
