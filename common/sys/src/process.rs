@@ -245,14 +245,6 @@ pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, signal as u64)
 }
 
-/// Keeps transparent huge pages from inflating a small process.
-///
-/// # Errors
-/// The kernel's.
-pub fn disable_huge_pages(on: bool) -> io::Result<()> {
-    prctl(libc::PR_SET_THP_DISABLE, u64::from(on))
-}
-
 pub(crate) fn prctl(option: i32, value: u64) -> io::Result<()> {
     // SAFETY: the options used in this crate take plain integers, never pointers.
     let done = unsafe { libc::prctl(option, value, 0_u64, 0_u64, 0_u64) };

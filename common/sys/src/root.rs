@@ -138,16 +138,6 @@ impl Root {
         make_link_at(parent.as_fd(), name, target)
     }
 
-    /// Makes a device node or fifo at `path`, replacing nothing.
-    ///
-    /// # Errors
-    /// `EEXIST` where something stands there; `EPERM` without CAP_MKNOD.
-    pub fn make_node(&self, path: &Path, file_type: FileType, mode: u32, major: u32, minor: u32) -> io::Result<()> {
-        let (parent, name) = self.parent_of(path)?;
-        let device = rustix::fs::makedev(major, minor);
-        Ok(rustix::fs::mknodat(&parent, name, file_type, Mode::from_raw_mode(mode), device)?)
-    }
-
     /// The folder that holds `path` (made where missing) and the last part of its name.
     ///
     /// # Errors

@@ -44,10 +44,3 @@ pub fn load(filter: &[Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
     // SAFETY: with NEW_LISTENER a non-negative answer is a new descriptor that nothing else owns.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(answer as i32) }))
 }
-
-/// Whether the kernel knows a seccomp return action (`SECCOMP_RET_*`).
-pub fn action_available(action: u32) -> bool {
-    const GET_ACTION_AVAIL: u32 = 2;
-    // SAFETY: the kernel reads one u32, which lives across the call.
-    unsafe { libc::syscall(libc::SYS_seccomp, GET_ACTION_AVAIL, 0, &raw const action) == 0 }
-}

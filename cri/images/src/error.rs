@@ -262,11 +262,6 @@ impl Error {
     pub fn is_no_space(&self) -> bool {
         matches!(self.root(), Error::NoSpace { .. })
     }
-
-    /// It exists already, for something else.
-    pub fn is_exists(&self) -> bool {
-        matches!(self.root(), Error::Exists { .. })
-    }
 }
 
 /// Whether the kernel says that the disk or quota is used up.

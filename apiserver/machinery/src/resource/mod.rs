@@ -4,8 +4,6 @@ mod builtin;
 
 use std::fmt;
 
-use serde_json::Value;
-
 /// The verbs of an ordinary stored resource.
 pub const STORED: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 /// The verb of a kind that is answered and never stored (reviews).
@@ -26,12 +24,6 @@ impl<'a> Gvk<'a> {
     /// A kind by its three names.
     pub fn new(group: &'a str, version: &'a str, kind: &'a str) -> Self {
         Self { group, version, kind }
-    }
-
-    /// The kind that an object says it has, if it says so.
-    pub fn of_object(object: &'a Value) -> Option<Self> {
-        let (group, version) = split_api_version(object.get("apiVersion")?.as_str()?);
-        Some(Self { group, version, kind: object.get("kind")?.as_str()? })
     }
 
     /// `v1` or `apps/v1`.
