@@ -28,7 +28,6 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         (
             "cri",
             &[
-                "cni-plugins",
                 "cri-images",
                 "cri-streaming",
                 "gantry-cgroup",
@@ -37,7 +36,6 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "gantry-sys",
                 "gantry-telemetry",
                 "proto",
-                "runtime",
             ],
         ),
         ("kubelet-managers", &["gantry-files", "gantry-kube", "proto"]),
