@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use gantry_monitor::client::Client;
 use gantry_monitor::namespaces::Wanted;
 
 /// Pins that go whatever happens.
@@ -97,4 +101,47 @@ fn what_cannot_be_made_leaves_nothing_and_says_why() {
         assert!(!output.status.success() && said.contains(why), "{said}");
         assert!(!mounted(pins.0.path()), "something is pinned after: {said}");
     }
+}
+
+/// A monitor that goes with the test.
+struct Monitor(Child);
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_only_work_needs_is_given_back_when_there_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("m.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gantry-monitor"));
+    command.arg("--socket").arg(&socket).arg("--runtime").arg("/bin/false").arg("--root").arg(dir.path());
+    let monitor = Monitor(command.stdin(Stdio::from(OwnedFd::from(listener))).spawn().unwrap());
+    drop(command);
+    let mapped = || -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", monitor.0.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("RssFile:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    let client = Client::new(&socket);
+    let (begun, mut asked, mut most) = (Instant::now(), None::<Instant>, 0);
+    loop {
+        // Again and again: on a busy machine it may be quiet between the answer and the look at it.
+        if asked.is_none_or(|at| at.elapsed() > Duration::from_secs(3)) {
+            assert!(client.answers(Duration::from_secs(60)));
+            asked = Some(Instant::now());
+        }
+        let now = mapped();
+        most = most.max(now);
+        if now + 100 < most {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{now} kB of {most} stay mapped");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(client.answers(Duration::from_secs(60)), "and it works on");
 }

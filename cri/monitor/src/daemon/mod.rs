@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use gantry_sys::process;
+use gantry_sys::{memory, process};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::frame;
@@ -22,6 +22,9 @@ use runtime::Runtime;
 
 /// The runtime's log of a deletion that nobody waits for, in the bundle.
 const DELETE_LOG: &str = "delete.json";
+
+/// A monitor that had nothing to do for so long gives back what only work needs.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How a monitor was started.
 #[derive(Debug)]
@@ -64,6 +67,8 @@ struct Monitor {
     next_peer: u64,
     pause: Option<(i32, OwnedFd)>,
     buffer: Vec<u8>,
+    /// Something was done since the code of this program was last given back.
+    worked: bool,
     finished: bool,
 }
 
@@ -101,6 +106,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         next_peer: 0,
         pause: None,
         buffer: vec![0; 32 * 1024],
+        worked: true,
         finished: false,
     };
     while !monitor.finished {
@@ -118,6 +124,7 @@ pub fn pause() -> io::Result<()> {
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     children.thread_block()?;
+    memory::give_back_code();
     loop {
         while let Ok(Some(_)) = process::reap_any() {}
         let _ = children.wait();
@@ -164,7 +171,11 @@ impl Monitor {
             tokens.push(Ready::Pid);
             fds.push(PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
         }
-        let wait = Duration::from_millis(if blocked { 500 } else { 30_000 });
+        let wait = match (blocked, self.worked) {
+            (true, _) => Duration::from_millis(500),
+            (false, true) => QUIET,
+            (false, false) => Duration::from_secs(30),
+        };
         let count = match poll(&mut fds, PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)) {
             Err(nix::errno::Errno::EINTR) => return Ok(()),
             other => other.context("poll")?,
@@ -179,6 +190,11 @@ impl Monitor {
         }
         if count == 0 {
             self.idle();
+            if std::mem::take(&mut self.worked) {
+                memory::give_back_code();
+            }
+        } else {
+            self.worked = true;
         }
         // Sources from the last to the first: closing one moves those behind it.
         for what in ready.into_iter().rev() {
