@@ -25,12 +25,12 @@ const RUN_LIMIT: Duration = Duration::from_secs(120);
 /// How long file systems of claims may take to tell their size.
 const CLAIMS_LIMIT: Duration = Duration::from_secs(2);
 const CLAIM_METRICS: [(&str, &str); 6] = [
-    ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume"),
-    ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume"),
-    ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume"),
-    ("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume"),
-    ("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume"),
-    ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume"),
+    ("kubelet_volume_stats_capacity_bytes", "Bytes that the volume holds."),
+    ("kubelet_volume_stats_available_bytes", "Bytes that are free in the volume."),
+    ("kubelet_volume_stats_used_bytes", "Bytes that are used in the volume."),
+    ("kubelet_volume_stats_inodes", "Inodes that the volume has."),
+    ("kubelet_volume_stats_inodes_free", "Inodes that are free in the volume."),
+    ("kubelet_volume_stats_inodes_used", "Inodes that are used in the volume."),
 ];
 
 const HEALTH: (&str, &str) = (
@@ -86,7 +86,7 @@ fn volumes(shared: &Shared, pods: &[Pod], page: &mut Page) {
             *counts.entry((name, "actual_state_of_world")).or_default() += there;
         }
     }
-    let help = "Number of volumes in Volume Manager";
+    let help = "Volumes by plugin and by whether they are wanted or in place.";
     for ((name, state), count) in counts {
         let of = labels(&[("plugin_name", name), ("state", state)]);
         page.put("volume_manager_total_volumes", help, Kind::Gauge, &of, f64::from(count));
@@ -95,7 +95,7 @@ fn volumes(shared: &Shared, pods: &[Pod], page: &mut Page) {
 
 /// Pods by where they are in their lives, and resizes that wait or are under way.
 fn working(pods: &[Pod], page: &mut Page) {
-    let help = "Number of pods the kubelet is actually running, broken down by lifecycle phase, whether the pod is desired, orphaned, or runtime only (also orphaned), and whether the pod is static. An orphaned pod has been removed from local configuration or force deleted in the API and consumes resources that are not otherwise visible.";
+    let help = "Pods by where they are in their lives, whether they are wanted, and whether they are static.";
     let mut counts = BTreeMap::from([("sync", [0u32; 2]), ("terminating", [0; 2]), ("terminated", [0; 2])]);
     let (mut pending, mut under_way) = ([("deferred", 0u32), ("infeasible", 0)], 0u32);
     for pod in pods {
@@ -124,16 +124,16 @@ fn working(pods: &[Pod], page: &mut Page) {
     }
     for (reason, count) in pending {
         let of = labels(&[("reason", reason)]);
-        let help = "Number of pending resizes for pods.";
+        let help = "Resizes that wait, by why.";
         page.put("kubelet_pod_pending_resizes", help, Kind::Gauge, &of, f64::from(count));
     }
-    let help = "Number of in-progress resizes for pods.";
+    let help = "Resizes under way.";
     page.gauge("kubelet_pod_in_progress_resizes", help, f64::from(under_way));
 }
 
 /// Certificates of pods by what has become of them.
 fn certificates(shared: &Shared, page: &mut Page) {
-    let help = "Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.";
+    let help = "Certificates in volumes of pods, by signer and state.";
     for ((signer, state), count) in shared.volumes.certificates() {
         let of = labels(&[("signer_name", &signer), ("state", state)]);
         page.put("kubelet_podcertificate_states", help, Kind::Gauge, &of, count as f64);
@@ -164,7 +164,7 @@ impl Served {
         let pods = self.pods();
         let phase = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
         let running = pods.iter().filter(|p| phase(p) == "Running").count();
-        page.gauge("kubelet_running_pods", "Number of pods that have a running pod sandbox", running as f64);
+        page.gauge("kubelet_running_pods", "Pods that have a sandbox that is ready.", running as f64);
         let mut states = [("created", 0u32), ("exited", 0), ("running", 0)];
         for status in pods.iter().flat_map(|p| p.status.iter().flat_map(|s| s.container_statuses.iter().flatten())) {
             let state = status.state.clone().unwrap_or_default();
@@ -172,7 +172,7 @@ impl Served {
             states[at].1 += 1;
         }
         for (state, count) in states {
-            let help = "Number of containers currently running";
+            let help = "Containers by their state.";
             let of = labels(&[("container_state", state)]);
             page.put("kubelet_running_containers", help, Kind::Gauge, &of, f64::from(count));
         }
@@ -180,43 +180,43 @@ impl Served {
             let of = labels(&[("static", word)]);
             let own = || pods.iter().filter(|p| pod::is_static(p) == is_static);
             let active = own().filter(|p| !matches!(phase(p).as_str(), "Succeeded" | "Failed")).count();
-            let help = "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.";
+            let help = "Pods that the kubelet is told to run, by whether they are static.";
             page.put("kubelet_desired_pods", help, Kind::Gauge, &of, own().count() as f64);
-            let help = "The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.";
+            let help = "Pods that hold a place when new ones come, by whether they are static.";
             page.put("kubelet_active_pods", help, Kind::Gauge, &of, active as f64);
         }
         volumes(&self.shared, &pods, page);
         certificates(&self.shared, page);
         working(&pods, page);
         let of = labels(&[("provider", "cri")]);
-        let help = "Metrics provider used by kubelet to collect container stats. Values can be 'cadvisor' and 'cri'";
+        let help = "Where the numbers of containers come from.";
         page.put("kubelet_metrics_provider", help, Kind::Gauge, &of, 1.0);
         let mirrors = if self.shared.client.is_some() { pods.iter().filter(|p| pod::is_static(p)).count() } else { 0 };
-        let help = "The number of mirror pods the kubelet will try to create (one per admitted static pod)";
+        let help = "Mirror pods that there shall be: one for each static pod that was let in.";
         page.gauge("kubelet_mirror_pods", help, mirrors as f64);
         let ephemeral =
             pods.iter().flat_map(|p| p.status.iter().flat_map(|s| s.ephemeral_container_statuses.iter().flatten()));
-        let help = "Current number of ephemeral containers in pods managed by this kubelet.";
+        let help = "Ephemeral containers of this node's pods.";
         page.gauge("kubelet_managed_ephemeral_containers", help, ephemeral.count() as f64);
         let of = labels(&[("node", &self.shared.node_name)]);
-        let help = "The node's name. The count is always 1.";
+        let help = "The node's name, in the label.";
         page.put("kubelet_node_name", help, Kind::Gauge, &of, 1.0);
         let version = match gantry_cgroup::Host::detect().map(|h| h.version()) {
             Ok(gantry_cgroup::Version::V2) => 2.0,
             _ => 1.0,
         };
         page.gauge("kubelet_cgroup_version", "cgroup version on the hosts.", version);
-        let help = "Timestamp in seconds when PLEG was last seen active.";
+        let help = "When the runtime's containers were last listed, in seconds since 1970.";
         page.gauge("kubelet_pleg_last_seen_seconds", help, self.health.seen() as f64);
         let (client, server) = self.lives.seconds();
-        let help = "Gauge of the TTL (time-to-live) of the Kubelet's client certificate. The value is in seconds until certificate expiry (negative if already expired). If client certificate is invalid or unused, the value will be +INF.";
+        let help = "Seconds until the client certificate expires; +Inf where there is none.";
         page.gauge("kubelet_certificate_manager_client_ttl_seconds", help, client);
-        let help = "Gauge of the shortest TTL (time-to-live) of the Kubelet's serving certificate. The value is in seconds until certificate expiry (negative if already expired). If serving certificate is invalid or unused, the value will be +INF.";
+        let help = "Seconds until the serving certificate expires; +Inf where there is none.";
         page.gauge("kubelet_certificate_manager_server_ttl_seconds", help, server);
         let build = gantry_telemetry::build::git_version();
         let of =
             labels(&[("git_version", &build), ("platform", &format!("linux/{}", crate::node::facts::architecture()))]);
-        let help = "A metric with a constant '1' value labeled by the version from which Kubernetes was built, and the platform on which it is running.";
+        let help = "Which program this is, in the labels.";
         page.put("kubernetes_build_info", help, Kind::Gauge, &of, 1.0);
     }
 

@@ -118,161 +118,139 @@ pub(super) const FAMILIES: &[Family] = &[
         &["device", "major", "minor", "operation"],
         transfers,
     ),
-    one("container_cpu_usage_seconds_total", Counter, "Cumulative cpu time consumed in seconds.", |m| {
-        m.stats.cpu_ns / NANO
-    }),
-    one("container_cpu_user_seconds_total", Counter, "Cumulative user cpu time consumed in seconds.", |m| {
+    one("container_cpu_usage_seconds_total", Counter, "Processor time in seconds.", |m| m.stats.cpu_ns / NANO),
+    one("container_cpu_user_seconds_total", Counter, "Processor time of programs in seconds.", |m| {
         m.stats.cpu_user_ns / NANO
     }),
-    one("container_cpu_system_seconds_total", Counter, "Cumulative system cpu time consumed in seconds.", |m| {
+    one("container_cpu_system_seconds_total", Counter, "Processor time of the kernel in seconds.", |m| {
         m.stats.cpu_system_ns / NANO
     }),
-    one("container_cpu_cfs_periods_total", Counter, "Number of elapsed enforcement period intervals.", |m| {
+    one("container_cpu_cfs_periods_total", Counter, "Periods in which a limit of processor time applied.", |m| {
         m.stats.cpu_periods
     }),
-    one("container_cpu_cfs_throttled_periods_total", Counter, "Number of throttled period intervals.", |m| {
+    one("container_cpu_cfs_throttled_periods_total", Counter, "Periods in which the container was held back.", |m| {
         m.stats.cpu_throttled_periods
     }),
-    one(
-        "container_cpu_cfs_throttled_seconds_total",
-        Counter,
-        "Total time duration the container has been throttled.",
-        |m| m.stats.cpu_throttled_ns / NANO,
-    ),
-    one("container_file_descriptors", Gauge, "Number of open file descriptors for the container.", |m| {
-        m.processes.files
+    one("container_cpu_cfs_throttled_seconds_total", Counter, "Seconds for which the container was held back.", |m| {
+        m.stats.cpu_throttled_ns / NANO
     }),
-    own(many("container_fs_inodes_free", Gauge, "Number of available inodes.", DEVICE, |m| {
-        on_disk(m, |d| d.inodes_free)
-    })),
-    own(many("container_fs_inodes_total", Gauge, "Number of inodes.", DEVICE, |m| on_disk(m, |d| d.inodes))),
+    one("container_file_descriptors", Gauge, "Files that the container's processes have open.", |m| m.processes.files),
+    own(many("container_fs_inodes_free", Gauge, "Inodes that are free.", DEVICE, |m| on_disk(m, |d| d.inodes_free))),
+    own(many("container_fs_inodes_total", Gauge, "Inodes in all.", DEVICE, |m| on_disk(m, |d| d.inodes))),
     own(many(
         "container_fs_limit_bytes",
         Gauge,
-        "Number of bytes that can be consumed by the container on this filesystem.",
+        "Bytes that the file system of the writable layer holds.",
         DEVICE,
         |m| on_disk(m, |d| d.size),
     )),
-    own(many(
-        "container_fs_usage_bytes",
-        Gauge,
-        "Number of bytes that are consumed by the container's writable layer.",
-        DEVICE,
-        |m| on_disk(m, |d| d.used),
-    )),
-    many("container_fs_reads_bytes_total", Counter, "Cumulative count of bytes read.", DEVICE, |m| {
-        by_device(m, |d| d.io.read_bytes)
-    }),
-    many("container_fs_reads_total", Counter, "Cumulative count of reads completed.", DEVICE, |m| {
-        by_device(m, |d| d.io.reads)
-    }),
-    many("container_fs_writes_bytes_total", Counter, "Cumulative count of bytes written.", DEVICE, |m| {
+    own(many("container_fs_usage_bytes", Gauge, "Bytes of the container's writable layer.", DEVICE, |m| {
+        on_disk(m, |d| d.used)
+    })),
+    many("container_fs_reads_bytes_total", Counter, "Bytes read.", DEVICE, |m| by_device(m, |d| d.io.read_bytes)),
+    many("container_fs_reads_total", Counter, "Reads that were completed.", DEVICE, |m| by_device(m, |d| d.io.reads)),
+    many("container_fs_writes_bytes_total", Counter, "Bytes written.", DEVICE, |m| {
         by_device(m, |d| d.io.written_bytes)
     }),
-    many("container_fs_writes_total", Counter, "Cumulative count of writes completed.", DEVICE, |m| {
+    many("container_fs_writes_total", Counter, "Writes that were completed.", DEVICE, |m| {
         by_device(m, |d| d.io.writes)
     }),
-    many("container_hugetlb_usage_bytes", Gauge, "Current huge page usage in bytes.", &["pagesize"], |m| {
+    many("container_hugetlb_usage_bytes", Gauge, "Huge pages in use in bytes.", &["pagesize"], |m| {
         m.hugepages.iter().map(|(size, bytes)| (vec![size.clone()], *bytes)).collect()
     }),
-    one("container_last_seen", Gauge, "Last time a container was seen by the exporter.", |_| unsigned(now()) / NANO),
-    one("container_memory_cache", Gauge, "Number of bytes of page cache memory.", |m| m.stats.cache),
-    one("container_memory_failcnt", Counter, "Number of times that memory usage hit its limit.", |m| {
-        m.stats.memory_failures
+    one("container_last_seen", Gauge, "When the container was measured, in seconds since 1970.", |_| {
+        unsigned(now()) / NANO
     }),
-    many(
-        "container_memory_failures_total",
-        Counter,
-        "Cumulative count of memory allocation failures.",
-        &["failure_type", "scope"],
-        failures,
+    one("container_memory_cache", Gauge, "Cached files in bytes.", |m| m.stats.cache),
+    one("container_memory_failcnt", Counter, "How often memory was at its limit.", |m| m.stats.memory_failures),
+    many("container_memory_failures_total", Counter, "Page faults, by kind.", &["failure_type", "scope"], failures),
+    one("container_memory_kernel_usage", Gauge, "Memory that the kernel holds for it, in bytes.", |m| {
+        m.stats.memory_kernel
+    }),
+    one("container_memory_mapped_file", Gauge, "Files mapped into memory, in bytes.", |m| m.stats.mapped_file),
+    one("container_memory_max_usage_bytes", Gauge, "The most memory that was in use, in bytes.", |m| {
+        m.stats.memory_peak
+    }),
+    one("container_memory_rss", Gauge, "Anonymous memory in bytes.", |m| m.stats.rss),
+    one("container_memory_swap", Gauge, "Swap in use in bytes.", |m| m.stats.swap),
+    one("container_memory_usage_bytes", Gauge, "Memory in use in bytes, cached files included.", |m| m.stats.memory),
+    one(
+        "container_memory_working_set_bytes",
+        Gauge,
+        "Memory in use beside files that could be dropped, in bytes.",
+        |m| m.stats.working_set,
     ),
-    one("container_memory_kernel_usage", Gauge, "Size of kernel memory allocated in bytes.", |m| m.stats.memory_kernel),
-    one("container_memory_mapped_file", Gauge, "Size of memory mapped files in bytes.", |m| m.stats.mapped_file),
-    one("container_memory_max_usage_bytes", Gauge, "Maximum memory usage recorded in bytes.", |m| m.stats.memory_peak),
-    one("container_memory_rss", Gauge, "Size of RSS in bytes.", |m| m.stats.rss),
-    one("container_memory_swap", Gauge, "Container swap usage in bytes.", |m| m.stats.swap),
-    one("container_memory_usage_bytes", Gauge, "Current memory usage in bytes, including all memory.", |m| {
-        m.stats.memory
-    }),
-    one("container_memory_working_set_bytes", Gauge, "Current working set in bytes.", |m| m.stats.working_set),
-    one("container_oom_events_total", Counter, "Count of out of memory events observed for the container.", |m| {
+    one("container_oom_events_total", Counter, "How often the kernel ended a process for want of memory.", |m| {
         m.oom_kills
     }),
     many(
         "container_pressure_cpu_stalled_seconds_total",
         Counter,
-        "Total time duration no tasks in the container could make progress due to CPU congestion.",
+        "Seconds for which all processes waited for a processor.",
         &[],
         |m| waited(m.cpu.map(|p| p.full.total_us)),
     ),
     many(
         "container_pressure_cpu_waiting_seconds_total",
         Counter,
-        "Total time duration tasks in the container have waited due to CPU congestion.",
+        "Seconds for which some process waited for a processor.",
         &[],
         |m| waited(m.cpu.map(|p| p.some.total_us)),
     ),
     many(
         "container_pressure_io_stalled_seconds_total",
         Counter,
-        "Total time duration no tasks in the container could make progress due to IO congestion.",
+        "Seconds for which all processes waited for input or output.",
         &[],
         |m| waited(m.io.map(|p| p.full.total_us)),
     ),
     many(
         "container_pressure_io_waiting_seconds_total",
         Counter,
-        "Total time duration tasks in the container have waited due to IO congestion.",
+        "Seconds for which some process waited for input or output.",
         &[],
         |m| waited(m.io.map(|p| p.some.total_us)),
     ),
     many(
         "container_pressure_memory_stalled_seconds_total",
         Counter,
-        "Total time duration no tasks in the container could make progress due to memory congestion.",
+        "Seconds for which all processes waited for memory.",
         &[],
         |m| waited(m.memory.map(|p| p.full.total_us)),
     ),
     many(
         "container_pressure_memory_waiting_seconds_total",
         Counter,
-        "Total time duration tasks in the container have waited due to memory congestion.",
+        "Seconds for which some process waited for memory.",
         &[],
         |m| waited(m.memory.map(|p| p.some.total_us)),
     ),
-    one("container_processes", Gauge, "Number of processes running inside the container.", |m| m.processes.count),
-    one("container_sockets", Gauge, "Number of open sockets for the container.", |m| m.processes.sockets),
-    own(one("container_spec_cpu_period", Gauge, "CPU period of the container.", |m| unsigned(m.limits.cpu_period))),
-    own(one("container_spec_cpu_quota", Gauge, "CPU quota of the container.", |m| unsigned(m.limits.cpu_quota))),
-    own(one("container_spec_cpu_shares", Gauge, "CPU share of the container.", |m| unsigned(m.limits.cpu_shares))),
-    own(one("container_spec_memory_limit_bytes", Gauge, "Memory limit for the container.", |m| {
+    one("container_processes", Gauge, "Processes of the container.", |m| m.processes.count),
+    one("container_sockets", Gauge, "Sockets that the container's processes have open.", |m| m.processes.sockets),
+    own(one("container_spec_cpu_period", Gauge, "Period of the limit of processor time, in microseconds.", |m| {
+        unsigned(m.limits.cpu_period)
+    })),
+    own(one("container_spec_cpu_quota", Gauge, "Processor time in each period, in microseconds.", |m| {
+        unsigned(m.limits.cpu_quota)
+    })),
+    own(one("container_spec_cpu_shares", Gauge, "Weight when processors are short.", |m| {
+        unsigned(m.limits.cpu_shares)
+    })),
+    own(one("container_spec_memory_limit_bytes", Gauge, "Limit of memory in bytes.", |m| {
         m.stats.memory_limit.unwrap_or(0)
     })),
-    own(one(
-        "container_spec_memory_reservation_limit_bytes",
-        Gauge,
-        "Memory reservation limit for the container.",
-        |m| m.stats.memory_reservation.unwrap_or(0),
-    )),
-    own(one("container_spec_memory_swap_limit_bytes", Gauge, "Memory swap limit for the container.", |m| {
+    own(one("container_spec_memory_reservation_limit_bytes", Gauge, "Memory that is kept for it, in bytes.", |m| {
+        m.stats.memory_reservation.unwrap_or(0)
+    })),
+    own(one("container_spec_memory_swap_limit_bytes", Gauge, "Limit of swap in bytes.", |m| {
         m.stats.swap_limit.unwrap_or(0)
     })),
-    own(one("container_start_time_seconds", Gauge, "Start time of the container since unix epoch in seconds.", |m| {
+    own(one("container_start_time_seconds", Gauge, "When the container was started, in seconds since 1970.", |m| {
         m.started
     })),
-    one("container_threads", Gauge, "Number of threads running inside the container.", |m| m.stats.pids),
-    one(
-        "container_threads_max",
-        Gauge,
-        "Maximum number of threads allowed inside the container, infinity if 0.",
-        |m| m.stats.pids_limit.unwrap_or(0),
-    ),
-    own(many(
-        "container_ulimits_soft",
-        Gauge,
-        "Soft ulimit values for the container's first process.",
-        &["ulimit"],
-        |m| m.processes.files_limit.map(|n| (vec!["max_open_files".to_owned()], n)).into_iter().collect(),
-    )),
+    one("container_threads", Gauge, "Threads of the container.", |m| m.stats.pids),
+    one("container_threads_max", Gauge, "Limit of threads; 0 means none.", |m| m.stats.pids_limit.unwrap_or(0)),
+    own(many("container_ulimits_soft", Gauge, "Soft limits of the first process.", &["ulimit"], |m| {
+        m.processes.files_limit.map(|n| (vec!["max_open_files".to_owned()], n)).into_iter().collect()
+    })),
 ];

@@ -25,24 +25,14 @@ type Traffic = fn(&stats::Interface) -> u64;
 
 /// Metrics of a pod's interfaces, with the label `interface`.
 const NETWORK: &[(&str, &str, Traffic)] = &[
-    ("container_network_receive_bytes_total", "Cumulative count of bytes received.", |i| i.received.bytes),
-    ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving.", |i| {
-        i.received.errors
-    }),
-    ("container_network_receive_packets_dropped_total", "Cumulative count of packets dropped while receiving.", |i| {
-        i.received.dropped
-    }),
-    ("container_network_receive_packets_total", "Cumulative count of packets received.", |i| i.received.packets),
-    ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted.", |i| i.sent.bytes),
-    ("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting.", |i| {
-        i.sent.errors
-    }),
-    (
-        "container_network_transmit_packets_dropped_total",
-        "Cumulative count of packets dropped while transmitting.",
-        |i| i.sent.dropped,
-    ),
-    ("container_network_transmit_packets_total", "Cumulative count of packets transmitted.", |i| i.sent.packets),
+    ("container_network_receive_bytes_total", "Bytes received.", |i| i.received.bytes),
+    ("container_network_receive_errors_total", "Errors while receiving.", |i| i.received.errors),
+    ("container_network_receive_packets_dropped_total", "Received packets that were dropped.", |i| i.received.dropped),
+    ("container_network_receive_packets_total", "Packets received.", |i| i.received.packets),
+    ("container_network_transmit_bytes_total", "Bytes sent.", |i| i.sent.bytes),
+    ("container_network_transmit_errors_total", "Errors while sending.", |i| i.sent.errors),
+    ("container_network_transmit_packets_dropped_total", "Packets to be sent that were dropped.", |i| i.sent.dropped),
+    ("container_network_transmit_packets_total", "Packets sent.", |i| i.sent.packets),
 ];
 
 fn seconds(nanoseconds: i64) -> u64 {

@@ -18,7 +18,7 @@ pub(crate) fn healthz(node: &dyn Node, one: Option<&str>, verbose: bool) -> Repl
 /// `/metrics/slis`: the same checks as numbers.
 pub(crate) fn slis(node: &dyn Node) -> String {
     let mut out = String::from(
-        "# HELP kubernetes_healthcheck [STABLE] This metric records the result of a single healthcheck.\n\
+        "# HELP kubernetes_healthcheck [STABLE] 1 for each health check that passes, else 0.\n\
          # TYPE kubernetes_healthcheck gauge\n",
     );
     let own = ["ping", "log"].map(|name| (name.to_owned(), Ok(())));

@@ -88,7 +88,7 @@ pub(crate) fn is_set(name: &str, set: &BTreeMap<String, bool>) -> bool {
 /// `kubernetes_feature_enabled`: each gate with its stage.
 pub(crate) fn metric(set: &BTreeMap<String, bool>) -> String {
     let mut out = String::from(
-        "# HELP kubernetes_feature_enabled [BETA] This metric records the data about the stage and enablement of a k8s feature.\n\
+        "# HELP kubernetes_feature_enabled [BETA] 1 for each feature that is on, else 0.\n\
          # TYPE kubernetes_feature_enabled gauge\n",
     );
     for gate in all() {

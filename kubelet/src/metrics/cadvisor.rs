@@ -11,7 +11,7 @@ use super::text::{Kind, Page, labels};
 use crate::cri::{CONTAINER_LABEL, NAME_LABEL, NAMESPACE_LABEL};
 
 const CPU: &str = "container_cpu_usage_seconds_total";
-const CPU_HELP: &str = "Cumulative cpu time consumed in seconds.";
+const CPU_HELP: &str = "Processor time in seconds.";
 
 /// What the runtime gave.
 pub(crate) struct Source<'a> {
@@ -88,18 +88,14 @@ fn of_stats(page: &mut Page, source: &Source<'_>) {
         let memory = stats.memory.unwrap_or_default();
         let layer = stats.writable_layer.clone().unwrap_or_default();
         for (name, help, value) in [
-            ("container_memory_working_set_bytes", "Current working set in bytes.", &memory.working_set_bytes),
             (
-                "container_memory_usage_bytes",
-                "Current memory usage in bytes, including all memory.",
-                &memory.usage_bytes,
+                "container_memory_working_set_bytes",
+                "Memory in use beside files that could be dropped, in bytes.",
+                &memory.working_set_bytes,
             ),
+            ("container_memory_usage_bytes", "Memory in use in bytes, cached files included.", &memory.usage_bytes),
             ("container_memory_rss", "Size of RSS in bytes.", &memory.rss_bytes),
-            (
-                "container_fs_usage_bytes",
-                "Number of bytes that are consumed by the container's writable layer.",
-                &layer.used_bytes,
-            ),
+            ("container_fs_usage_bytes", "Bytes of the container's writable layer.", &layer.used_bytes),
         ] {
             if let Some(value) = number(value) {
                 page.put(name, help, Kind::Gauge, &at, value);
@@ -122,8 +118,8 @@ fn of_stats(page: &mut Page, source: &Source<'_>) {
                 ("interface", &one.name),
             ]);
             for (name, help, value) in [
-                ("container_network_receive_bytes_total", "Cumulative count of bytes received.", &one.rx_bytes),
-                ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted.", &one.tx_bytes),
+                ("container_network_receive_bytes_total", "Bytes received.", &one.rx_bytes),
+                ("container_network_transmit_bytes_total", "Bytes sent.", &one.tx_bytes),
             ] {
                 if let Some(value) = number(value) {
                     page.put(name, help, Kind::Counter, &at, value);
@@ -143,10 +139,16 @@ pub(crate) fn page(source: &Source<'_>, node: (f64, u64), cpus: i64, memory: u64
     }
     let root = labels(&[("id", "/"), ("name", ""), ("image", ""), ("container", ""), ("pod", ""), ("namespace", "")]);
     page.put(CPU, CPU_HELP, Kind::Counter, &root, node.0);
-    page.put("container_memory_working_set_bytes", "Current working set in bytes.", Kind::Gauge, &root, node.1 as f64);
-    page.gauge("machine_cpu_cores", "Number of logical CPU cores.", cpus as f64);
+    page.put(
+        "container_memory_working_set_bytes",
+        "Memory in use beside files that could be dropped, in bytes.",
+        Kind::Gauge,
+        &root,
+        node.1 as f64,
+    );
+    page.gauge("machine_cpu_cores", "Processors that are online.", cpus as f64);
     page.gauge("machine_memory_bytes", "Amount of memory installed on the machine.", memory as f64);
-    page.gauge("container_scrape_error", "1 if there was an error while getting container metrics, 0 otherwise", 0.0);
+    page.gauge("container_scrape_error", "1 if containers could not be measured, else 0.", 0.0);
     page.render()
 }
 

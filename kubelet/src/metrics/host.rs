@@ -87,14 +87,14 @@ pub(crate) fn put_process(page: &mut Page) {
         .map(|(_, r)| r.split(' ').map(|w| w.parse().unwrap_or(0.0)).collect())
         .unwrap_or_default();
     let field = |n: usize| fields.get(n - 3).copied().unwrap_or(0.0);
-    let help = "Total user and system CPU time spent in seconds.";
+    let help = "Processor time of the process in seconds, user's and system's.";
     page.put("process_cpu_seconds_total", help, super::text::Kind::Counter, "", (field(14) + field(15)) / 100.0);
     page.gauge("process_resident_memory_bytes", "Resident memory size in bytes.", field(24) * 4096.0);
     page.gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", field(23));
     let start = boot_time() as f64 + field(22) / 100.0;
-    page.gauge("process_start_time_seconds", "Start time of the process since unix epoch in seconds.", start);
+    page.gauge("process_start_time_seconds", "When the process was started, in seconds since 1970.", start);
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    page.gauge("process_open_fds", "Number of open file descriptors.", open as f64);
+    page.gauge("process_open_fds", "Files that the process has open.", open as f64);
     if let Ok((soft, _)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
         page.gauge("process_max_fds", "Maximum number of open file descriptors.", soft as f64);
     }

@@ -50,101 +50,101 @@ pub(crate) struct Own {
 }
 
 macro_rules! own {
-    ($($(#[$doc:meta])* $id:ident = $name:literal, $help:literal, $bounds:expr;)*) => {
-        $($(#[$doc])* pub(crate) static $id: Own = Own { name: $name, help: $help, bounds: $bounds };)*
+    ($(#[doc = $help:literal] $id:ident = $name:literal, $bounds:expr;)*) => {
+        $(#[doc = $help] pub(crate) static $id: Own = Own { name: $name, help: $help, bounds: $bounds };)*
         static ALL: &[&Own] = &[$(&$id),*];
     };
 }
 
 own! {
-    /// Calls to the runtime.
-    RUNTIME_OPERATIONS = "kubelet_runtime_operations_total", "Cumulative number of runtime operations by operation type.", &[];
-    /// Failed calls to the runtime.
-    RUNTIME_ERRORS = "kubelet_runtime_operations_errors_total", "Cumulative number of runtime operation errors by operation type.", &[];
-    /// How long they took.
-    RUNTIME_SECONDS = "kubelet_runtime_operations_duration_seconds", "Duration in seconds of runtime operations. Broken down by operation type.", CALLS;
-    /// How long lists of all containers took.
-    RELIST_SECONDS = "kubelet_pleg_relist_duration_seconds", "Duration in seconds for relisting pods in PLEG.", SHORT;
-    /// Between them.
-    RELIST_INTERVAL = "kubelet_pleg_relist_interval_seconds", "Interval in seconds between relisting in PLEG.", SHORT;
-    /// From the first look to running.
-    POD_START = "kubelet_pod_start_duration_seconds", "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run", STARTS;
-    /// As the service level counts it.
-    POD_START_SLI = "kubelet_pod_start_sli_duration_seconds", "Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch", STARTS;
-    /// With all that the former leaves out.
-    POD_START_TOTAL = "kubelet_pod_start_total_duration_seconds", "Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch", STARTS;
+    /// Calls to the runtime, by operation.
+    RUNTIME_OPERATIONS = "kubelet_runtime_operations_total", &[];
+    /// Calls to the runtime that failed, by operation.
+    RUNTIME_ERRORS = "kubelet_runtime_operations_errors_total", &[];
+    /// Seconds that calls to the runtime took, by operation.
+    RUNTIME_SECONDS = "kubelet_runtime_operations_duration_seconds", CALLS;
+    /// Seconds that lists of all sandboxes and containers took.
+    RELIST_SECONDS = "kubelet_pleg_relist_duration_seconds", SHORT;
+    /// Seconds between such lists.
+    RELIST_INTERVAL = "kubelet_pleg_relist_interval_seconds", SHORT;
+    /// Seconds from the first look at a pod until it ran.
+    POD_START = "kubelet_pod_start_duration_seconds", STARTS;
+    /// Seconds from a pod's creation until it was seen to run, pulls and init containers left out, as the service level counts them.
+    POD_START_SLI = "kubelet_pod_start_sli_duration_seconds", STARTS;
+    /// Seconds from a pod's creation until it was seen to run, pulls and init containers included.
+    POD_START_TOTAL = "kubelet_pod_start_total_duration_seconds", STARTS;
     /// Pods that began to run.
-    STARTED_PODS = "kubelet_started_pods_total", "Cumulative number of pods started", &[];
+    STARTED_PODS = "kubelet_started_pods_total", &[];
     /// Containers that began to run.
-    STARTED_CONTAINERS = "kubelet_started_containers_total", "Cumulative number of containers started", &[];
-    /// How long images take to come.
-    IMAGE_PULL = "kubelet_image_pull_duration_seconds", "Duration in seconds to pull an image.", PULLS;
-    /// Requests to :10250.
-    HTTP_REQUESTS = "kubelet_http_requests_total", "Number of the http requests received since the server started", &[];
-    /// How long they took.
-    HTTP_SECONDS = "kubelet_http_requests_duration_seconds", "Duration in seconds to serve http requests", SHORT;
-    /// How long probes took.
-    PROBE_SECONDS = "prober_probe_duration_seconds", "Duration in seconds for a probe response.", SHORT;
-    /// Probes by what they found.
-    PROBES = "prober_probe_total", "Cumulative number of a liveness, readiness or startup probe for a container by result.", &[];
-    /// How long a look at a pod and what follows from it took.
-    POD_WORKER = "kubelet_pod_worker_duration_seconds", "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync", SHORT;
-    /// Work on control groups.
-    CGROUPS = "kubelet_cgroup_manager_duration_seconds", "Duration in seconds for cgroup manager operations. Broken down by method.", SHORT;
-    /// Work on volumes.
-    STORAGE = "storage_operation_duration_seconds", "Storage operation duration", STORAGES;
-    /// Pods that were evicted.
-    EVICTIONS = "kubelet_evictions", "Cumulative number of pod evictions by eviction signal", &[];
-    /// How old the numbers were by which a pod was evicted.
-    EVICTION_AGE = "kubelet_eviction_stats_age_seconds", "Time between when stats are collected, and when pod is evicted based on those stats by eviction signal", SHORT;
-    /// Pods that had to go for a critical one.
-    PREEMPTIONS = "kubelet_preemptions", "Cumulative number of pod preemptions by preemption resource", &[];
-    /// Pods that were not let in.
-    REJECTIONS = "kubelet_admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet.", &[];
+    STARTED_CONTAINERS = "kubelet_started_containers_total", &[];
+    /// Seconds that images took to come.
+    IMAGE_PULL = "kubelet_image_pull_duration_seconds", PULLS;
+    /// Requests to the HTTPS server.
+    HTTP_REQUESTS = "kubelet_http_requests_total", &[];
+    /// Seconds until the HTTPS server had answered.
+    HTTP_SECONDS = "kubelet_http_requests_duration_seconds", SHORT;
+    /// Seconds that probes took.
+    PROBE_SECONDS = "prober_probe_duration_seconds", SHORT;
+    /// Probes by container, kind and result.
+    PROBES = "prober_probe_total", &[];
+    /// Seconds that a look at a pod and what followed from it took, by kind of look.
+    POD_WORKER = "kubelet_pod_worker_duration_seconds", SHORT;
+    /// Seconds that work on control groups took, by kind.
+    CGROUPS = "kubelet_cgroup_manager_duration_seconds", SHORT;
+    /// Seconds that work on volumes took, by kind and driver.
+    STORAGE = "storage_operation_duration_seconds", STORAGES;
+    /// Pods that were evicted, by signal.
+    EVICTIONS = "kubelet_evictions", &[];
+    /// Seconds that the numbers were old by which a pod was evicted, by signal.
+    EVICTION_AGE = "kubelet_eviction_stats_age_seconds", SHORT;
+    /// Pods that had to go for a critical one, by the resource that was missing.
+    PREEMPTIONS = "kubelet_preemptions", &[];
+    /// Pods that were not let in, by reason.
+    REJECTIONS = "kubelet_admission_rejections_total", &[];
     /// Containers of each pod that was let in.
-    CONTAINERS_PER_POD = "kubelet_containers_per_pod_count", "The number of containers per pod.", POWERS;
-    /// From the first word of a pod to the first look at it.
-    WORKER_START = "kubelet_pod_worker_start_duration_seconds", "Duration in seconds from kubelet seeing a pod to starting a worker.", SHORT;
-    /// From a change of a pod's status to the apiserver's having it.
-    STATUS_SYNC = "kubelet_pod_status_sync_duration_seconds", "Duration in seconds to sync a pod status update. Measures time from detection of a change to pod status until the API is successfully updated for that pod, even if multiple intevening changes to pod status occur.", SENDS;
-    /// How long sandboxes take to come up.
-    SANDBOX_SECONDS = "kubelet_run_podsandbox_duration_seconds", "Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.", SHORT;
-    /// Sandboxes that did not come up.
-    SANDBOX_ERRORS = "kubelet_run_podsandbox_errors_total", "Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.", &[];
+    CONTAINERS_PER_POD = "kubelet_containers_per_pod_count", POWERS;
+    /// Seconds from the first word of a pod to the first look at it.
+    WORKER_START = "kubelet_pod_worker_start_duration_seconds", SHORT;
+    /// Seconds from a change of a pod's status until the apiserver had it.
+    STATUS_SYNC = "kubelet_pod_status_sync_duration_seconds", SENDS;
+    /// Seconds that sandboxes took to come up, by the runtime's handler.
+    SANDBOX_SECONDS = "kubelet_run_podsandbox_duration_seconds", SHORT;
+    /// Sandboxes that did not come up, by the runtime's handler.
+    SANDBOX_ERRORS = "kubelet_run_podsandbox_errors_total", &[];
     /// Pods whose sandbox could not be made.
-    POD_ERRORS = "kubelet_started_pods_errors_total", "Cumulative number of errors when starting pods", &[];
-    /// Containers that could not be started.
-    CONTAINER_ERRORS = "kubelet_started_containers_errors_total", "Cumulative number of errors when starting containers", &[];
+    POD_ERRORS = "kubelet_started_pods_errors_total", &[];
+    /// Containers that could not be started, by reason.
+    CONTAINER_ERRORS = "kubelet_started_containers_errors_total", &[];
     /// Pods that came again under the uid that they had.
-    RESTARTED = "kubelet_restarted_pods_total", "Number of pods that have been restarted because they were deleted and recreated with the same UID while the kubelet was watching them (common for static pods, extremely uncommon for API pods)", &[];
+    RESTARTED = "kubelet_restarted_pods_total", &[];
     /// Pods that ran at the runtime and that nobody knew.
-    ORPHANS = "kubelet_orphaned_runtime_pods_total", "Number of pods that have been detected in the container runtime without being already known to the pod worker. This typically indicates the kubelet was restarted while a pod was force deleted in the API or in the local configuration, which is unusual.", &[];
-    /// When the machine's shutdown began to be held up.
-    SHUTDOWN_START = "kubelet_graceful_shutdown_start_time_seconds", "Last graceful shutdown start time since unix epoch in seconds", &[];
-    /// When it was let go.
-    SHUTDOWN_END = "kubelet_graceful_shutdown_end_time_seconds", "Last graceful shutdown end time since unix epoch in seconds", &[];
-    /// From the machine's start to the kubelet's.
-    STARTUP_BEFORE = "kubelet_node_startup_pre_kubelet_duration_seconds", "Duration in seconds of node startup before kubelet starts.", &[];
-    /// From there until the node was offered to the apiserver.
-    STARTUP_OFFER = "kubelet_node_startup_pre_registration_duration_seconds", "Duration in seconds of node startup before registration.", &[];
-    /// From there until the apiserver had it.
-    STARTUP_REGISTER = "kubelet_node_startup_registration_duration_seconds", "Duration in seconds of node startup during registration.", &[];
-    /// From there until it was ready.
-    STARTUP_READY = "kubelet_node_startup_post_registration_duration_seconds", "Duration in seconds of node startup after registration.", &[];
-    /// From the machine's start until the node was ready.
-    STARTUP = "kubelet_node_startup_duration_seconds", "Duration in seconds of node startup in total.", &[];
-    /// Images that were removed to make room.
-    IMAGE_GC = "kubelet_image_garbage_collected_total", "Total number of images garbage collected by the kubelet, whether through disk usage or image age.", &[];
-    /// Answers of the apiserver.
-    REST = "rest_client_requests_total", "Number of HTTP requests, partitioned by status code, method, and host.", &[];
-    /// How long they took.
-    REST_SECONDS = "rest_client_request_duration_seconds", "Request latency in seconds. Broken down by verb, and host.", ANSWERS;
+    ORPHANS = "kubelet_orphaned_runtime_pods_total", &[];
+    /// When the machine's shutdown began to be held up, in seconds since 1970.
+    SHUTDOWN_START = "kubelet_graceful_shutdown_start_time_seconds", &[];
+    /// When the machine's shutdown was let go, in seconds since 1970.
+    SHUTDOWN_END = "kubelet_graceful_shutdown_end_time_seconds", &[];
+    /// Seconds from the machine's start to the kubelet's.
+    STARTUP_BEFORE = "kubelet_node_startup_pre_kubelet_duration_seconds", &[];
+    /// Seconds from the kubelet's start until the node was offered to the apiserver.
+    STARTUP_OFFER = "kubelet_node_startup_pre_registration_duration_seconds", &[];
+    /// Seconds from the offer of the node until the apiserver had it.
+    STARTUP_REGISTER = "kubelet_node_startup_registration_duration_seconds", &[];
+    /// Seconds from the registration of the node until it was ready.
+    STARTUP_READY = "kubelet_node_startup_post_registration_duration_seconds", &[];
+    /// Seconds from the machine's start until the node was ready.
+    STARTUP = "kubelet_node_startup_duration_seconds", &[];
+    /// Images that were removed to make room, by reason.
+    IMAGE_GC = "kubelet_image_garbage_collected_total", &[];
+    /// Answers of the apiserver, by code, method and host.
+    REST = "rest_client_requests_total", &[];
+    /// Seconds that the apiserver took to answer, by verb and host.
+    REST_SECONDS = "rest_client_request_duration_seconds", ANSWERS;
     /// Renewals of the serving certificate that failed.
-    SERVER_RENEW_ERRORS = "kubelet_server_expiration_renew_errors", "Counter of certificate renewal errors.", &[];
-    /// How long serving certificates are used.
-    SERVER_ROTATION = "kubelet_certificate_manager_server_rotation_seconds", "Histogram of the number of seconds the previous certificate lived before being rotated.", LIVES;
+    SERVER_RENEW_ERRORS = "kubelet_server_expiration_renew_errors", &[];
+    /// Seconds that serving certificates were in use.
+    SERVER_ROTATION = "kubelet_certificate_manager_server_rotation_seconds", LIVES;
     /// Renewals of the client certificate that failed.
-    RENEW_ERRORS = "kubelet_certificate_manager_client_expiration_renew_errors", "Counter of certificate renewal errors.", &[];
+    RENEW_ERRORS = "kubelet_certificate_manager_client_expiration_renew_errors", &[];
 }
 
 enum Values {

@@ -26,14 +26,14 @@ pub(crate) fn page(
     failed: bool,
 ) -> String {
     let mut page = Page::default();
-    let core = "Cumulative cpu time consumed by the node in core-seconds";
+    let core = "Processor time of the whole node in seconds.";
     page.put("node_cpu_usage_seconds_total", core, Kind::Counter, "", node.0);
-    page.gauge("node_memory_working_set_bytes", "Current working set of the node in bytes", node.1 as f64);
     page.gauge(
-        "node_swap_usage_bytes",
-        "Current swap usage of the node in bytes. Reported only on non-windows systems",
-        swap as f64,
+        "node_memory_working_set_bytes",
+        "Memory that the node uses beside files that could be dropped, in bytes.",
+        node.1 as f64,
     );
+    page.gauge("node_swap_usage_bytes", "Swap that the node uses in bytes.", swap as f64);
     for stats in containers {
         let Some(attributes) = &stats.attributes else { continue };
         let l = &attributes.labels;
@@ -46,21 +46,21 @@ pub(crate) fn page(
             ("pod", of(l, NAME_LABEL)),
         ]);
         if let Some(nanos) = stats.cpu.as_ref().and_then(|c| number(&c.usage_core_nano_seconds)) {
-            let help = "Cumulative cpu time consumed by the container in core-seconds";
+            let help = "Processor time of the container in seconds.";
             page.put("container_cpu_usage_seconds_total", help, Kind::Counter, &at, nanos / 1e9);
         }
         if let Some(bytes) = stats.memory.as_ref().and_then(|m| number(&m.working_set_bytes)) {
-            let help = "Current working set of the container in bytes";
+            let help = "Memory that the container uses beside files that could be dropped, in bytes.";
             page.put("container_memory_working_set_bytes", help, Kind::Gauge, &at, bytes);
         }
         if let Some(bytes) = stats.swap.as_ref().and_then(|s| number(&s.swap_usage_bytes)) {
-            let help = "Current amount of the container swap usage in bytes. Reported only on non-windows systems";
+            let help = "Swap that the container uses in bytes.";
             page.put("container_swap_usage_bytes", help, Kind::Gauge, &at, bytes);
         }
     }
     for ([namespace, pod, container], at) in starts {
         let of = labels(&[("container", container), ("namespace", namespace), ("pod", pod)]);
-        let help = "Start time of the container since unix epoch in seconds";
+        let help = "When the container was started, in seconds since 1970.";
         page.put("container_start_time_seconds", help, Kind::Gauge, &of, *at);
     }
     for stats in sandboxes {
@@ -68,16 +68,16 @@ pub(crate) fn page(
         let (Some(meta), Some(linux)) = (meta, &stats.linux) else { continue };
         let at = labels(&[("namespace", &meta.namespace), ("pod", &meta.name)]);
         if let Some(nanos) = linux.cpu.as_ref().and_then(|c| number(&c.usage_core_nano_seconds)) {
-            let help = "Cumulative cpu time consumed by the pod in core-seconds";
+            let help = "Processor time of the pod in seconds.";
             page.put("pod_cpu_usage_seconds_total", help, Kind::Counter, &at, nanos / 1e9);
         }
         if let Some(bytes) = linux.memory.as_ref().and_then(|m| number(&m.working_set_bytes)) {
-            let help = "Current working set of the pod in bytes";
+            let help = "Memory that the pod uses beside files that could be dropped, in bytes.";
             page.put("pod_memory_working_set_bytes", help, Kind::Gauge, &at, bytes);
         }
     }
     for name in ["resource_scrape_error", "scrape_error"] {
-        let help = "1 if there was an error while getting container metrics, 0 otherwise";
+        let help = "1 if containers could not be measured, else 0.";
         page.gauge(name, help, f64::from(u8::from(failed)));
     }
     page.render()
