@@ -8,4 +8,5 @@ pub mod csr;
 pub mod fuzzing;
 pub mod pki;
 pub mod quantity;
+mod rsa;
 pub mod selector;

@@ -173,8 +173,13 @@ pub fn blocks(text: &str) -> Result<Vec<Vec<u8>>, PkiError> {
 
 /// A certificate as a PEM block.
 pub fn certificate_block(der: &[u8]) -> String {
+    block("CERTIFICATE", der)
+}
+
+/// A PEM block.
+pub(crate) fn block(label: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut out = format!("-----BEGIN {label}-----\n");
     let mut rest = text.as_str();
     while !rest.is_empty() {
         let (line, after) = rest.split_at(rest.len().min(64));
@@ -182,7 +187,7 @@ pub fn certificate_block(der: &[u8]) -> String {
         out.push('\n');
         rest = after;
     }
-    out.push_str("-----END CERTIFICATE-----\n");
+    out.push_str(&format!("-----END {label}-----\n"));
     out
 }
 

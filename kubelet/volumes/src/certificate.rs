@@ -168,13 +168,15 @@ impl Certificates {
             }
             None => {}
         }
+        // The key and the request are not given up when patience ends.
+        self.step(objects, pod, &at, source).await?;
         let wait = async {
             loop {
-                self.step(objects, pod, &at, source).await?;
                 if let Some(held) = self.ready(&at, false)? {
                     return Ok(held);
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
+                self.step(objects, pod, &at, source).await?;
             }
         };
         tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| {
@@ -207,7 +209,10 @@ impl Certificates {
     ) -> Result<(), String> {
         let pending = self.lock().get(at).and_then(|r| r.pending.clone());
         let Some(pending) = pending else {
-            let key = csr::new_key_of(&source.key_type).map_err(|e| e.to_string())?;
+            let kind = source.key_type.clone();
+            // Some keys take a second.
+            let made = tokio::task::spawn_blocking(move || csr::new_key_of(&kind)).await.map_err(|e| e.to_string())?;
+            let key = made.map_err(|e| e.to_string())?;
             let spec = PodCertificateRequestSpec {
                 signer_name: source.signer_name.clone(),
                 max_expiration_seconds: source.max_expiration_seconds,
