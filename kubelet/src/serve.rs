@@ -1,5 +1,7 @@
 //! What the HTTPS server asks of this kubelet.
 
+mod volumes;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,76 +24,6 @@ use crate::stats;
 use crate::sync::resize::{IN_PROGRESS, PENDING};
 
 const RUN_LIMIT: Duration = Duration::from_secs(120);
-/// How long file systems of claims may take to tell their size.
-const CLAIMS_LIMIT: Duration = Duration::from_secs(2);
-const CLAIM_METRICS: [(&str, &str); 6] = [
-    ("kubelet_volume_stats_capacity_bytes", "Bytes that the volume holds."),
-    ("kubelet_volume_stats_available_bytes", "Bytes that are free in the volume."),
-    ("kubelet_volume_stats_used_bytes", "Bytes that are used in the volume."),
-    ("kubelet_volume_stats_inodes", "Inodes that the volume has."),
-    ("kubelet_volume_stats_inodes_free", "Inodes that are free in the volume."),
-    ("kubelet_volume_stats_inodes_used", "Inodes that are used in the volume."),
-];
-
-const HEALTH: (&str, &str) = (
-    "kubelet_volume_stats_health_status_abnormal",
-    "Abnormal volume health status. The count is either 1 or 0. 1 indicates the volume is unhealthy, 0 indicates volume is healthy",
-);
-
-/// Labels and numbers of each volume that is a claim, as its file system tells them.
-fn claims(shared: &Shared, pods: &[Pod]) -> Vec<(String, [f64; 6])> {
-    let mut out = Vec::new();
-    for pod in pods {
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            let Some(claim) = stats::claim_of(pod, volume) else { continue };
-            let Some(path) = shared.volumes.host_path(pod, &volume.name) else { continue };
-            let Ok(disk) = nix::sys::statvfs::statvfs(&path) else { continue };
-            let of = labels(&[("namespace", pod::namespace(pod)), ("persistentvolumeclaim", &claim)]);
-            let bytes = |blocks: u64| (blocks * disk.fragment_size()) as f64;
-            let used = bytes(disk.blocks().saturating_sub(disk.blocks_free()));
-            let (all, free) = (disk.files() as f64, disk.files_free() as f64);
-            out.push((of, [bytes(disk.blocks()), bytes(disk.blocks_available()), used, all, free, all - free]));
-        }
-    }
-    out
-}
-
-/// The plugin of a volume, as upstream names it.
-fn plugin(volume: &k8s_openapi::api::core::v1::Volume) -> &'static str {
-    let v = volume;
-    for (present, name) in [
-        (v.config_map.is_some(), "kubernetes.io/configmap"),
-        (v.secret.is_some(), "kubernetes.io/secret"),
-        (v.host_path.is_some(), "kubernetes.io/host-path"),
-        (v.projected.is_some(), "kubernetes.io/projected"),
-        (v.downward_api.is_some(), "kubernetes.io/downward-api"),
-        (v.image.is_some(), "kubernetes.io/image"),
-        (v.csi.is_some() || v.persistent_volume_claim.is_some() || v.ephemeral.is_some(), "kubernetes.io/csi"),
-    ] {
-        if present {
-            return name;
-        }
-    }
-    "kubernetes.io/empty-dir"
-}
-
-/// Volumes that pods name, and those of them that are there, by plugin.
-fn volumes(shared: &Shared, pods: &[Pod], page: &mut Page) {
-    let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
-    for pod in pods.iter().filter(|p| !pod::is_over(p)) {
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            let name = plugin(volume);
-            *counts.entry((name, "desired_state_of_world")).or_default() += 1;
-            let there = u32::from(shared.volumes.host_path(pod, &volume.name).is_some_and(|p| p.exists()));
-            *counts.entry((name, "actual_state_of_world")).or_default() += there;
-        }
-    }
-    let help = "Volumes by plugin and by whether they are wanted or in place.";
-    for ((name, state), count) in counts {
-        let of = labels(&[("plugin_name", name), ("state", state)]);
-        page.put("volume_manager_total_volumes", help, Kind::Gauge, &of, f64::from(count));
-    }
-}
 
 /// Pods by where they are in their lives, and resizes that wait or are under way.
 fn working(pods: &[Pod], page: &mut Page) {
@@ -129,15 +61,6 @@ fn working(pods: &[Pod], page: &mut Page) {
     }
     let help = "Resizes under way.";
     page.gauge("kubelet_pod_in_progress_resizes", help, f64::from(under_way));
-}
-
-/// Certificates of pods by what has become of them.
-fn certificates(shared: &Shared, page: &mut Page) {
-    let help = "Certificates in volumes of pods, by signer and state.";
-    for ((signer, state), count) in shared.volumes.certificates() {
-        let of = labels(&[("signer_name", &signer), ("state", state)]);
-        page.put("kubelet_podcertificate_states", help, Kind::Gauge, &of, count as f64);
-    }
 }
 
 /// The kubelet, seen from its server.
@@ -185,8 +108,8 @@ impl Served {
             let help = "Pods that hold a place when new ones come, by whether they are static.";
             page.put("kubelet_active_pods", help, Kind::Gauge, &of, active as f64);
         }
-        volumes(&self.shared, &pods, page);
-        certificates(&self.shared, page);
+        volumes::totals(&self.shared, &pods, page);
+        volumes::certificates(&self.shared, page);
         working(&pods, page);
         let of = labels(&[("provider", "cri")]);
         let help = "Where the numbers of containers come from.";
@@ -426,21 +349,7 @@ impl Node for Served {
             metrics::own::put(&mut page, false);
             metrics::put_process(&mut page);
             self.gauges(&mut page);
-            let (shared, pods) = (self.shared.clone(), self.pods());
-            let health = self.volumes.health(&shared, &pods);
-            for ((namespace, claim), abnormal) in tokio::time::timeout(CLAIMS_LIMIT, health).await.unwrap_or_default() {
-                let of = labels(&[("namespace", &namespace), ("persistentvolumeclaim", &claim)]);
-                page.put(HEALTH.0, HEALTH.1, Kind::Gauge, &of, f64::from(u8::from(abnormal)));
-            }
-            let claims = tokio::task::spawn_blocking(move || claims(&shared, &pods));
-            // A dead file server must not hold up the page.
-            if let Ok(Ok(claims)) = tokio::time::timeout(CLAIMS_LIMIT, claims).await {
-                for (of, values) in claims {
-                    for ((name, help), value) in CLAIM_METRICS.iter().zip(values) {
-                        page.put(name, help, Kind::Gauge, &of, value);
-                    }
-                }
-            }
+            volumes::of_claims(&self.shared, &self.volumes, self.pods(), &mut page).await;
             page.render() + &crate::config::gates::metric(&self.shared.config.feature_gates)
         })
     }
