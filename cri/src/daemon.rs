@@ -99,6 +99,8 @@ pub struct Daemon {
     current: RwLock<Arc<Config>>,
     /// Pulls that are going on.
     pub pulls: crate::pulls::Pulls,
+    /// What OCI runtimes can do.
+    pub handlers: crate::handlers::Handlers,
     /// NRI plugins.
     pub nri: crate::nri::Nri,
     /// Removals that are tried again.
@@ -286,6 +288,7 @@ impl Daemon {
             pod_cidr: Mutex::default(),
             network: tokio::sync::Mutex::default(),
             pulls: crate::pulls::Pulls::default(),
+            handlers: crate::handlers::Handlers::default(),
             nri: crate::nri::Nri::default(),
             reaper: crate::reaper::Reaper::default(),
             current: RwLock::new(current),

@@ -16,6 +16,7 @@ pub mod fsck;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod handlers;
 pub mod hangup;
 pub mod ledger;
 pub mod metrics;

@@ -74,7 +74,16 @@ async fn life_on(name: &str, program: &Path) {
     }
     let mut client = daemon.client().await;
     let status = client.status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner();
-    assert!(status.runtime_handlers.iter().any(|h| h.name == name), "{name} is not told");
+    let told = |name: &str| {
+        let handler = status.runtime_handlers.iter().find(|h| h.name == name);
+        handler.unwrap_or_else(|| panic!("{name} is not told")).features.unwrap()
+    };
+    // What is told of a runtime is what it says of itself.
+    let said = std::process::Command::new(program).arg("features").output().unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert_eq!(told(name).recursive_read_only_mounts, said.contains("\"rro\""), "{said}");
+    assert!(told("").recursive_read_only_mounts, "gantry-run can");
+    assert!(!told(name).user_namespaces || said.contains("\"idmap\""), "{said}");
     let ask = cri::RunPodSandboxRequest { config: Some(common::pod("none")), runtime_handler: "nowhere".to_owned() };
     let error = client.run_pod_sandbox(ask).await.unwrap_err();
     assert!(error.message().contains("\"nowhere\""), "{error}");

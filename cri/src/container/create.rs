@@ -48,6 +48,7 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, mut config: cri::Contai
     if pod.stopped {
         return Err(Error::State(format!("sandbox {} is not ready", sandbox.id)));
     }
+    able(daemon, &pod.handler, &config.mounts).await?;
     let name = config.image.clone().unwrap_or_default().image;
     let source = restore::source(daemon, &name).await?;
     let image = match &source {
@@ -104,6 +105,29 @@ pub async fn create(daemon: &Arc<Daemon>, sandbox: &str, mut config: cri::Contai
     tracing::info!(container = %id, sandbox = %sandbox.id, name = %metadata.name, "container created");
     nri::container_made(daemon, &container).await;
     Ok(id)
+}
+
+/// Whether the OCI runtime can make these mounts: one that does not know what is asked for passes over it in silence.
+async fn able(daemon: &Daemon, handler: &str, mounts: &[cri::Mount]) -> Result<()> {
+    let special = |m: &&cri::Mount| m.recursive_read_only || !m.uid_mappings.is_empty();
+    if !mounts.iter().any(|m| special(&m)) {
+        return Ok(());
+    }
+    let Some(program) = daemon.settings().handler(handler) else { return Ok(()) };
+    let can = daemon.handlers.of(&program).await;
+    for mount in mounts {
+        let field = match mount {
+            m if m.recursive_read_only && !can.recursive_read_only => "recursive_read_only",
+            m if !m.uid_mappings.is_empty() && !can.mapped_ids => "uidMappings",
+            _ => continue,
+        };
+        let place = format!("mount to {}", mount.container_path);
+        return Err(Error::Invalid(format!(
+            "{place}: {field}: {} does not list it among its features",
+            program.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Lets go of a half-made container. Answers why it was not made.

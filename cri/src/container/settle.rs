@@ -51,7 +51,10 @@ pub(super) async fn settle(daemon: &Arc<Daemon>, container: &Container) {
             return;
         }
     }
-    match fs::remove_dir_all(&begun.parts) {
+    // Gigabytes of memory may be in there.
+    let parts = begun.parts.clone();
+    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(&parts)).await;
+    match removed.unwrap_or_else(|e| Err(io::Error::other(e))) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(container = %container.id, folder = %begun.parts.display(), %error, "parts of a checkpoint stay");
         }

@@ -111,15 +111,22 @@ impl RuntimeService for Service {
             shown["stateDir"] = serde_json::json!(config.state);
             info.insert("config".to_owned(), shown.to_string());
         }
-        let names = std::iter::once(String::new()).chain(config.runtime_handlers.keys().cloned());
-        let features = cri::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: true,
-            user_namespaces: sandbox::users::supported(),
-        };
+        let mut runtime_handlers = Vec::new();
+        for name in std::iter::once(String::new()).chain(config.runtime_handlers.keys().cloned()) {
+            let can = match config.handler(&name) {
+                Some(program) => self.daemon.handlers.of(&program).await,
+                None => Default::default(),
+            };
+            let features = cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: can.recursive_read_only,
+                user_namespaces: can.mapped_ids && sandbox::users::supported(),
+            };
+            runtime_handlers.push(cri::RuntimeHandler { name, features: Some(features) });
+        }
         Ok(Response::new(cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions }),
             info,
-            runtime_handlers: names.map(|name| cri::RuntimeHandler { name, features: Some(features) }).collect(),
+            runtime_handlers,
             features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
         }))
     }
