@@ -1,8 +1,9 @@
 //! The daemon's memory: sandboxes and containers by id, each with its own lock; there is no global one.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cri_images::Images;
@@ -13,10 +14,11 @@ use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::kept::Kept;
 use crate::ledger::{ContainerRecord, Ledger, SandboxRecord};
 use crate::stats::{Layer, Rate};
 
-/// A pod sandbox.
+/// A pod sandbox: its record, and what goes on around it.
 pub struct Sandbox {
     /// Id.
     pub id: String,
@@ -28,12 +30,10 @@ pub struct Sandbox {
     pub rate: Mutex<Rate>,
     /// Why it could not be removed; empty when nobody tried or nothing is wrong.
     pub fault: Mutex<String>,
-    /// Its record is removed, and must not come back; changed under the record's lock.
-    forgotten: AtomicBool,
-    record: Mutex<SandboxRecord>,
+    kept: Kept<SandboxRecord>,
 }
 
-/// A container.
+/// A container: its record, and what goes on around it.
 pub struct Container {
     /// Id.
     pub id: String,
@@ -59,9 +59,7 @@ pub struct Container {
     pub syncing: Mutex<Option<tokio::task::JoinHandle<Result<()>>>>,
     /// Deleting what it has on the disk, which takes longer than anyone waited.
     pub deleting: Mutex<Option<tokio::task::JoinHandle<Vec<String>>>>,
-    /// Its record is removed, and must not come back; changed under the record's lock.
-    forgotten: AtomicBool,
-    record: Mutex<ContainerRecord>,
+    kept: Kept<ContainerRecord>,
 }
 
 /// When plugins were asked about which configuration, and what they said.
@@ -135,59 +133,16 @@ impl Sandbox {
             turn: tokio::sync::Mutex::new(()),
             rate: Mutex::new(Rate::of(record.created_at)),
             fault: Mutex::default(),
-            forgotten: AtomicBool::new(false),
-            record: Mutex::new(record),
+            kept: Kept::new(record),
         }
     }
+}
 
-    /// A copy of the record.
-    pub fn record(&self) -> SandboxRecord {
-        lock(&self.record).clone()
-    }
+impl Deref for Sandbox {
+    type Target = Kept<SandboxRecord>;
 
-    /// What `look` sees in the record: for calls that need a few fields of many records.
-    pub fn with<T>(&self, look: impl FnOnce(&SandboxRecord) -> T) -> T {
-        look(&lock(&self.record))
-    }
-
-    /// Changes the record, on disk first.
-    ///
-    /// # Errors
-    /// The record is removed or cannot be written; nothing has changed then.
-    pub fn change(&self, ledger: &Ledger, change: impl FnOnce(&mut SandboxRecord)) -> Result<()> {
-        let mut record = lock(&self.record);
-        if self.forgotten.load(Ordering::Relaxed) {
-            return Err(Error::NotFound(format!("pod sandbox {}", self.id)));
-        }
-        let mut next = record.clone();
-        change(&mut next);
-        ledger.put_sandbox(&next).map_err(Error::failed(format!("record sandbox {}", self.id)))?;
-        *record = next;
-        Ok(())
-    }
-
-    /// Changes the record on the way to its removal: on a disk that takes nothing more, in memory only. What a start then finds is
-    /// older, and is let go of once more.
-    pub fn change_anyway(&self, ledger: &Ledger, change: impl FnOnce(&mut SandboxRecord)) {
-        let mut record = lock(&self.record);
-        change(&mut record);
-        if self.forgotten.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Err(error) = ledger.put_sandbox(&record) {
-            tracing::warn!(sandbox = %self.id, %error, "a change is not recorded");
-        }
-    }
-
-    /// Removes its record for good: whoever still changes it, as the follower of a monitor that ends, does not bring it back.
-    ///
-    /// # Errors
-    /// The file system's; nothing has changed then.
-    pub fn forget(&self, ledger: &Ledger) -> std::io::Result<()> {
-        let _record = lock(&self.record);
-        ledger.remove_sandbox(&self.id)?;
-        self.forgotten.store(true, Ordering::Relaxed);
-        Ok(())
+    fn deref(&self) -> &Self::Target {
+        &self.kept
     }
 }
 
@@ -207,64 +162,21 @@ impl Container {
             fault: Mutex::default(),
             syncing: Mutex::default(),
             deleting: Mutex::default(),
-            forgotten: AtomicBool::new(false),
-            record: Mutex::new(record),
+            kept: Kept::new(record),
         }
-    }
-
-    /// A copy of the record.
-    pub fn record(&self) -> ContainerRecord {
-        lock(&self.record).clone()
-    }
-
-    /// What `look` sees in the record: for calls that need a few fields of many records.
-    pub fn with<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
-        look(&lock(&self.record))
-    }
-
-    /// Changes the record, on disk first.
-    ///
-    /// # Errors
-    /// The record is removed or cannot be written; nothing has changed then.
-    pub fn change(&self, ledger: &Ledger, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
-        let mut record = lock(&self.record);
-        if self.forgotten.load(Ordering::Relaxed) {
-            return Err(Error::NotFound(format!("container {}", self.id)));
-        }
-        let mut next = record.clone();
-        change(&mut next);
-        ledger.put_container(&next).map_err(Error::failed(format!("record container {}", self.id)))?;
-        *record = next;
-        Ok(())
-    }
-
-    /// Changes the record on the way to its removal: on a disk that takes nothing more, in memory only. What a start then finds is
-    /// older, and is let go of once more.
-    pub fn change_anyway(&self, ledger: &Ledger, change: impl FnOnce(&mut ContainerRecord)) {
-        let mut record = lock(&self.record);
-        change(&mut record);
-        if self.forgotten.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Err(error) = ledger.put_container(&record) {
-            tracing::warn!(container = %self.id, %error, "a change is not recorded");
-        }
-    }
-
-    /// Removes its record for good: whoever still changes it, as the follower of a monitor that ends, does not bring it back.
-    ///
-    /// # Errors
-    /// The file system's; nothing has changed then.
-    pub fn forget(&self, ledger: &Ledger) -> std::io::Result<()> {
-        let _record = lock(&self.record);
-        ledger.remove_container(&self.id)?;
-        self.forgotten.store(true, Ordering::Relaxed);
-        Ok(())
     }
 
     /// CRI state.
     pub fn state(&self) -> cri::ContainerState {
         self.with(crate::container::state)
+    }
+}
+
+impl Deref for Container {
+    type Target = Kept<ContainerRecord>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.kept
     }
 }
 
@@ -450,26 +362,4 @@ fn find<T>(map: &HashMap<String, Arc<T>>, id: &str) -> Option<Arc<T>> {
     }
     let mut matching = map.iter().filter(|(key, _)| !id.is_empty() && key.starts_with(id));
     matching.next().filter(|_| matching.next().is_none()).map(|(_, v)| v.clone())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_forgotten_record_does_not_come_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(dir.path()).unwrap();
-        let sandbox = Sandbox::new(serde_json::from_value(serde_json::json!({
-            "id": "a", "config": "", "handler": "", "created_at": 1, "boot": "b", "complete": true, "stopped": false, "ips": [],
-            "cni_config": null, "cni_result": null, "pid_init": null}))
-        .unwrap());
-        sandbox.change(&ledger, |r| r.doomed = true).unwrap();
-        assert_eq!(ledger.sandboxes().0.len(), 1);
-        sandbox.forget(&ledger).unwrap();
-        // As the follower of the pod's monitor does when it sees that go.
-        sandbox.change_anyway(&ledger, |r| r.stopped = true);
-        assert!(matches!(sandbox.change(&ledger, |r| r.stopped = true), Err(Error::NotFound(_))));
-        assert!(ledger.sandboxes().0.is_empty());
-    }
 }

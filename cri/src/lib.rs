@@ -18,6 +18,7 @@ pub mod fsck;
 pub mod fuzzing;
 pub mod handlers;
 pub mod hangup;
+pub mod kept;
 pub mod ledger;
 pub mod metrics;
 pub mod monitors;
