@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use gantry_tests::command::eventually;
-use gantry_tests::node::Node;
+use gantry_tests::node::{GANTRY, Node, runtime};
 use gantry_tests::runner::{Case, Verdict};
 
 pub(crate) fn cases() -> Vec<Case<Node>> {
@@ -124,6 +124,36 @@ fn ending(node: &Node) -> Result<Verdict> {
     let events = node.kubectl(&["describe", "pod", "ending"])?.ok()?;
     ensure!(events.contains("Readiness probe failed") && !events.contains("Liveness probe failed"), "{events}");
     node.kubectl(&["delete", "pod", "ending", "--grace-period=1"])?.ok()?;
+    slow(node)
+}
+
+/// A probe's command that takes too long fails, and nothing of it is left in the container.
+fn slow(node: &Node) -> Result<Verdict> {
+    if runtime() != GANTRY {
+        // Other runtimes end the command, and leave what it has begun.
+        return Ok(Verdict::Passed);
+    }
+    let more = "    readinessProbe: {exec: {command: [sh, -c, 'echo x >>/tmp/tries; sleep 4242 & sleep 4242']}, \
+                timeoutSeconds: 1, periodSeconds: 1}\n";
+    node.apply(&pod("slow", "Always", "trap 'exit 0' TERM; while :; do sleep 0.1; done", more))?;
+    let shell = |text: &str| -> Result<i32> {
+        let output = node.exec("slow", "c", &["sh", "-c", text])?;
+        output.stdout.trim().parse().with_context(|| format!("{text}: {output:?}"))
+    };
+    eventually("the probe was tried some times", Duration::from_secs(60), || {
+        let tries = shell("grep -c x /tmp/tries")?;
+        ensure!(tries >= 5, "{tries} tries");
+        Ok(())
+    })?;
+    // Each try has three processes, and more than one is never under way.
+    eventually("what timed out is gone", Duration::from_secs(20), || {
+        let left = shell("ps | grep -c '[s]leep 4242'")?;
+        ensure!(left <= 3, "{left} processes");
+        Ok(())
+    })?;
+    let events = node.kubectl(&["describe", "pod", "slow"])?.ok()?;
+    ensure!(events.contains("Readiness probe failed: command timed out"), "{events}");
+    node.delete(&["pod/slow"])?;
     Ok(Verdict::Passed)
 }
 
