@@ -173,10 +173,7 @@ impl Plugin for Firewall {
         let result = previous(request)?;
         let owner = table::owner(request);
         let firewalld = config.firewalld()?;
-        let missing = table::missing(&owner, &wanted(&config, &result, firewalld.is_some())?)?;
-        if !missing.is_empty() {
-            return Err(Error::internal(format!("nf_tables table lacks {}", missing.join(", "))));
-        }
+        table::check(&owner, &wanted(&config, &result, firewalld.is_some())?)?;
         if let Some(mut firewalld) = firewalld {
             return match firewalld.missing(&config.zone, &ips(&result))? {
                 Some(ip) => {

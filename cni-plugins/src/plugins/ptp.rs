@@ -139,12 +139,7 @@ impl Plugin for Ptp {
         let mut seen = inside(&previous)?;
         seen.interfaces.clone_from(&previous.interfaces);
         attach::check(request, &seen)?;
-        let missing = table::missing(&table::owner(request), &wanted(&config, &previous))?;
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::internal(format!("nf_tables table lacks {}", missing.join(", "))))
-        }
+        table::check(&table::owner(request), &wanted(&config, &previous))
     }
 
     fn status(&self, request: &Request) -> Result<()> {

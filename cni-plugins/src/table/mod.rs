@@ -29,7 +29,7 @@ use self::removal::service;
 pub use self::removal::{release, retain};
 pub use self::wanted::{HostPort, Wanted};
 use crate::afterwards::{self, Later};
-use crate::spec::{Context, Request, Result};
+use crate::spec::{Context, Error, Request, Result};
 
 /// The tables' name.
 pub const TABLE: &str = "gantry-cni";
@@ -334,6 +334,18 @@ pub fn remembered() -> Option<PathBuf> {
 /// Whether an owner may have elements of `part`: they are remembered, or nothing can be in this namespace.
 pub fn may_have(owner: &str, part: Part) -> bool {
     Records::here().is_none_or(|records| records.has(part, owner))
+}
+
+/// Whether all that is wanted is there for its owner.
+///
+/// # Errors
+/// Something is not, or the kernel's.
+pub fn check(owner: &str, wanted: &Wanted) -> Result<()> {
+    let missing = missing(owner, wanted)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::internal(format!("nf_tables table lacks {}", missing.join(", "))))
 }
 
 /// Which of the wanted elements are not there for their owner.

@@ -50,12 +50,7 @@ impl Plugin for Bridge {
             return Err(Error::internal(format!("{name} is not a port of {}", config.bridge)));
         }
         attach::check(request, &previous)?;
-        let missing = table::missing(&table::owner(request), &wanted(&config, &previous, &name))?;
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::internal(format!("nf_tables table lacks {}", missing.join(", "))))
-        }
+        table::check(&table::owner(request), &wanted(&config, &previous, &name))
     }
 
     fn status(&self, request: &Request) -> Result<()> {
