@@ -39,6 +39,8 @@ const CALLS: &[f64] = &[
 const SENDS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0];
 const ANSWERS: &[f64] = &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 const POWERS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0];
+const MILLIS: &[f64] =
+    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
 /// A number that the kubelet keeps.
 #[derive(Debug)]
@@ -133,6 +135,12 @@ own! {
     STARTUP_READY = "kubelet_node_startup_post_registration_duration_seconds", &[];
     /// Seconds from the machine's start until the node was ready.
     STARTUP = "kubelet_node_startup_duration_seconds", &[];
+    /// Pods for which CPUs, memory and devices were looked for.
+    TOPOLOGY_ASKED = "kubelet_topology_manager_admission_requests_total", &[];
+    /// Pods whose CPUs, memory and devices could not be had near each other.
+    TOPOLOGY_REFUSED = "kubelet_topology_manager_admission_errors_total", &[];
+    /// Milliseconds that it took to find a pod's CPUs, memory and devices.
+    TOPOLOGY_MILLIS = "kubelet_topology_manager_admission_duration_ms", MILLIS;
     /// Images that were removed to make room, by reason.
     IMAGE_GC = "kubelet_image_garbage_collected_total", &[];
     /// Answers of the apiserver, by code, method and host.
@@ -197,7 +205,8 @@ impl Own {
 }
 
 /// Counters without labels: they are there from the start, so that a rise from nothing is seen.
-const PLAIN: &[&Own] = &[&STARTED_PODS, &POD_ERRORS, &ORPHANS, &RENEW_ERRORS, &SERVER_RENEW_ERRORS];
+const PLAIN: &[&Own] =
+    &[&STARTED_PODS, &POD_ERRORS, &ORPHANS, &RENEW_ERRORS, &SERVER_RENEW_ERRORS, &TOPOLOGY_ASKED, &TOPOLOGY_REFUSED];
 
 /// Puts on a page what one of the two pages has: the probes' or all else.
 pub(crate) fn put(page: &mut Page, probes: bool) {
@@ -333,6 +342,7 @@ mod tests {
             (&STATUS_SYNC, 0.01, 60.0, 11),
             (&REST_SECONDS, 0.005, 60.0, 12),
             (&CONTAINERS_PER_POD, 1.0, 16.0, 5),
+            (&TOPOLOGY_MILLIS, 1.0, 16384.0, 15),
         ] {
             let bounds = own.bounds;
             assert_eq!(

@@ -67,8 +67,10 @@ fn preempted(node: &Node) -> Result<Verdict> {
     node.wait_field(&["pod", "ordinary"], ".status.phase", "Running", 60)?;
     node.apply(&long("critical", "  priorityClassName: system-node-critical\n"))?;
     node.wait_field(&["pod", "critical"], ".status.phase", "Running", 60)?;
+    // Statuses of different pods arrive in any order.
+    node.wait_field(&["pod", "ordinary"], ".status.phase", "Failed", 60)?;
     let status = node.get(&["pod", "ordinary"])?["status"].clone();
-    ensure!(status["phase"] == "Failed" && status["reason"] == "Preempting", "{status}");
+    ensure!(status["reason"] == "Preempting", "{status}");
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget");
     ensure!(target.is_some_and(|c| c["reason"] == "TerminationByKubelet"), "{status}");

@@ -30,10 +30,17 @@ impl Worker {
                 if let Some(at) = self.waits.waiting("sandbox", now) {
                     return Acted::Later(at);
                 }
-                match shared.managers.admit(pod).await {
+                let start = Instant::now();
+                let placed = shared.managers.admit(pod).await;
+                own::TOPOLOGY_ASKED.count(&[]);
+                own::TOPOLOGY_MILLIS.add(&[], start.elapsed().as_secs_f64() * 1000.0);
+                match placed {
                     Ok(()) => {}
                     Err(Refusal::NotYet(why)) => return self.await_managers(pod, why).await,
                     Err(Refusal::Never(reason, why)) => {
+                        if reason == "TopologyAffinityError" {
+                            own::TOPOLOGY_REFUSED.count(&[]);
+                        }
                         shared.events.pod(pod, None, true, reason, why.clone());
                         self.failed = Some((reason.to_owned(), format!("Pod was rejected: {why}")));
                         return Acted::Yes;
