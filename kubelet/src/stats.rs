@@ -3,7 +3,7 @@
 //! What costs little is read when it is asked for. Volumes have to be walked; that is done at most once in
 //! `volumeStatsAggPeriod`, and never by the thread that answers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,7 +25,27 @@ type Known = HashMap<String, (Instant, Vec<Usage>)>;
 
 /// What was last measured of volumes, by the pod's uid.
 #[derive(Clone, Default)]
-pub(crate) struct Volumes(Arc<Mutex<Known>>);
+pub(crate) struct Volumes(Arc<Mutex<Known>>, Arc<Mutex<HashSet<String>>>);
+
+/// A pod whose volumes are being measured, until this is dropped.
+struct Measuring {
+    all: Arc<Mutex<HashSet<String>>>,
+    uid: String,
+}
+
+impl Measuring {
+    /// None where somebody is at it already: a driver that does not answer is not asked by each scrape anew.
+    fn begin(all: &Arc<Mutex<HashSet<String>>>, uid: &str) -> Option<Self> {
+        let first = all.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned());
+        first.then(|| Self { all: all.clone(), uid: uid.to_owned() })
+    }
+}
+
+impl Drop for Measuring {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.uid);
+    }
+}
 
 impl Volumes {
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -40,6 +60,9 @@ impl Volumes {
         {
             return usage.clone();
         }
+        let Some(measuring) = Measuring::begin(&self.1, uid) else {
+            return self.lock().get(uid).map(|(_, usage)| usage.clone()).unwrap_or_default();
+        };
         let (work, this, name, owner) = (shared.clone(), self.clone(), uid.to_owned(), pod.clone());
         let walk = tokio::spawn(async move {
             let (walker, of) = (work.clone(), name.clone());
@@ -53,6 +76,7 @@ impl Volumes {
                 }
             }
             this.lock().insert(name, (Instant::now(), usage));
+            drop(measuring);
         });
         let _ = tokio::time::timeout(WALK, walk).await;
         self.lock().get(uid).map(|(_, usage)| usage.clone()).unwrap_or_default()
@@ -362,6 +386,15 @@ mod tests {
         assert_eq!(rate.at(start, 10.0), 0);
         assert_eq!(rate.at(start + Duration::from_secs(4), 12.0), 500_000_000);
         assert_eq!(rate.at(start + Duration::from_millis(4100), 99.0), 500_000_000);
+    }
+
+    #[test]
+    fn the_volumes_of_a_pod_are_measured_by_one_at_a_time() {
+        let all = Arc::default();
+        let first = Measuring::begin(&all, "u");
+        assert!(first.is_some() && Measuring::begin(&all, "u").is_none() && Measuring::begin(&all, "v").is_some());
+        drop(first);
+        assert!(Measuring::begin(&all, "u").is_some());
     }
 
     #[test]
