@@ -1,11 +1,11 @@
 //! ConfigMaps, Secrets, Services and tokens for pods, from the apiserver through a short-lived cache.
 
-use std::collections::{BTreeMap, HashMap};
-use std::future::Future;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod read;
+mod standalone;
 
-use futures::StreamExt;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest, PodCertificateRequestSpec};
@@ -16,52 +16,17 @@ use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
 use kubelet_volumes::{ObjectError, Objects, Resize, Token, status_patch};
 use tokio::sync::mpsc;
 
+pub(crate) use self::read::Strategy;
+use self::read::{Cache, FRESH, bounded, by_strategy, current, one};
+pub(crate) use self::standalone::Nowhere;
 use crate::config::gates;
 use crate::pod::{self, Changed};
 use crate::watched::Watched;
 
-const FRESH: Duration = Duration::from_secs(5);
 const FRESH_SERVICES: Duration = Duration::from_secs(30);
-const LIMIT: Duration = Duration::from_secs(10);
-
-struct Cache<T>(Mutex<HashMap<String, (Instant, T)>>);
-
-impl<T: Clone> Cache<T> {
-    fn new() -> Self {
-        Self(Mutex::default())
-    }
-
-    async fn get(
-        &self,
-        key: String,
-        fresh: Duration,
-        read: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, ObjectError> {
-        {
-            let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            entries.retain(|_, (at, _)| at.elapsed() < fresh);
-            if let Some((_, value)) = entries.get(&key) {
-                return Ok(value.clone());
-            }
-        }
-        let value = bounded(read).await?;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, (Instant::now(), value.clone()));
-        Ok(value)
-    }
-}
-
-async fn bounded<T>(read: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ObjectError> {
-    match tokio::time::timeout(LIMIT, read).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(kube::Error::Api(status))) => Err(ObjectError::new(status.message.clone())),
-        Ok(Err(e)) => Err(ObjectError::new(e.to_string())),
-        Err(_) => Err(ObjectError::new("timed out waiting for the apiserver")),
-    }
-}
 
 /// Objects of a cluster.
 pub(crate) struct FromApi {
@@ -128,79 +93,6 @@ impl FromApi {
             projections,
         }
     }
-}
-
-/// How changes of ConfigMaps and Secrets are noticed (`configMapAndSecretChangeDetectionStrategy`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Strategy {
-    /// Each object is watched while a pod has it.
-    Watch,
-    /// What was read is good for a while.
-    Cache,
-    /// Read whenever it is needed.
-    Get,
-}
-
-impl Strategy {
-    /// By its name in the configuration; what else it could be was refused there.
-    pub(crate) fn named(name: &str) -> Self {
-        match name {
-            "Get" => Self::Get,
-            "Cache" => Self::Cache,
-            _ => Self::Watch,
-        }
-    }
-}
-
-/// One object as it is now.
-fn current<'a, T>(api: Api<T>, name: &'a str) -> BoxFuture<'a, Result<Option<T>, ObjectError>>
-where
-    T: Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    Box::pin(async move { bounded(api.get_opt(name)).await })
-}
-
-/// One object, in the way of the strategy.
-async fn by_strategy<T>(
-    strategy: Strategy,
-    api: Api<T>,
-    watched: &Watched<T>,
-    cache: &Cache<Option<T>>,
-    namespace: &str,
-    name: &str,
-) -> Result<Option<T>, ObjectError>
-where
-    T: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
-    T::DynamicType: Default,
-{
-    match strategy {
-        Strategy::Get => current(api, name).await,
-        Strategy::Cache => one(cache, namespace, name, api.get_opt(name)).await,
-        Strategy::Watch => {
-            let lean = |mut object: T| {
-                object.meta_mut().managed_fields = None;
-                object
-            };
-            let objects = watcher::watch_object(api, name).default_backoff();
-            let follow = || objects.map(move |e| e.map(|o| o.map(lean)).map_err(|e| e.to_string()));
-            watched.get(&format!("{namespace}/{name}"), follow).await.map_err(ObjectError::new)
-        }
-    }
-}
-
-/// What does not exist is asked for again at once: somebody waits for it to be made.
-async fn one<T: Clone>(
-    cache: &Cache<Option<T>>,
-    namespace: &str,
-    name: &str,
-    read: impl Future<Output = Result<Option<T>, kube::Error>>,
-) -> Result<Option<T>, ObjectError> {
-    let key = format!("{namespace}/{name}");
-    let found = cache.get(key.clone(), FRESH, read).await?;
-    if found.is_none() {
-        cache.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-    }
-    Ok(found)
 }
 
 impl Objects for FromApi {
@@ -375,35 +267,5 @@ impl Objects for FromApi {
             let params = PatchParams::default();
             bounded(api.patch_status(name, &params, &Patch::Merge(&patch))).await.map(drop)
         })
-    }
-}
-
-/// A standalone kubelet has no objects.
-pub(crate) struct Nowhere;
-
-impl Nowhere {
-    fn none<T>(kind: &str, name: &str) -> BoxFuture<'static, Result<T, ObjectError>> {
-        let error = ObjectError::new(format!(
-            "{kind} {name:?} cannot be read: this kubelet runs standalone, without an apiserver"
-        ));
-        Box::pin(async move { Err(error) })
-    }
-}
-
-impl Objects for Nowhere {
-    fn config_map<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, ObjectError>> {
-        Self::none("configmap", name)
-    }
-
-    fn secret<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ObjectError>> {
-        Self::none("secret", name)
-    }
-
-    fn token<'a>(&'a self, pod: &'a Pod, _: Option<&'a str>, _: i64) -> BoxFuture<'a, Result<Token, ObjectError>> {
-        Self::none("service account token of", pod::name(pod))
-    }
-
-    fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<Service>, ObjectError>> {
-        Box::pin(async { Ok(Vec::new()) })
     }
 }
