@@ -266,6 +266,7 @@ fn prepare(
     let lowest_oom_score = lowest_oom_score(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj));
     let facts = spec::Facts {
         id: &record.id,
+        sandbox_id: &sandbox.id,
         sandbox: &pod.config.0,
         sandbox_dir: &daemon.sandbox_dir(&sandbox.id),
         container: config,

@@ -13,6 +13,8 @@ use crate::sandbox::users::Ids;
 pub struct Facts<'a> {
     /// Container id.
     pub id: &'a str,
+    /// Sandbox id.
+    pub sandbox_id: &'a str,
     /// Sandbox request.
     pub sandbox: &'a cri::PodSandboxConfig,
     /// Volatile folder of the sandbox.
@@ -85,6 +87,22 @@ pub fn arguments(container: &cri::ContainerConfig, image: &ImageConfig) -> Resul
     }
     line.extend(rest);
     if line.is_empty() { Err("no command: neither the container nor its image names one".to_owned()) } else { Ok(line) }
+}
+
+/// Whose container it is, under the names by which OCI runtimes and hooks look for it.
+fn annotations(sandbox: &str, pod: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Value {
+    let whose = pod.metadata.clone().unwrap_or_default();
+    let image = container.image.clone().unwrap_or_default();
+    let image = if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image };
+    json!({
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.container-name": container.metadata.clone().unwrap_or_default().name,
+        "io.kubernetes.cri.image-name": image,
+        "io.kubernetes.cri.sandbox-id": sandbox,
+        "io.kubernetes.cri.sandbox-name": whose.name,
+        "io.kubernetes.cri.sandbox-namespace": whose.namespace,
+        "io.kubernetes.cri.sandbox-uid": whose.uid,
+    })
 }
 
 fn environment(f: &Facts<'_>) -> Vec<String> {
@@ -300,8 +318,7 @@ pub fn generate(f: &Facts<'_>) -> Result<Value, String> {
             "oomScoreAdj": oom,
         },
         "mounts": mounts(f, security.privileged),
-        "annotations": {"io.kubernetes.cri.sandbox-name": f.sandbox.metadata.as_ref().map_or("", |m| &m.name),
-            "io.kubernetes.cri.container-type": "container"},
+        "annotations": annotations(f.sandbox_id, f.sandbox, f.container),
         "linux": {
             "cgroupsPath": f.cgroup,
             "namespaces": namespaces,
@@ -339,6 +356,33 @@ pub fn generate(f: &Facts<'_>) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hooks_are_told_whose_container_it_is() {
+        let pod = cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: "p".into(),
+                uid: "u".into(),
+                namespace: "n".into(),
+                attempt: 0,
+            }),
+            ..Default::default()
+        };
+        let image = |image: &str, named: &str| cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata { name: "main".into(), attempt: 1 }),
+            image: Some(cri::ImageSpec {
+                image: image.into(),
+                user_specified_image: named.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let all = annotations("s", &pod, &image("sha256:1", "nginx:1"));
+        let of = |name: &str| all[format!("io.kubernetes.cri.{name}")].as_str().unwrap().to_owned();
+        let names = ["sandbox-id", "sandbox-name", "sandbox-namespace", "sandbox-uid", "container-name", "image-name"];
+        assert_eq!(names.map(of), ["s", "p", "n", "u", "main", "nginx:1"]);
+        assert_eq!(annotations("s", &pod, &image("a:1", ""))["io.kubernetes.cri.image-name"], "a:1");
+    }
 
     #[test]
     fn the_request_overrides_the_image_command() {
