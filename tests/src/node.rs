@@ -207,6 +207,8 @@ impl Node {
     pub fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.netns)).arg(program);
+        // Whoever starts a kubelet so leaves the machine's settings alone.
+        command.env("GANTRY_KERNEL_SETTINGS", "keep");
         command
     }
 
