@@ -8,5 +8,4 @@ pub mod csr;
 pub mod fuzzing;
 pub mod pki;
 pub mod quantity;
-mod rsa;
 pub mod selector;

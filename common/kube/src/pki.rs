@@ -177,7 +177,7 @@ pub fn certificate_block(der: &[u8]) -> String {
 }
 
 /// A PEM block.
-pub(crate) fn block(label: &str, der: &[u8]) -> String {
+fn block(label: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut out = format!("-----BEGIN {label}-----\n");
     let mut rest = text.as_str();
