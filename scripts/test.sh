@@ -176,7 +176,7 @@ fi
 
 if [ -n "$vm" ]; then
   step "Machine tests"
-  timeout 2400 ./tests/vm/run.sh 2>&1 | tee "$work/vm.log" | sed 's/^/    /'
+  timeout 2400 ./tests/vm/run.sh --small 2>&1 | tee "$work/vm.log" | sed 's/^/    /'
   line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$work/vm.log" | tail -n 1)
   # No closing line: the machines did not come up, which is one failure.
   read -r p _ f _ <<<"${line:-0 passed, 1 failed}"
