@@ -99,6 +99,41 @@ t_units() {
     test -z "$(gantry-run list -q)"'
 }
 
+# Memory that a container may use freely, and that the kernel leaves to it, stand in the groups of container, pod and class.
+t_memory() {
+  on n1 'set -e; cp /var/lib/kubelet/config.yaml /root/config.yaml
+    printf "featureGates: {MemoryQoS: true}\nmemoryReservationPolicy: TieredReservation\n" >>/var/lib/kubelet/config.yaml
+    systemctl restart kubelet'
+  apply <<'Y'
+apiVersion: v1
+kind: Pod
+metadata: {name: soft}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: gantry.local/demo:latest
+    imagePullPolicy: Never
+    args: [sleep, "200000"]
+    resources: {requests: {memory: 32Mi}, limits: {memory: 64Mi}}
+Y
+  until_so 60 "pod soft is Ready" pod_is_ready soft
+  on n1 'set -e
+    pid=$(ps -eo pid,args | awk "\$2 ~ /gantry-demo\$/ && \$3 == \"sleep\" && \$4 == 200000 {print \$1; exit}"); test -n "$pid"
+    group=/sys/fs/cgroup$(sed "s/^0:://" /proc/$pid/cgroup); pod=$(dirname $group); class=$(dirname $pod); echo "group $group"
+    see() { echo "$1: $(cat $1), expected $2"; test "$(cat $1)" = "$2"; }
+    # 32Mi and 0.9 of the room up to 64Mi, in whole pages.
+    see $group/memory.high 63750144; see $group/memory.max 67108864
+    see $group/memory.low 33554432; see $pod/memory.low 33554432; see $group/memory.min 0
+    # What pods ask for together is looked at every 30 s.
+    for i in $(seq 60); do test "$(cat $class/memory.low)" -ge 33554432 && break; sleep 1; done
+    echo "$class: $(cat $class/memory.low)"; test "$(cat $class/memory.low)" -ge 33554432'
+  k delete pod soft --wait=true --timeout=60s
+  on n1 'set -e; cp /root/config.yaml /var/lib/kubelet/config.yaml; systemctl restart kubelet'
+  until_so 60 "n1 is Ready" node_is_ready n1
+}
+
 # n2's daemons use systemd since it joined.
 t_systemd() {
   apply <<'Y'

@@ -65,6 +65,7 @@ main() {
   try oom "a container over its memory limit is OOMKilled and restarted, its neighbour is not"
   try controllers "every controller of cgroup v2 limits a container of gantry-run"
   try units "so it does when systemd makes the cgroup, which a reload and an early end leave right"
+  try memory "memory QoS: what a container may use freely and what is left to it stands in its groups"
   try systemd "a node under the systemd driver: slices, scopes, limits, OOM kills, restarts, removal"
   [ -z "$small" ] || try boot "the machine that was switched off: new pods run, ended ones stay ended, the other kind of grace period"
   try restart "systemctl restart of kubelet and gantry-cri restarts no container"
